@@ -1,0 +1,141 @@
+//! Processes that outlived their test.
+
+use std::time::Duration;
+
+use super::{Cause, Finding, plural};
+use crate::facts::{Class, Facts, Process};
+use crate::outcome::End;
+use crate::policy::Settings;
+use crate::report::escape;
+
+/// Adds what is to be said of leaked processes, and of forked children that ran on.
+pub(super) fn find(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
+    let returned = facts.returned_children as usize;
+    if returned > 0 {
+        findings.push(Finding {
+            cause: Cause::EndedEarly,
+            sentence: format!("{} that the body forked came back through the body, like the test itself.", plural(returned, "process")),
+            fix: Some("end the child's branch after `fork` with `_exit` or an exec.".to_owned()),
+            allow: None,
+        });
+    }
+    let leaked: Vec<&Process> = facts
+        .processes
+        .iter()
+        .filter(|process| process.class == Class::Leaked && !process.is_test)
+        .filter(|process| !is_allowed(process, settings))
+        .collect();
+    // At a timeout the children are killed with the test that had no time to stop them: the
+    // timeout is what failed, and they are shown with it.
+    if facts.end == End::TimedOut || !settings.deny_processes {
+        return;
+    }
+    let Some(first) = leaked.first() else { return };
+    let who = format!("pid {} `{}`", first.pid, escape::command(first));
+    let grace = milliseconds(settings.grace);
+    let sentence = match leaked.len() {
+        1 => format!("{who} outlived the test by {grace} (the grace)."),
+        2 => format!("{who} and 1 more process outlived the test by {grace} (the grace)."),
+        many => format!("{who} and {} more processes outlived the test by {grace} (the grace).", many - 1),
+    };
+    findings.push(Finding {
+        cause: Cause::LeakedProcess,
+        sentence,
+        fix: Some(fix(first, facts)),
+        allow: Some(format!("allow_process = \"{}\"", glob_for(first))),
+    });
+}
+
+fn fix(process: &Process, facts: &Facts) -> String {
+    let pid = process.pid;
+    if process.sid == pid {
+        return format!(
+            "pid {pid} made itself a daemon (a session of its own): stop it the way it is meant to be stopped, \
+             by its command or its pid file, and wait until it is gone."
+        );
+    }
+    if process.pgid == pid {
+        return format!("pid {pid} leads its own process group: `killpg({pid}, SIGTERM)`, then wait for it.");
+    }
+    if process.adopted {
+        return format!(
+            "its parent died and it did not: start the parent with `process_group(0)` and kill the whole group, \
+             or let the parent `exec` it."
+        );
+    }
+    if process.lineage.first() == Some(&facts.pid) {
+        return "call `kill` and `wait` on its `Child` before the test ends, also when the test panics: \
+                dropping a `Child` does neither."
+            .to_owned();
+    }
+    "stop it where its parent is stopped, and wait for both.".to_owned()
+}
+
+fn is_allowed(process: &Process, settings: &Settings) -> bool {
+    let line = process.command_line.join(" ");
+    let line = if line.is_empty() { &process.comm } else { &line };
+    settings.allow_process.iter().any(|glob| matches(glob, line))
+}
+
+/// A glob that matches this process and its like: the program, any arguments.
+fn glob_for(process: &Process) -> String {
+    match process.command_line.split_first() {
+        Some((program, [])) => escape::text(program),
+        Some((program, _)) => format!("{} *", escape::text(program)),
+        None => escape::text(&process.comm),
+    }
+}
+
+/// Matches `*` (any run of characters) and `?` (one character) against the whole of `text`.
+fn matches(glob: &str, text: &str) -> bool {
+    let (glob, text): (Vec<char>, Vec<char>) = (glob.chars().collect(), text.chars().collect());
+    let (mut g, mut t) = (0, 0);
+    // Where to go on if the last star has to take one character more.
+    let mut retry = None;
+    while t < text.len() {
+        match glob.get(g) {
+            Some('*') => {
+                retry = Some((g, t));
+                g += 1;
+            }
+            Some(c) if *c == '?' || *c == text[t] => {
+                g += 1;
+                t += 1;
+            }
+            _ => {
+                let Some((star, taken)) = retry else { return false };
+                retry = Some((star, taken + 1));
+                g = star + 1;
+                t = taken + 1;
+            }
+        }
+    }
+    glob[g..].iter().all(|c| *c == '*')
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{} ms", time.as_millis())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn a_glob_matches_the_whole_command_line() {
+        for (glob, text, expected) in [
+            ("sleep *", "sleep 100", true),
+            ("sleep", "sleep 100", false),
+            ("*sleep*", "/bin/sleep 100", true),
+            ("s?eep 1*0", "sleep 1000", true),
+            ("s?eep 1*0", "sleep 1001", false),
+            ("*", "", true),
+            ("", "", true),
+            ("", "x", false),
+            ("**a**b", "xxaxxb", true),
+            ("a*b*c", "abcbd", false),
+        ] {
+            assert_eq!(matches(glob, text), expected, "`{glob}` on `{text}`");
+        }
+    }
+}

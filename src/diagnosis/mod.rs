@@ -1,0 +1,230 @@
+//! Concludes from facts what they mean. Reads nothing and prints nothing.
+
+mod leaked;
+mod stray;
+
+use crate::facts::{Class, Facts, Process};
+use crate::outcome::{Body, End};
+use crate::policy::Settings;
+
+pub(crate) use stray::{Holder, Pipe, Stray};
+
+/// Why a test failed. Several may hold at once, and all are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    Panicked,
+    Error,
+    TimedOut,
+    EndedEarly,
+    Signal,
+    LeakedProcess,
+    StrayFd,
+    Unwaited,
+    Threads,
+    Unkillable,
+    /// The test could not be run or followed to its end.
+    Lost,
+}
+
+impl Cause {
+    /// The name in the JSON schema.
+    #[cfg(feature = "json")]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Cause::Panicked => "panicked",
+            Cause::Error => "error",
+            Cause::TimedOut => "timed_out",
+            Cause::EndedEarly => "ended_early",
+            Cause::Signal => "signal",
+            Cause::LeakedProcess => "leaked_process",
+            Cause::StrayFd => "stray_fd",
+            Cause::Unwaited => "unwaited",
+            Cause::Threads => "threads",
+            Cause::Unkillable => "unkillable",
+            Cause::Lost => "lost",
+        }
+    }
+}
+
+/// One thing that went wrong: a sentence, and what usually mends it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finding {
+    pub(crate) cause: Cause,
+    pub(crate) sentence: String,
+    pub(crate) fix: Option<String>,
+    /// The attribute that allows it if it is meant.
+    pub(crate) allow: Option<String>,
+}
+
+/// What one run of one test came to.
+#[derive(Clone, Debug)]
+pub(crate) struct Verdict {
+    pub(crate) name: String,
+    pub(crate) facts: Facts,
+    pub(crate) findings: Vec<Finding>,
+    /// The stray fds, same ones folded, with who holds the other end.
+    pub(crate) strays: Vec<Stray>,
+    /// The pipes that leaked processes hold, with who holds which end.
+    pub(crate) pipes: Vec<Pipe>,
+}
+
+impl Verdict {
+    pub(crate) fn failed(&self) -> bool {
+        !self.findings.is_empty()
+    }
+
+    /// The causes, each once.
+    pub(crate) fn causes(&self) -> Vec<Cause> {
+        let mut causes: Vec<Cause> = Vec::new();
+        for finding in &self.findings {
+            if !causes.contains(&finding.cause) {
+                causes.push(finding.cause);
+            }
+        }
+        causes
+    }
+
+    pub(crate) fn has(&self, cause: Cause) -> bool {
+        self.findings.iter().any(|finding| finding.cause == cause)
+    }
+
+    /// The processes of one class, in the order of the tree.
+    pub(crate) fn of_class(&self, class: Class) -> impl Iterator<Item = &Process> {
+        self.facts.processes.iter().filter(move |process| process.class == class)
+    }
+}
+
+/// Judges a test by its facts and its policy.
+pub(crate) fn conclude(name: &str, settings: &Settings, facts: Facts) -> Verdict {
+    let strays = stray::fold(&facts);
+    let mut findings = Vec::new();
+    ends(&facts, settings, &mut findings);
+    leaked::find(&facts, settings, &mut findings);
+    stray::find(&facts, &strays, &mut findings);
+    counts(&facts, settings, &mut findings);
+    for survivor in &facts.survivors {
+        findings.push(Finding {
+            cause: Cause::Unkillable,
+            sentence: format!("pid {} `{}` could not be killed: {}.", survivor.pid, survivor.name, survivor.why),
+            fix: Some(format!("it still runs: end it by hand (`kill -9 {}`), as a user who may.", survivor.pid)),
+            allow: None,
+        });
+    }
+    let pipes = stray::pipes(&facts);
+    Verdict { name: name.to_owned(), facts, findings, strays, pipes }
+}
+
+/// How body and process came to their end.
+fn ends(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
+    let mut add = |cause, sentence: String, fix: Option<&str>, allow: Option<String>| {
+        findings.push(Finding { cause, sentence, fix: fix.map(str::to_owned), allow });
+    };
+    match &facts.body {
+        Body::Unfinished | Body::Passed => {}
+        Body::Panicked => add(Cause::Panicked, "the body panicked; its output is above.".into(), None, None),
+        Body::Error => add(Cause::Error, "the body returned an error; its output is above.".into(), None, None),
+        Body::DidNotPanic => {
+            add(Cause::Panicked, "the body did not panic, and `#[should_panic]` says that it does.".into(), None, None);
+        }
+        Body::PanickedOtherwise { message } => add(
+            Cause::Panicked,
+            format!("the body panicked with {message:?}, which does not contain what `#[should_panic(expected = ..)]` says."),
+            None,
+            None,
+        ),
+    }
+    let came_back = facts.body != Body::Unfinished;
+    let limit = settings.timeout.unwrap_or_default().as_secs_f64();
+    match &facts.end {
+        End::Exited { .. } if came_back => {}
+        End::Exited { code } => add(
+            Cause::EndedEarly,
+            format!("the test process exited with code {code} before its body came back: it called `exit`, `_exit` or `exec`."),
+            Some("return from the body. A test that must exit or exec does so in a child process."),
+            None,
+        ),
+        End::Signalled { signal } if came_back => add(
+            Cause::Signal,
+            format!("the body came back, and then {} ended the test process while it exited.", signal_name(*signal)),
+            Some("look at `atexit` handlers, destructors of statics, and threads that still ran."),
+            None,
+        ),
+        End::Signalled { signal } => add(
+            Cause::Signal,
+            format!("the test process was ended by {}.", signal_name(*signal)),
+            signal_hint(*signal),
+            None,
+        ),
+        End::TimedOut if came_back => add(
+            Cause::TimedOut,
+            format!("the body came back, but the test process had not exited after {limit} s."),
+            Some("look at `atexit` handlers and destructors of statics."),
+            None,
+        ),
+        End::TimedOut => add(
+            Cause::TimedOut,
+            format!("the body had not come back after {limit} s (the timeout)."),
+            None,
+            Some("timeout = \"600s\"".to_owned()),
+        ),
+        End::Lost { why } => add(Cause::Lost, format!("the test could not be guarded: {why}."), None, None),
+    }
+}
+
+/// Zombies and threads, where the policy denies them.
+fn counts(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
+    let unwaited: Vec<String> = facts
+        .processes
+        .iter()
+        .filter(|process| process.class == Class::Unwaited)
+        .map(|process| format!("{} `{}`", process.pid, process.comm))
+        .collect();
+    if settings.deny_unwaited && !unwaited.is_empty() {
+        findings.push(Finding {
+            cause: Cause::Unwaited,
+            sentence: format!("{} had exited and nobody waited for it: pid {}.", plural(unwaited.len(), "child"), unwaited.join(", ")),
+            fix: Some("call `wait` on every `Child`, also after `kill`: a `Child` that is dropped is not waited for.".to_owned()),
+            allow: Some("unwaited = \"allow\"".to_owned()),
+        });
+    }
+    if settings.deny_threads && facts.threads > 0 {
+        findings.push(Finding {
+            cause: Cause::Threads,
+            sentence: format!("{} still ran when the body came back.", plural(facts.threads as usize, "thread")),
+            fix: Some("join every thread that the body starts, or use `std::thread::scope`.".to_owned()),
+            allow: Some("threads = \"allow\"".to_owned()),
+        });
+    }
+}
+
+/// `1 process`, `2 processes`, `3 children`.
+pub(crate) fn plural(count: usize, noun: &str) -> String {
+    match (count, noun) {
+        (1, _) => format!("1 {noun}"),
+        (_, "child") => format!("{count} children"),
+        (_, "process") => format!("{count} processes"),
+        _ => format!("{count} {noun}s"),
+    }
+}
+
+/// `SIGSEGV (11)`, `SIGRTMIN+3 (37)`.
+pub(crate) fn signal_name(signal: i32) -> String {
+    // glibc keeps 32 and 33 for itself and begins at 34.
+    const FIRST_REAL_TIME: i32 = 34;
+    match nix::sys::signal::Signal::try_from(signal) {
+        Ok(known) => format!("{known} ({signal})"),
+        Err(_) if signal == FIRST_REAL_TIME => format!("SIGRTMIN ({signal})"),
+        Err(_) if signal > FIRST_REAL_TIME => format!("SIGRTMIN+{} ({signal})", signal - FIRST_REAL_TIME),
+        Err(_) => format!("signal {signal}"),
+    }
+}
+
+fn signal_hint(signal: i32) -> Option<&'static str> {
+    match signal {
+        nix::libc::SIGKILL => Some(
+            "somebody sent SIGKILL: the body itself, another process, or the kernel when memory ran out (`dmesg`).",
+        ),
+        nix::libc::SIGPIPE => Some("the body set SIGPIPE to its default; Rust programs start with it ignored."),
+        _ => None,
+    }
+}

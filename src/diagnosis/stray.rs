@@ -1,0 +1,102 @@
+//! Stray fds, and who holds which end of a pipe.
+
+use nix::libc;
+
+use super::{Cause, Finding, plural};
+use crate::facts::Facts;
+use crate::outcome::{End, StrayFd};
+
+/// One end of a pipe in somebody's hands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Holder {
+    pub(crate) pid: i32,
+    pub(crate) fd: i32,
+    pub(crate) access: i32,
+    pub(crate) cloexec: bool,
+}
+
+/// A stray fd of the test process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stray {
+    pub(crate) fd: StrayFd,
+    /// Everybody else who holds the same file.
+    pub(crate) holders: Vec<Holder>,
+}
+
+impl Stray {
+    pub(crate) fn is_pipe(&self) -> bool {
+        self.fd.target.starts_with("pipe:[")
+    }
+}
+
+/// A pipe that a leaked process holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pipe {
+    pub(crate) ino: u64,
+    pub(crate) holders: Vec<Holder>,
+}
+
+/// Joins each stray fd with the other holders of its file.
+pub(super) fn fold(facts: &Facts) -> Vec<Stray> {
+    facts
+        .strays
+        .iter()
+        .map(|fd| {
+            let others = facts.strays.iter().filter(|other| other.target == fd.target && other.fd != fd.fd);
+            let mut holders: Vec<Holder> = others
+                .map(|other| Holder { pid: facts.pid, fd: other.fd, access: other.access, cloexec: other.cloexec })
+                .collect();
+            holders.extend(holders_of(facts, &fd.target));
+            Stray { fd: fd.clone(), holders }
+        })
+        .collect()
+}
+
+/// The pipes in the hands of leaked processes, each once.
+pub(super) fn pipes(facts: &Facts) -> Vec<Pipe> {
+    let mut pipes: Vec<Pipe> = Vec::new();
+    for fd in facts.processes.iter().flat_map(|process| process.fds.iter().flatten()) {
+        let Some(ino) = fd.pipe() else { continue };
+        if pipes.iter().all(|pipe| pipe.ino != ino) {
+            pipes.push(Pipe { ino, holders: holders_of(facts, &fd.target).collect() });
+        }
+    }
+    pipes
+}
+
+fn holders_of<'a>(facts: &'a Facts, target: &'a str) -> impl Iterator<Item = Holder> + 'a {
+    // The test's own strays are in `strays`; at a timeout its table was read like the others'.
+    let ended = facts.end != End::TimedOut;
+    facts.processes.iter().filter(move |process| !(ended && process.is_test)).flat_map(move |process| {
+        let fds = process.fds.iter().flatten().filter(move |fd| fd.target == target);
+        fds.map(|fd| Holder { pid: process.pid, fd: fd.fd, access: fd.access, cloexec: fd.cloexec })
+    })
+}
+
+/// Adds what is to be said of stray fds.
+pub(super) fn find(facts: &Facts, strays: &[Stray], findings: &mut Vec<Finding>) {
+    let count = facts.stray_count as usize;
+    let Some(first) = strays.first() else { return };
+    let pipes = strays.iter().filter(|stray| stray.is_pipe()).count();
+    let noun = if pipes == strays.len() { "pipe end" } else { "fd" };
+    let numbers: Vec<String> = strays.iter().take(8).map(|stray| stray.fd.fd.to_string()).collect();
+    let more = if count > numbers.len() { ", .." } else { "" };
+    findings.push(Finding {
+        cause: Cause::StrayFd,
+        sentence: format!("the body left {} open: fd {}{more}.", plural(count, noun), numbers.join(", ")),
+        fix: Some(fix(first)),
+        allow: Some("fds = \"off\"".to_owned()),
+    });
+}
+
+fn fix(stray: &Stray) -> String {
+    let fd = stray.fd.fd;
+    if !stray.is_pipe() {
+        return format!("close fd {fd} before the test ends: drop its owner, or do not `forget` or `leak` it.");
+    }
+    let (this, effect) = match stray.fd.access {
+        libc::O_RDONLY => ("read", "a writer to this pipe would never get EPIPE"),
+        _ => ("write", "a reader of this pipe would never see EOF"),
+    };
+    format!("close the {this} end, fd {fd}, before the test ends: as long as it is open, {effect}.")
+}

@@ -1,0 +1,530 @@
+//! The fork server: a single-threaded process that forks supervisors.
+//!
+//! The race that it exists for: a harness runs tests on threads, and a process forked from a
+//! threaded one inherits every lock that another thread held at that moment, for ever. So the
+//! harness never forks. In a `harness = false` target it forks this process once, before any
+//! thread exists; elsewhere the server is an exec of `/proc/self/exe` that is taken over before
+//! `main` (see [`Takeover`]).
+//!
+//! It is the second net too: a subreaper that kills what a killed supervisor leaves.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::channel::Channel;
+use crate::facts::Facts;
+use crate::kill;
+use crate::lifeline::{Lifeline, Watch};
+use crate::proc::process::Stat;
+use crate::registry;
+use crate::supervisor::{Job, Served, Supervisor, World};
+use crate::sys::{self, Children, Fork, Pid, Signals};
+use crate::testproc::TestProcess;
+use crate::wire::{Wire, wire_enum, wire_struct};
+
+wire_enum! {
+    /// What the harness asks of the fork server.
+    enum Request {
+        /// The first message: watch the lifeline whose read end comes with it.
+        Watch,
+        /// Fork a supervisor that serves the channel whose end comes with it.
+        Slot,
+        /// Kill a supervisor that has stopped answering.
+        Kill { pid: i32 },
+    }
+}
+
+wire_struct! {
+    /// A new supervisor's first word: its pid, or what stood in its way.
+    pub(crate) struct Hello {
+        pub(crate) pid: i32,
+        pub(crate) error: Option<String>,
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The harness's side
+
+/// The harness's handle on its fork server.
+pub(crate) struct ForkServer {
+    control: Mutex<Channel>,
+    idle: Mutex<Vec<Slot>>,
+    pid: Pid,
+    _lifeline: Lifeline,
+}
+
+/// One supervisor, waiting for work.
+struct Slot {
+    channel: Channel,
+    pid: Pid,
+}
+
+/// Who this process is after a fork server was started.
+pub(crate) enum Started {
+    Harness(ForkServer),
+    /// A test process: it shares the code that called, and has one body to run.
+    Test(Box<TestProcess>),
+}
+
+/// How a fork server that was started by exec comes to its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Takeover {
+    /// After all constructors, in place of `main`: test processes run registered bodies only.
+    /// For stock targets, whose `main` is libtest's.
+    Late,
+    /// Before all constructors: a test process runs them, then `main`, which comes to
+    /// `Harness::run`. For harnesses that had threads before they got there.
+    Early,
+}
+
+/// Tells an exec'ed process that it is to be a fork server: takeover, signal mask, harness's pid.
+const VARIABLE: &str = "CHILDPROOF_FORK_SERVER";
+
+/// How long a fork server may take to wind down, and to answer for a supervisor.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+impl ForkServer {
+    /// Forks a fork server. The calling process has one thread.
+    pub(crate) fn fork() -> io::Result<Started> {
+        let (ours, theirs) = Channel::pair()?;
+        let signals = Signals::current()?;
+        let harness = nix::unistd::getpid().as_raw();
+        // What is buffered would be printed by every process that ends in `exit`.
+        let _ = io::Write::flush(&mut io::stdout());
+        match sys::fork()? {
+            Fork::Child => {
+                drop(ours);
+                match serve(theirs, harness, signals) {
+                    Served::Test(test) => Ok(Started::Test(test)),
+                    Served::Done(code) => sys::exit_now(code),
+                }
+            }
+            Fork::Parent(pid) => {
+                drop(theirs);
+                Ok(Started::Harness(ForkServer::connect(ours, pid)?))
+            }
+        }
+    }
+
+    /// Starts a fork server by exec, from a process that may have threads.
+    pub(crate) fn exec(takeover: Takeover) -> io::Result<ForkServer> {
+        let (ours, theirs) = Channel::pair()?;
+        let takeover = match takeover {
+            Takeover::Late => "late",
+            Takeover::Early => "early",
+        };
+        let mask = Signals::current()?.mask_bits();
+        let mut arguments = std::env::args_os();
+        let mut command = Command::new("/proc/self/exe");
+        if let Some(name) = arguments.next() {
+            command.arg0(name);
+        }
+        let child = command
+            .args(arguments)
+            .env(VARIABLE, format!("{takeover} {mask:x} {}", std::process::id()))
+            // The one fd that is passed on travels as stdin, so that no window exists in which a
+            // concurrent `Command` of somebody else could inherit it.
+            .stdin(Stdio::from(theirs.into_fd()))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        ForkServer::connect(ours, child.id() as Pid)
+    }
+
+    fn connect(control: Channel, pid: Pid) -> io::Result<ForkServer> {
+        // Made after the fork: no other process ever has the write end.
+        let (lifeline, watch) = Lifeline::new()?;
+        control.send(&Request::Watch.encode(), &[watch.as_fd()])?;
+        Ok(ForkServer {
+            control: Mutex::new(control),
+            idle: Mutex::new(Vec::new()),
+            pid,
+            _lifeline: lifeline,
+        })
+    }
+
+    /// Runs one test in a supervisor, with its output going to `stdout` and `stderr`.
+    ///
+    /// Calls `slow` once if the test runs for more than 60 s. Waits for the test's timeout, its
+    /// grace and a kill's limit, and no longer.
+    pub(crate) fn run(&self, job: &Job, output: [BorrowedFd<'_>; 2], slow: impl FnOnce()) -> Facts {
+        let slot = match self.slot() {
+            Ok(slot) => slot,
+            Err(error) => return Facts::lost(format!("no supervisor: {error}")),
+        };
+        if let Err(error) = slot.channel.send(&job.encode(), &output) {
+            return Facts::lost(format!("cannot reach supervisor {}: {error}", slot.pid));
+        }
+        let begin = Instant::now();
+        let settings = &job.settings;
+        let limit = settings.timeout.map(|limit| limit + settings.grace + kill::LIMIT + PATIENCE);
+        let announce = Duration::from_secs(60);
+        if limit.is_none_or(|limit| limit > announce) && !readable(&slot.channel, Some(announce)) {
+            slow();
+        }
+        if !readable(&slot.channel, limit.map(|limit| limit.saturating_sub(begin.elapsed()))) {
+            let kill = Request::Kill { pid: slot.pid }.encode();
+            let _ = lock(&self.control).send(&kill, &[]);
+            return Facts::lost(format!("supervisor {} does not answer and was killed", slot.pid));
+        }
+        let facts = match slot.channel.receive() {
+            Ok(Some((bytes, _))) => Facts::decode(&bytes),
+            Ok(None) => return Facts::lost(format!("supervisor {} was killed", slot.pid)),
+            Err(error) => return Facts::lost(format!("lost supervisor {}: {error}", slot.pid)),
+        };
+        let Some(facts) = facts else {
+            return Facts::lost(format!("supervisor {} sent an unreadable answer", slot.pid));
+        };
+        if facts.survivors.is_empty() {
+            lock(&self.idle).push(slot);
+        }
+        facts
+    }
+
+    fn slot(&self) -> io::Result<Slot> {
+        if let Some(slot) = lock(&self.idle).pop() {
+            return Ok(slot);
+        }
+        let (channel, theirs) = Channel::pair()?;
+        lock(&self.control).send(&Request::Slot.encode(), &[theirs.as_fd()])?;
+        drop(theirs);
+        if !readable(&channel, Some(PATIENCE)) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the fork server does not answer"));
+        }
+        let hello = channel.receive()?.and_then(|(bytes, _)| Hello::decode(&bytes));
+        match hello {
+            Some(Hello { error: Some(error), .. }) => Err(io::Error::other(error)),
+            Some(Hello { pid, error: None }) => Ok(Slot { channel, pid }),
+            None => Err(io::Error::other("the fork server is gone")),
+        }
+    }
+
+    /// Ends the supervisors and the server, and waits until they are gone.
+    ///
+    /// Returns false if the server did not end as it should: then it may have left something.
+    pub(crate) fn shut_down(self) -> bool {
+        let ForkServer { control, idle, pid, _lifeline } = self;
+        drop((control, idle, _lifeline));
+        let Ok(pidfd) = sys::pidfd_open(pid) else { return false };
+        if !readable(&pidfd, Some(PATIENCE)) {
+            let _ = sys::pidfd_send_signal(&pidfd, libc::SIGKILL);
+            readable(&pidfd, Some(PATIENCE));
+        }
+        let ended = sys::waitid(Some(pid), libc::WEXITED);
+        matches!(ended, Ok(Children::Ready(child)) if child.state == sys::ChildState::Exited(0))
+    }
+}
+
+/// Locks even if a panicking thread held the lock: the values in here are whole at any time.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Waits until `fd` has something to say, at most for `limit` (`None`: as long as it takes).
+fn readable(fd: &impl AsFd, limit: Option<Duration>) -> bool {
+    let until = limit.map(|limit| Instant::now() + limit);
+    loop {
+        let timeout = match until.map(|until| until.saturating_duration_since(Instant::now())) {
+            Some(left) => PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX),
+            None => PollTimeout::NONE,
+        };
+        match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) if until.is_some_and(|until| Instant::now() >= until) => return false,
+            Ok(0) | Err(_) => {}
+            Ok(_) => return true,
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Before main, in an exec'ed server
+
+/// Takes over before any constructor if this process was started for [`Takeover::Early`].
+///
+/// Returns in every other process, and in each test process of that server.
+pub(crate) fn take_over_early() {
+    if let Some(start) = Start::take("early")
+        && let Served::Test(test) = start.serve()
+    {
+        *lock(&PENDING) = Some(test);
+    }
+}
+
+/// Takes over after the last constructor if this process was started for [`Takeover::Late`].
+pub(crate) fn take_over_late(run_later_constructors: impl FnOnce()) {
+    let Some(start) = Start::take("late") else { return };
+    run_later_constructors();
+    let Served::Test(test) = start.serve() else { return };
+    sys::watch_stack();
+    let job = test.job();
+    let found = usize::try_from(job.index).ok().and_then(|index| registry::all().get(index).copied());
+    match found {
+        Some(found) if found.full_name() == job.name => test.run(found.body, found.attribute.should_panic),
+        _ => sys::exit_now(1),
+    }
+}
+
+/// The test that this process is for, if it came out of an early takeover.
+pub(crate) fn pending() -> Option<Box<TestProcess>> {
+    lock(&PENDING).take()
+}
+
+static PENDING: Mutex<Option<Box<TestProcess>>> = Mutex::new(None);
+
+/// What [`VARIABLE`] says.
+struct Start {
+    mask: u64,
+    harness: Pid,
+}
+
+impl Start {
+    fn take(takeover: &str) -> Option<Start> {
+        let value = std::env::var(VARIABLE).ok()?;
+        let mut words = value.split(' ');
+        if words.next() != Some(takeover) {
+            return None;
+        }
+        let start = Start {
+            mask: u64::from_str_radix(words.next()?, 16).ok()?,
+            harness: words.next()?.parse().ok()?,
+        };
+        // A value that leaked into somebody's environment is not an order: the harness is our
+        // parent, and stdin its socket.
+        let ordered = sys::fd_identity(0).is_some_and(|stdin| stdin.kind == libc::S_IFSOCK)
+            && nix::unistd::getppid().as_raw() == start.harness;
+        ordered.then_some(start)
+    }
+
+    fn serve(self) -> Served {
+        // No test may see the order, nor obey it.
+        sys::remove_env(VARIABLE);
+        // Rust's start-up ignores SIGPIPE in every program, `Command` undoes it for children.
+        sys::ignore_signal(libc::SIGPIPE);
+        let ready = sys::dup_above(0, 3).and_then(|control| Ok((control, Signals::current()?)));
+        let Ok((control, mut signals)) = ready else { sys::exit_now(1) };
+        signals.set_mask_bits(self.mask);
+        match serve(Channel::from_fd(control), self.harness, signals) {
+            Served::Done(code) => sys::exit_now(code),
+            test => test,
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// The server's side
+
+/// A supervisor that was forked and not yet reaped.
+struct Live {
+    pid: Pid,
+    pidfd: OwnedFd,
+}
+
+struct Server {
+    control: Channel,
+    world: World,
+    /// The cargo or nextest that started the harness.
+    runner: Option<OwnedFd>,
+    supervisors: Vec<Live>,
+    directory: PathBuf,
+    forked: u32,
+    pid: Pid,
+}
+
+/// Serves a harness until it is gone; returns in a test process, or when it is over.
+fn serve(control: Channel, harness: Pid, signals: Signals) -> Served {
+    match Server::start(control, harness, signals) {
+        Ok(server) => server.run(),
+        Err(_) => Served::Done(1),
+    }
+}
+
+impl Server {
+    fn start(control: Channel, harness: Pid, signals: Signals) -> io::Result<Server> {
+        let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
+        // Whoever reads the harness's output must not have to wait for us to end.
+        for standard in 0..=2 {
+            sys::dup2(null.as_raw_fd(), standard)?;
+        }
+        drop(null);
+        nix::unistd::setsid()?;
+        nix::sys::prctl::set_child_subreaper(true)?;
+        for signal in sys::DEAF_TO {
+            sys::ignore_signal(signal);
+        }
+        let stat = Stat::of_self().ok_or_else(|| io::Error::other("cannot read `/proc/self/stat`"))?;
+        let title = sys::Argv::at(stat.argv);
+        title.show("childproof: fork server");
+        let _ = nix::sys::prctl::set_name(c"childproof");
+
+        let harness_fd = sys::pidfd_open(harness)?;
+        if nix::unistd::getppid().as_raw() != harness {
+            return Err(io::Error::other("the harness is gone"));
+        }
+        let lifeline = match control.receive()? {
+            Some((bytes, mut fds)) if matches!(Request::decode(&bytes), Some(Request::Watch)) => fds.pop(),
+            _ => None,
+        };
+        let lifeline = lifeline.ok_or_else(|| io::Error::other("no lifeline"))?;
+        let directory = tempfile::Builder::new().prefix("childproof-").tempdir()?.keep();
+        // Passable, not listable: tests that change their user still reach their own part.
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o711))?;
+        Ok(Server {
+            control,
+            world: World {
+                lifeline: Watch::from_fd(lifeline),
+                harness: harness_fd,
+                signals,
+                title,
+                comm: stat.comm,
+            },
+            runner: runner_of(harness),
+            supervisors: Vec::new(),
+            directory,
+            forked: 0,
+            pid: nix::unistd::getpid().as_raw(),
+        })
+    }
+
+    fn run(mut self) -> Served {
+        loop {
+            let mut fds = vec![
+                PollFd::new(self.control.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.world.lifeline.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.world.harness.as_fd(), PollFlags::POLLIN),
+            ];
+            fds.extend(self.supervisors.iter().map(|live| PollFd::new(live.pidfd.as_fd(), PollFlags::POLLIN)));
+            if let Some(runner) = &self.runner {
+                fds.push(PollFd::new(runner.as_fd(), PollFlags::POLLIN));
+            }
+            // Waits for requests as long as the harness lives, which it also watches.
+            if poll(&mut fds, PollTimeout::NONE).is_err() {
+                continue;
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+            let requested = fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLIN));
+            let (control, harness) = (ready[0], ready[1] || ready[2]);
+            let runner = self.runner.is_some() && ready.last() == Some(&true);
+            if runner {
+                // Nobody reads the results any more: the harness must not go on without it.
+                let _ = sys::pidfd_send_signal(&self.world.harness, libc::SIGKILL);
+                self.runner = None;
+            }
+            if harness {
+                return self.wind_down();
+            }
+            self.reap_supervisors();
+            if !control {
+                continue;
+            }
+            let message = if requested { self.control.receive() } else { Ok(None) };
+            let Ok(Some((bytes, mut fds))) = message else { return self.wind_down() };
+            match (Request::decode(&bytes), fds.pop()) {
+                (Some(Request::Slot), Some(slot)) => {
+                    let slot = Channel::from_fd(slot);
+                    if let Some(Fork::Child) = self.fork_supervisor(&slot) {
+                        return self.become_supervisor(slot);
+                    }
+                }
+                (Some(Request::Kill { pid }), _) => {
+                    if let Some(live) = self.supervisors.iter().find(|live| live.pid == pid) {
+                        let _ = sys::pidfd_send_signal(&live.pidfd, libc::SIGKILL);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Forks a supervisor for `slot`; the child goes on in [`Server::become_supervisor`].
+    fn fork_supervisor(&mut self, slot: &Channel) -> Option<Fork> {
+        self.forked += 1;
+        match sys::fork() {
+            Ok(Fork::Parent(pid)) => {
+                // Our unreaped child: the pid is still its own.
+                if let Ok(pidfd) = sys::pidfd_open(pid) {
+                    self.supervisors.push(Live { pid, pidfd });
+                }
+                Some(Fork::Parent(pid))
+            }
+            Ok(child) => Some(child),
+            Err(error) => {
+                let error = Some(format!("cannot fork a supervisor: {error}"));
+                let _ = slot.send(&Hello { pid: 0, error }.encode(), &[]);
+                None
+            }
+        }
+    }
+
+    /// Leaves everything of the server behind that a supervisor has no use for.
+    fn become_supervisor(self, slot: Channel) -> Served {
+        let Server { world, directory, forked, control, runner, supervisors, .. } = self;
+        drop((control, runner, supervisors));
+        let scratch = directory.join(forked.to_string());
+        match Supervisor::new(world, slot, scratch) {
+            Ok(supervisor) => supervisor.serve(),
+            Err(_) => Served::Done(1),
+        }
+    }
+
+    /// Reaps supervisors that have ended, and kills what a killed one left.
+    fn reap_supervisors(&mut self) {
+        let mut left_something = false;
+        self.supervisors.retain(|live| match sys::waitid(Some(live.pid), libc::WEXITED) {
+            Ok(Children::Ready(child)) => {
+                left_something |= child.state != sys::ChildState::Exited(0);
+                false
+            }
+            _ => true,
+        });
+        if left_something {
+            let live: Vec<Pid> = self.supervisors.iter().map(|live| live.pid).collect();
+            kill::kill_below(self.pid, &live);
+        }
+    }
+
+    /// Waits for the supervisors to end, kills what they could not, and cleans up.
+    fn wind_down(mut self) -> Served {
+        let until = Instant::now() + kill::LIMIT + Duration::from_secs(2);
+        while let Some(live) = self.supervisors.first() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            readable(&live.pidfd, Some(left));
+            self.reap_supervisors();
+        }
+        let clean = matches!(sys::waitid(None, libc::WEXITED | libc::WNOWAIT), Ok(Children::None));
+        if !clean {
+            kill::kill_below(self.pid, &[]);
+        }
+        let _ = fs::remove_dir_all(&self.directory);
+        Served::Done(i32::from(!clean))
+    }
+}
+
+/// A handle on the cargo or nextest that started the harness, if one did.
+///
+/// Killing them leaves a test binary running (cargo#14929). A shell, an init or a debugger as
+/// parent is not followed: their end says nothing of the run.
+fn runner_of(harness: Pid) -> Option<OwnedFd> {
+    let parent = Stat::read(harness)?.ppid;
+    let name = fs::read_link(format!("/proc/{parent}/exe")).ok()?;
+    let name = name.file_name().unwrap_or(OsStr::new("")).to_string_lossy().into_owned();
+    if !name.starts_with("cargo") && !name.starts_with("nextest") {
+        return None;
+    }
+    let pidfd = sys::pidfd_open(parent).ok()?;
+    // The parent may have died before the handle was opened, and its pid been given away.
+    (Stat::read(harness)?.ppid == parent).then_some(pidfd)
+}

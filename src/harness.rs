@@ -1,0 +1,516 @@
+//! The harness of a `harness = false` target: arguments, trials, libtest-mimic.
+
+use std::collections::HashSet;
+use std::fmt::Display;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::process::{ExitCode, Termination};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use libtest_mimic::{Arguments, Completion, Failed, FormatSetting, Trial};
+
+use crate::diagnosis::{self, Verdict};
+use crate::forkserver::{self, ForkServer, Started, Takeover};
+use crate::options::Options;
+use crate::policy::{self, Policy};
+use crate::proc::process::Stat;
+use crate::registry::{self, Test};
+use crate::report;
+use crate::serial;
+use crate::supervisor::Job;
+use crate::sys;
+
+/// A test target's harness: what `childproof::main!()` makes and runs.
+///
+/// It runs every `#[childproof::test]` of the target, and the tests that are added by hand: the
+/// way to a suite that is driven by data.
+///
+/// # Example
+///
+/// ```no_run
+/// use std::process::ExitCode;
+///
+/// fn main() -> ExitCode {
+///     let mut harness = childproof::Harness::new();
+///     for shell in ["sh", "bash"] {
+///         harness = harness.test(format!("runs::{shell}"), move || {
+///             let status = std::process::Command::new(shell).args(["-c", "true"]).status();
+///             assert!(status.is_ok_and(|status| status.success()));
+///         });
+///     }
+///     harness.run()
+/// }
+/// ```
+#[must_use = "a harness does nothing until it is `run`"]
+#[derive(Default)]
+pub struct Harness {
+    policy: Policy,
+    added: Vec<Added>,
+}
+
+struct Added {
+    name: String,
+    policy: Policy,
+    body: Box<dyn Fn() -> ExitCode + Send + Sync>,
+    /// Why it is not to be run, if it is not.
+    ignore: Option<String>,
+}
+
+impl Harness {
+    /// Makes a harness with the tests that `#[childproof::test]` registered in this target.
+    pub fn new() -> Self {
+        Harness::default()
+    }
+
+    /// Sets the policy of tests whose attribute says nothing else.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Adds a test. `body` runs in a process of its own, and may return what `main` may return.
+    pub fn test<F, T>(self, name: impl Into<String>, body: F) -> Self
+    where
+        F: Fn() -> T + Send + Sync + 'static,
+        T: Termination,
+    {
+        self.test_with(name, Policy::new(), body)
+    }
+
+    /// Adds a test with a policy of its own, which wins over the harness's.
+    pub fn test_with<F, T>(mut self, name: impl Into<String>, policy: Policy, body: F) -> Self
+    where
+        F: Fn() -> T + Send + Sync + 'static,
+        T: Termination,
+    {
+        let body = Box::new(move || body().report());
+        self.added.push(Added { name: name.into(), policy, body, ignore: None });
+        self
+    }
+
+    /// Adds a test that cannot run here, for `reason`. It is listed and reported as ignored.
+    pub fn ignored(mut self, name: impl Into<String>, reason: impl Display) -> Self {
+        let body = Box::new(|| ExitCode::FAILURE);
+        let ignore = Some(reason.to_string());
+        self.added.push(Added { name: name.into(), policy: Policy::new(), body, ignore });
+        self
+    }
+
+    /// Runs the tests as the command line says, and tells how it went.
+    ///
+    /// The value is 0 if all was well, 101 if a test failed, 2 if arguments, environment or names
+    /// were not valid. Call it before any thread is started: a threaded process cannot be forked
+    /// safely, so the harness starts its tests by a slower way then.
+    pub fn run(self) -> ExitCode {
+        let Harness { policy, added } = self;
+        let entries: Vec<Entry> = registry::all()
+            .into_iter()
+            .map(|test| Entry::Registered(test))
+            .chain(added.into_iter().map(Entry::Added))
+            .collect();
+        if let Some(test) = forkserver::pending() {
+            run_body(test, &entries);
+        }
+        let mut options = match Options::read(std::env::args_os(), |name| std::env::var_os(name)) {
+            Ok(options) => options,
+            Err(stop) => return say(&stop.message, stop.code),
+        };
+        match policy::from_environment(|name| std::env::var_os(name)) {
+            Ok(environment) => options.policy = options.policy.over(&environment),
+            Err(bad) => return say(&format!("error: {bad}\n"), 2),
+        }
+        if let Err(message) = check(&entries, &options) {
+            return say(&format!("error: {message}\n"), 2);
+        }
+        let mut arguments = arguments(&options);
+        if options.list {
+            let trials = entries.iter().map(|entry| list_entry(entry, &options)).collect();
+            let _ = libtest_mimic::run(&arguments, trials);
+            return ExitCode::SUCCESS;
+        }
+        let server = match start() {
+            Ok(Started::Harness(server)) => server,
+            Ok(Started::Test(test)) => run_body(test, &entries),
+            Err(error) => return say(&format!("error: cannot start the fork server: {error}\n"), 2),
+        };
+        let json = match options.json.as_ref().map(File::create).transpose() {
+            Ok(json) => json.map(Mutex::new),
+            Err(error) => {
+                let path = options.json.unwrap_or_default();
+                server.shut_down();
+                return say(&format!("error: cannot write `--json {}`: {error}\n", path.display()), 2);
+            }
+        };
+        if arguments.color.is_none() && std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
+            arguments.color = Some(libtest_mimic::ColorSetting::Never);
+        }
+        let run = Arc::new(Run {
+            entries,
+            policy,
+            options,
+            server,
+            json,
+            failed: AtomicBool::new(false),
+            aside: Mutex::new(Vec::new()),
+            captures: Mutex::new(Vec::new()),
+        });
+        let failed = rounds(&run, &arguments);
+        let guarded = Arc::into_inner(run).is_none_or(|run| run.server.shut_down());
+        if !guarded {
+            // The second net: what a killed fork server and a killed supervisor both let go.
+            crate::kill::kill_below(nix::unistd::getpid().as_raw(), &[]);
+        }
+        if failed { ExitCode::from(101) } else { ExitCode::SUCCESS }
+    }
+}
+
+/// Prints a last word and gives the exit code that goes with it.
+fn say(message: &str, code: u8) -> ExitCode {
+    if code == 0 {
+        let _ = io::stdout().write_all(message.as_bytes());
+    } else {
+        let _ = io::stderr().write_all(message.as_bytes());
+    }
+    ExitCode::from(code)
+}
+
+/// One test of the run.
+enum Entry {
+    Registered(&'static Test),
+    Added(Added),
+}
+
+impl Entry {
+    fn name(&self) -> String {
+        match self {
+            Entry::Registered(test) => test.full_name(),
+            Entry::Added(added) => added.name.clone(),
+        }
+    }
+
+    fn ignore(&self) -> Option<&str> {
+        match self {
+            Entry::Registered(test) => test.attribute.ignore,
+            Entry::Added(added) => added.ignore.as_deref(),
+        }
+    }
+
+    fn should_panic(&self) -> Option<&'static str> {
+        match self {
+            Entry::Registered(test) => test.attribute.should_panic,
+            Entry::Added(_) => None,
+        }
+    }
+
+    fn policy(&self) -> Policy {
+        match self {
+            Entry::Registered(test) => test.attribute.policy(),
+            Entry::Added(added) => added.policy.clone(),
+        }
+    }
+
+    /// Whether it is left out of this run, and why. Nobody can ask for an added test that cannot
+    /// run here.
+    fn left_out(&self, options: &Options) -> Option<&str> {
+        let asked_for = options.ignored || options.include_ignored;
+        match self {
+            Entry::Registered(_) if asked_for => None,
+            _ => self.ignore(),
+        }
+    }
+
+    fn selected(&self, options: &Options) -> bool {
+        options.selects(&self.name(), self.ignore().is_some(), self.should_panic().is_some())
+    }
+}
+
+/// Runs the body that this process was forked for.
+fn run_body(mut test: Box<crate::testproc::TestProcess>, entries: &[Entry]) -> ! {
+    test.rebase();
+    let job = test.job();
+    let entry = usize::try_from(job.index).ok().and_then(|index| entries.get(index));
+    match entry.filter(|entry| entry.name() == job.name) {
+        Some(Entry::Registered(found)) => test.run(found.body, found.attribute.should_panic),
+        Some(Entry::Added(added)) => test.run(&added.body, None),
+        None => sys::exit_now(1),
+    }
+}
+
+/// Starts the fork server the way that is safe here.
+fn start() -> io::Result<Started> {
+    // The second net below the fork server. Its children come to us if it is killed.
+    let _ = nix::sys::prctl::set_child_subreaper(true);
+    match Stat::of_self() {
+        Some(stat) if stat.threads == 1 => ForkServer::fork(),
+        stat => {
+            let threads = stat.map_or_else(|| "an unknown number of".to_owned(), |stat| stat.threads.to_string());
+            eprintln!(
+                "childproof: the process has {threads} threads already, so tests start by exec: \
+                 call `Harness::run` before any thread is started to start them by fork"
+            );
+            ForkServer::exec(Takeover::Early).map(Started::Harness)
+        }
+    }
+}
+
+/// Refuses names that could not be told apart, listed or selected.
+fn check(entries: &[Entry], options: &Options) -> Result<(), String> {
+    let mut seen = HashSet::new();
+    for entry in entries {
+        let name = entry.name();
+        if name.is_empty() || name.contains(|c: char| c.is_control()) {
+            return Err(format!("invalid test name `{}`: expected text without control characters", name.escape_debug()));
+        }
+        if !seen.insert(name.clone()) {
+            return Err(format!("two tests are called `{name}`: names must differ"));
+        }
+    }
+    if options.json.is_some() && !cfg!(feature = "json") {
+        return Err("`--json` needs childproof's feature `json`, which is off in this build".to_owned());
+    }
+    Ok(())
+}
+
+/// The name of trials that libtest-mimic is to count as filtered out: no test can have it.
+const FILTERED: &str = "\0";
+
+/// Fills libtest-mimic's arguments. Selection is done here, so it only sees who was left out.
+fn arguments(options: &Options) -> Arguments {
+    Arguments {
+        skip: vec![FILTERED.to_owned()],
+        list: options.list,
+        ignored: options.list && options.ignored && !options.include_ignored,
+        quiet: options.quiet,
+        test_threads: options.threads,
+        color: options.color,
+        format: options.format,
+        logfile: options.logfile.clone(),
+        ..Arguments::default()
+    }
+}
+
+fn list_entry(entry: &Entry, options: &Options) -> Trial {
+    let name = if entry.selected(options) { entry.name() } else { FILTERED.to_owned() };
+    Trial::test(name, || Ok(())).with_ignored_flag(entry.ignore().is_some())
+}
+
+/// Everything that the tests of one run share.
+struct Run {
+    entries: Vec<Entry>,
+    policy: Policy,
+    options: Options,
+    server: ForkServer,
+    json: Option<Mutex<File>>,
+    failed: AtomicBool,
+    /// What is shown after the results: times, and output of tests that passed.
+    aside: Mutex<Vec<(String, Duration, String)>>,
+    /// Files that caught a test's output, empty and ready for the next.
+    captures: Mutex<Vec<File>>,
+}
+
+/// Runs the tests as often as asked for; tells whether one failed.
+fn rounds(run: &Arc<Run>, arguments: &Arguments) -> bool {
+    let options = &run.options;
+    let chatty = options.format != Some(FormatSetting::Json);
+    let mut failed = false;
+    for round in 1..=options.repeat {
+        if options.repeat > 1 && chatty {
+            println!("\nround {round} of {}", options.repeat);
+        }
+        let mut order: Vec<usize> = (0..run.entries.len()).collect();
+        if let Some(seed) = options.shuffle {
+            let seed = seed.unwrap_or_else(now_in_nanoseconds).wrapping_add(round - 1);
+            if chatty {
+                println!("\nshuffle seed: {seed}");
+            }
+            shuffle(&mut order, seed);
+        }
+        let trials = order.into_iter().map(|index| trial(run, index)).collect();
+        failed |= libtest_mimic::run(arguments, trials).has_failed();
+        if chatty {
+            run.show_aside();
+        }
+        if failed && options.fail_fast {
+            break;
+        }
+    }
+    failed
+}
+
+fn trial(run: &Arc<Run>, index: usize) -> Trial {
+    let entry = &run.entries[index];
+    if !entry.selected(&run.options) {
+        return Trial::test(FILTERED, || Ok(()));
+    }
+    let run = Arc::clone(run);
+    Trial::ignorable_test(entry.name(), move || run.one(index))
+}
+
+impl Run {
+    /// Runs one test, from the queue to the report.
+    fn one(&self, index: usize) -> Result<Completion, Failed> {
+        let entry = &self.entries[index];
+        let name = entry.name();
+        if let Some(reason) = entry.left_out(&self.options) {
+            self.write_json(|| ignored_line(&name));
+            return Ok(if reason.is_empty() { Completion::ignored() } else { Completion::ignored_with(reason) });
+        }
+        if self.options.fail_fast && self.failed.load(Ordering::Acquire) {
+            self.write_json(|| ignored_line(&name));
+            return Ok(Completion::ignored_with("a test failed before it, and --fail-fast is set"));
+        }
+        let settings = self.options.policy.clone().over(&entry.policy()).over(&self.policy).settle();
+        let job = Job { index: index as u64, name, settings };
+        let (verdict, output) = guard(&self.server, &job, self.options.no_capture, &self.captures);
+        self.write_json(|| verdict_line(&verdict));
+        if verdict.failed() {
+            self.failed.store(true, Ordering::Release);
+            self.keep_aside(&verdict, "");
+            let colour = self.options.format != Some(FormatSetting::Json);
+            return Err(Failed::from(join(&output, &report::text::report(&verdict, colour))));
+        }
+        self.keep_aside(&verdict, &output);
+        Ok(Completion::Completed)
+    }
+
+    fn write_json(&self, line: impl FnOnce() -> String) {
+        let Some(json) = &self.json else { return };
+        let mut line = line();
+        line.push('\n');
+        let mut json = json.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = json.write_all(line.as_bytes()) {
+            eprintln!("childproof: cannot write the JSON of a test: {error}");
+        }
+    }
+
+    fn keep_aside(&self, verdict: &Verdict, output: &str) {
+        if !self.options.show_output && !self.options.report_time {
+            return;
+        }
+        let left = report::text::aside(verdict).filter(|_| !verdict.failed()).unwrap_or_default();
+        let shown = join(output, &left);
+        let mut aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
+        aside.push((verdict.name.clone(), verdict.facts.time, shown));
+    }
+
+    fn show_aside(&self) {
+        let mut aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut out = io::stdout().lock();
+        if self.options.show_output {
+            for (name, _, shown) in aside.iter().filter(|(_, _, shown)| !shown.is_empty()) {
+                let _ = writeln!(out, "---- {name} ----\n{shown}\n");
+            }
+        }
+        if self.options.report_time {
+            let _ = writeln!(out, "times:");
+            for (name, time, _) in aside.iter() {
+                let _ = writeln!(out, "    {name} <{:.3}s>", time.as_secs_f64());
+            }
+        }
+        aside.clear();
+    }
+}
+
+#[cfg(feature = "json")]
+fn verdict_line(verdict: &Verdict) -> String {
+    report::json::line(verdict)
+}
+
+#[cfg(feature = "json")]
+fn ignored_line(name: &str) -> String {
+    report::json::ignored(name)
+}
+
+// `check` has refused `--json` then.
+#[cfg(not(feature = "json"))]
+fn verdict_line(_: &Verdict) -> String {
+    String::new()
+}
+
+#[cfg(not(feature = "json"))]
+fn ignored_line(_: &str) -> String {
+    String::new()
+}
+
+/// The body's own output first, then ours.
+fn join(output: &str, ours: &str) -> String {
+    match (output.trim_end_matches('\n'), ours) {
+        ("", ours) => ours.to_owned(),
+        (output, "") => output.to_owned(),
+        (output, ours) => format!("{output}\n\n{ours}"),
+    }
+}
+
+/// Runs one test under guard. Gives its verdict and its output, if that was caught.
+pub(crate) fn guard(server: &ForkServer, job: &Job, no_capture: bool, captures: &Mutex<Vec<File>>) -> (Verdict, String) {
+    let lost = |why: String| (diagnosis::conclude(&job.name, &job.settings, crate::facts::Facts::lost(why)), String::new());
+    let _turn = match job.settings.serial.as_deref().map(serial::wait).transpose() {
+        Ok(turn) => turn,
+        Err(error) => return lost(format!("cannot wait for the serial key: {error}")),
+    };
+    let slow = || println!("test {} has been running for over 60 seconds", job.name);
+    if no_capture {
+        let facts = server.run(job, [sys::borrow(1), sys::borrow(2)], slow);
+        return (diagnosis::conclude(&job.name, &job.settings, facts), String::new());
+    }
+    let kept = captures.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let capture = match kept.map_or_else(capture, Ok) {
+        Ok(capture) => capture,
+        Err(error) => return lost(format!("cannot make a file for its output: {error}")),
+    };
+    let facts = server.run(job, [capture.as_fd(), capture.as_fd()], slow);
+    let verdict = diagnosis::conclude(&job.name, &job.settings, facts);
+    let output = read(&capture).unwrap_or_else(|error| format!("[its output cannot be read: {error}]"));
+    // Somebody may still write to it if something was left; and then it is not the next test's.
+    if !verdict.failed() && capture.set_len(0).is_ok() {
+        captures.lock().unwrap_or_else(PoisonError::into_inner).push(capture);
+    }
+    (verdict, output)
+}
+
+/// Makes an unlinked file that every process of a test appends to, so that order is kept.
+///
+/// A file and no pipe: whoever holds it blocks nobody, and the test's fd table has no pipe of ours.
+fn capture() -> io::Result<File> {
+    let file = tempfile::tempfile()?;
+    let flags = nix::fcntl::OFlag::O_APPEND;
+    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(flags))?;
+    Ok(file)
+}
+
+fn read(capture: &File) -> io::Result<String> {
+    /// More than anybody reads, and less than a machine's memory.
+    const MOST: u64 = 64 << 20;
+    let length = capture.metadata()?.len();
+    if length == 0 {
+        return Ok(String::new());
+    }
+    let mut bytes = vec![0; usize::try_from(length.min(MOST)).unwrap_or(usize::MAX)];
+    // The end says more than the beginning.
+    let from = length.saturating_sub(MOST);
+    capture.read_exact_at(&mut bytes, from)?;
+    let text = String::from_utf8_lossy(&bytes);
+    Ok(if from > 0 { format!("[the first {from} bytes are left out]\n{text}") } else { text.into_owned() })
+}
+
+fn now_in_nanoseconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
+}
+
+/// Fisher-Yates with SplitMix64 (Steele, Lea, Flood 2014): any order, the same for the same seed.
+fn shuffle(order: &mut [usize], mut seed: u64) {
+    let mut random = || {
+        seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = seed;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    for last in (1..order.len()).rev() {
+        order.swap(last, (random() % (last as u64 + 1)) as usize);
+    }
+}

@@ -1,0 +1,118 @@
+//! Kills everything below a process, and only that.
+//!
+//! The race: a pid found in `/proc` may die, be reaped by its parent and be given to a stranger
+//! before the signal is sent. So a process is signalled through a pidfd that was opened first and
+//! rechecked after (same start time, so the same process, so still ours: a descendant of a
+//! subreaper never stops being one). And a tree that forks while it is killed refills: a process
+//! group is killed whole, by `killpg`, while one of its members is our unreaped zombie. A pid is
+//! not given away as long as a group of that number has a member, dead or alive
+//! (`free_pid`, kernel/pid.c).
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::facts::Survivor;
+use crate::proc::process::{self, Stat};
+use crate::proc::tree::Tree;
+use crate::sys::{self, Children, Pid};
+
+/// How long a tree may take to be dead, and how long a pass waits before it looks again.
+pub(crate) const LIMIT: Duration = Duration::from_secs(5);
+const PASS: u16 = 10;
+/// How many deaths a pass waits for at once. A tree may be larger than the fd limit.
+const WATCHED: usize = 64;
+
+/// What a kill came to.
+#[derive(Debug, Default)]
+pub(crate) struct Killed {
+    /// Every process that a SIGKILL was sent to, by pid.
+    pub(crate) signalled: Vec<Pid>,
+    /// What was still there after [`LIMIT`].
+    pub(crate) survivors: Vec<Survivor>,
+}
+
+/// Kills and reaps everything below `root`, which is this process, a subreaper with one thread.
+///
+/// What stands at or below a child in `except` is left alone and not reaped.
+pub(crate) fn kill_below(root: Pid, except: &[Pid]) -> Killed {
+    let mut killed = Killed::default();
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let tree = Tree::read();
+        let alive: Vec<&Stat> =
+            tree.below(root, except).into_iter().filter(|stat| !stat.is_zombie()).collect();
+        let watched = signal_all(&alive, &mut killed);
+        reap_zombies(root, except);
+        match sys::waitid(None, libc::WEXITED | libc::WNOWAIT) {
+            Ok(Children::None) => return killed,
+            _ if alive.is_empty() && !except.is_empty() => return killed,
+            _ => {}
+        }
+        if Instant::now() >= deadline {
+            killed.survivors = alive.iter().map(|stat| survivor(stat)).collect();
+            return killed;
+        }
+        let mut fds: Vec<PollFd<'_>> =
+            watched.iter().map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)).collect();
+        // Woken by the first death, or soon: an error here only makes the next pass come sooner.
+        let _ = poll(&mut fds, PollTimeout::from(PASS));
+        reap_zombies(root, except);
+        if sys::waitid(None, libc::WEXITED | libc::WNOWAIT).is_ok_and(|left| left == Children::None) {
+            return killed;
+        }
+    }
+}
+
+/// Sends SIGKILL to each of these processes that still is the one that was seen.
+fn signal_all(alive: &[&Stat], killed: &mut Killed) -> Vec<OwnedFd> {
+    let mut watched = Vec::new();
+    for stat in alive {
+        let Ok(pidfd) = sys::pidfd_open(stat.pid) else { continue };
+        let still = Stat::read(stat.pid).is_some_and(|now| now.start_ticks == stat.start_ticks);
+        if still && sys::pidfd_send_signal(&pidfd, libc::SIGKILL).is_ok() {
+            if !killed.signalled.contains(&stat.pid) {
+                killed.signalled.push(stat.pid);
+            }
+            if watched.len() < WATCHED {
+                watched.push(pidfd);
+            }
+        }
+    }
+    watched
+}
+
+/// Reaps every dead child of this process but those in `except`, killing their groups first.
+fn reap_zombies(root: Pid, except: &[Pid]) {
+    while let Ok(Children::Ready(child)) = sys::waitid(None, libc::WEXITED | libc::WNOWAIT) {
+        if except.contains(&child.pid) {
+            return;
+        }
+        // Pinned: the zombie is a member of the group until it is reaped in the next line. Our
+        // own group is left out, which a descendant of our session may have joined.
+        if let Ok(group) = sys::getpgid(child.pid)
+            && group > 1
+            && group != root
+        {
+            let _ = sys::kill(-group, libc::SIGKILL);
+        }
+        if sys::waitid(Some(child.pid), libc::WEXITED).is_err() {
+            return;
+        }
+    }
+}
+
+fn survivor(stat: &Stat) -> Survivor {
+    let now = Stat::read(stat.pid).unwrap_or_else(|| stat.clone());
+    let own = nix::unistd::geteuid();
+    let why = match process::effective_uid(stat.pid) {
+        Some(uid) if !own.is_root() && uid != own.as_raw() => {
+            format!("it runs as user {uid}, whom user {own} may not signal")
+        }
+        _ if now.state == 'D' => "it is in an uninterruptible wait (state D)".to_owned(),
+        _ => format!("it was still there {} s after SIGKILL, in state {}", LIMIT.as_secs(), now.state),
+    };
+    Survivor { pid: stat.pid, name: now.comm, why }
+}

@@ -1,0 +1,69 @@
+//! A guarded test inside a stock `#[test]` target, whose harness is libtest.
+
+use std::fs::File;
+use std::io::IsTerminal;
+use std::sync::{Mutex, OnceLock};
+
+use crate::forkserver::{ForkServer, Takeover};
+use crate::harness::guard;
+use crate::policy::{self, Policy};
+use crate::registry::{self, Test};
+use crate::report;
+use crate::supervisor::Job;
+
+/// The run's fork server, started by its first guarded test. Ends with the harness: the lifeline
+/// is at end-of-file then.
+static SERVER: OnceLock<Result<ForkServer, String>> = OnceLock::new();
+static ENVIRONMENT: OnceLock<Result<Policy, String>> = OnceLock::new();
+static CAPTURES: Mutex<Vec<File>> = Mutex::new(Vec::new());
+
+impl Test {
+    /// Runs the test under guard, from the `#[test]` function of the same name.
+    ///
+    /// # Panics
+    ///
+    /// If the test failed: that is how libtest is told. The report is printed before.
+    pub fn run_in_libtest(&'static self) {
+        let name = self.full_name();
+        let server = SERVER
+            .get_or_init(|| ForkServer::exec(Takeover::Late).map_err(|error| format!("cannot start the fork server: {error}")));
+        let environment = ENVIRONMENT.get_or_init(|| {
+            policy::from_environment(|name| std::env::var_os(name)).map_err(|bad| bad.to_string())
+        });
+        let (server, environment) = match (server, environment) {
+            (Ok(server), Ok(environment)) => (server, environment),
+            (Err(error), _) | (_, Err(error)) => fail(&format!("error: {error}")),
+        };
+        let Some(index) = registry::all().iter().position(|test| std::ptr::eq(*test, self)) else {
+            fail(&format!("error: `{name}` is not registered: its constructor did not run"));
+        };
+        let settings = environment.clone().over(&self.attribute.policy()).settle();
+        let job = Job { index: index as u64, name, settings };
+        let (verdict, output) = guard(server, &job, shows_output(), &CAPTURES);
+        // Printed and not written: libtest catches what is printed, and shows it with the test.
+        if !output.is_empty() {
+            print!("{output}");
+        }
+        if verdict.failed() {
+            let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
+            fail(&format!("\n{}", report::text::report(&verdict, colour)));
+        }
+        if self.attribute.libtest_expects_panic {
+            // The body panicked as it should, in another process; libtest waits for it in this one.
+            let expected = self.attribute.should_panic.unwrap_or_default();
+            std::panic::resume_unwind(Box::new(expected.to_owned()));
+        }
+    }
+}
+
+/// Tells libtest, and the reader, without the words of a panic.
+fn fail(message: &str) -> ! {
+    eprintln!("{message}");
+    std::panic::resume_unwind(Box::new("the test failed under childproof"));
+}
+
+/// Whether libtest was told not to catch the output.
+fn shows_output() -> bool {
+    let by_argument = std::env::args_os().any(|argument| argument == "--nocapture" || argument == "--no-capture");
+    by_argument || std::env::var_os("RUST_TEST_NOCAPTURE").is_some_and(|value| value != "0")
+}

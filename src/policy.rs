@@ -1,0 +1,273 @@
+//! What is checked, how long, and where each value comes from.
+//!
+//! Four layers, the strongest first: command line, `CHILDPROOF_*` environment, the attribute,
+//! the harness's [`Policy`]; below them the defaults. Each layer is a [`Policy`] with holes;
+//! [`Settings`] is the stack with the holes filled.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::time::Duration;
+
+use crate::wire::wire_struct;
+
+/// Which kinds of file descriptors fail a test that opens them and leaves them open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Fds {
+    /// Pipes only: what keeps a reader waiting.
+    Pipes,
+    /// Every kind: files, sockets, epolls, memfds.
+    All,
+    /// None: the fd table is not read.
+    Off,
+}
+
+/// What is checked at the end of a test, and how long things may take.
+///
+/// A policy has holes: only what was set here counts, the rest comes from the defaults. The
+/// test's attribute, the `CHILDPROOF_*` environment and the command line win over it.
+///
+/// # Example
+///
+/// ```
+/// use std::time::Duration;
+/// use childproof::{Fds, Policy};
+///
+/// let policy = Policy::new().timeout(Duration::from_secs(5)).fds(Fds::All);
+/// # let _ = policy;
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    pub(crate) timeout: Option<Option<Duration>>,
+    pub(crate) grace: Option<Duration>,
+    pub(crate) fds: Option<Fds>,
+    pub(crate) deny_processes: Option<bool>,
+    pub(crate) deny_unwaited: Option<bool>,
+    pub(crate) deny_threads: Option<bool>,
+    pub(crate) allow_process: Vec<String>,
+    pub(crate) allow_created_by: Vec<String>,
+    pub(crate) serial: Option<String>,
+}
+
+impl Policy {
+    /// Makes a policy that sets nothing.
+    pub const fn new() -> Self {
+        Policy {
+            timeout: None,
+            grace: None,
+            fds: None,
+            deny_processes: None,
+            deny_unwaited: None,
+            deny_threads: None,
+            allow_process: Vec::new(),
+            allow_created_by: Vec::new(),
+            serial: None,
+        }
+    }
+
+    /// Sets how long a body may run. The default is 300 s.
+    pub fn timeout(mut self, limit: Duration) -> Self {
+        self.timeout = Some(Some(limit));
+        self
+    }
+
+    /// Lets bodies run for as long as they like.
+    pub fn no_timeout(mut self) -> Self {
+        self.timeout = Some(None);
+        self
+    }
+
+    /// Sets how long descendants may take to end by themselves once the body has ended. The
+    /// default is 200 ms; the wait ends early when the last one is gone.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.grace = Some(grace);
+        self
+    }
+
+    /// Sets which kinds of fds are checked. The default is [`Fds::Pipes`].
+    pub fn fds(mut self, fds: Fds) -> Self {
+        self.fds = Some(fds);
+        self
+    }
+
+    /// Lets leaked processes pass. They are killed all the same.
+    pub fn allow_processes(mut self) -> Self {
+        self.deny_processes = Some(false);
+        self
+    }
+
+    /// Fails a test that leaves a zombie: a child that has exited and was never waited for.
+    pub fn deny_unwaited(mut self) -> Self {
+        self.deny_unwaited = Some(true);
+        self
+    }
+
+    /// Fails a test whose threads still run when its body returns.
+    pub fn deny_threads(mut self) -> Self {
+        self.deny_threads = Some(true);
+        self
+    }
+
+    /// Expects leaked processes whose command line matches `glob` (`*` any run of characters,
+    /// `?` one character). They are killed, and do not fail the test. Repeatable.
+    pub fn allow_process(mut self, glob: impl Into<String>) -> Self {
+        self.allow_process.push(glob.into());
+        self
+    }
+
+    /// Expects fds that were made in code whose path begins with `prefix`, such as
+    /// `"signal_hook_registry"`. Repeatable.
+    pub fn allow_created_by(mut self, prefix: impl Into<String>) -> Self {
+        self.allow_created_by.push(prefix.into());
+        self
+    }
+
+    /// Never runs two tests of one `key` at the same time, also not in two test binaries.
+    pub fn serial(mut self, key: impl Into<String>) -> Self {
+        self.serial = Some(key.into());
+        self
+    }
+
+    /// Fills the holes of `self` from `weaker`. Lists add up: a glob allowed anywhere is allowed.
+    pub(crate) fn over(mut self, weaker: &Policy) -> Policy {
+        self.timeout = self.timeout.or(weaker.timeout);
+        self.grace = self.grace.or(weaker.grace);
+        self.fds = self.fds.or(weaker.fds);
+        self.deny_processes = self.deny_processes.or(weaker.deny_processes);
+        self.deny_unwaited = self.deny_unwaited.or(weaker.deny_unwaited);
+        self.deny_threads = self.deny_threads.or(weaker.deny_threads);
+        self.allow_process.extend(weaker.allow_process.iter().cloned());
+        self.allow_created_by.extend(weaker.allow_created_by.iter().cloned());
+        self.serial = self.serial.or_else(|| weaker.serial.clone());
+        self
+    }
+
+    /// Fills what is left open with the defaults.
+    pub(crate) fn settle(self) -> Settings {
+        Settings {
+            timeout: self.timeout.unwrap_or(Some(Duration::from_secs(300))),
+            grace: self.grace.unwrap_or(Duration::from_millis(200)),
+            fds: self.fds.unwrap_or(Fds::Pipes),
+            deny_processes: self.deny_processes.unwrap_or(true),
+            deny_unwaited: self.deny_unwaited.unwrap_or(false),
+            deny_threads: self.deny_threads.unwrap_or(false),
+            allow_process: self.allow_process,
+            allow_created_by: self.allow_created_by,
+            serial: self.serial,
+        }
+    }
+}
+
+wire_struct! {
+    /// A policy without holes: what one test is judged by.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub(crate) struct Settings {
+        pub(crate) timeout: Option<Duration>,
+        pub(crate) grace: Duration,
+        pub(crate) fds: Fds,
+        pub(crate) deny_processes: bool,
+        pub(crate) deny_unwaited: bool,
+        pub(crate) deny_threads: bool,
+        pub(crate) allow_process: Vec<String>,
+        pub(crate) allow_created_by: Vec<String>,
+        pub(crate) serial: Option<String>,
+    }
+}
+
+/// A value that cannot be read: where it stands, what it is, what would be valid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct BadValue {
+    pub(crate) place: String,
+    pub(crate) value: String,
+    pub(crate) valid: &'static str,
+}
+
+impl fmt::Display for BadValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "invalid value `{}` for `{}`: expected {}", self.value, self.place, self.valid)
+    }
+}
+
+pub(crate) const DURATION: &str = "a duration such as `500ms`, `5s` or `2m`";
+pub(crate) const TIMEOUT: &str = "a duration such as `500ms`, `5s` or `2m`, or `none`";
+const FDS: &str = "`pipes`, `all` or `off`";
+const DENY: &str = "`deny` or `allow`";
+
+/// Reads a duration: a whole or decimal number directly followed by `us`, `ms`, `s`, `m` or `h`.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
+    let unit = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+    let (number, unit) = text.split_at(unit);
+    if !number.starts_with(|c: char| c.is_ascii_digit()) || number.ends_with('.') {
+        return None;
+    }
+    let number: f64 = number.parse().ok()?;
+    let scale = match unit {
+        "us" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return None,
+    };
+    let seconds = number * scale;
+    // A year is more than any test, and keeps every later sum of durations far from overflow.
+    (seconds <= 365.0 * 86_400.0).then(|| Duration::from_secs_f64(seconds))
+}
+
+/// Reads a timeout: a duration above zero, or `none`.
+pub(crate) fn timeout(text: &str) -> Option<Option<Duration>> {
+    match text {
+        "none" => Some(None),
+        _ => duration(text).filter(|limit| !limit.is_zero()).map(Some),
+    }
+}
+
+fn fds(text: &str) -> Option<Fds> {
+    match text {
+        "pipes" => Some(Fds::Pipes),
+        "all" => Some(Fds::All),
+        "off" => Some(Fds::Off),
+        _ => None,
+    }
+}
+
+fn deny(text: &str) -> Option<bool> {
+    match text {
+        "deny" => Some(true),
+        "allow" => Some(false),
+        _ => None,
+    }
+}
+
+/// Reads the `CHILDPROOF_*` environment. `get` is `std::env::var_os`, or a table in a test.
+///
+/// # Errors
+///
+/// The first variable whose value cannot be read, with what would be valid.
+pub(crate) fn from_environment(get: impl Fn(&str) -> Option<OsString>) -> Result<Policy, BadValue> {
+    fn read<T>(
+        get: &impl Fn(&str) -> Option<OsString>,
+        name: &str,
+        valid: &'static str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<T>, BadValue> {
+        let Some(raw) = get(name) else { return Ok(None) };
+        match raw.to_str().and_then(parse) {
+            Some(value) => Ok(Some(value)),
+            None => Err(BadValue {
+                place: name.to_owned(),
+                value: raw.to_string_lossy().into_owned(),
+                valid,
+            }),
+        }
+    }
+    Ok(Policy {
+        timeout: read(&get, "CHILDPROOF_TIMEOUT", TIMEOUT, timeout)?,
+        grace: read(&get, "CHILDPROOF_GRACE", DURATION, duration)?,
+        fds: read(&get, "CHILDPROOF_FDS", FDS, fds)?,
+        deny_processes: read(&get, "CHILDPROOF_PROCESSES", DENY, deny)?,
+        deny_unwaited: read(&get, "CHILDPROOF_UNWAITED", DENY, deny)?,
+        deny_threads: read(&get, "CHILDPROOF_THREADS", DENY, deny)?,
+        ..Policy::new()
+    })
+}

@@ -1,0 +1,102 @@
+//! One process: `/proc/PID/stat`, `cmdline`, `syscall`, `wchan`.
+
+use std::fs;
+use std::io::Read;
+
+use crate::sys::Pid;
+
+/// Forked, and has not called exec since (`PF_FORKNOEXEC`, include/linux/sched.h).
+const PF_FORKNOEXEC: u64 = 0x40;
+
+/// The fields of `/proc/PID/stat` that are of use here (proc_pid_stat(5)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub(crate) pid: Pid,
+    pub(crate) comm: String,
+    pub(crate) state: char,
+    pub(crate) ppid: Pid,
+    pub(crate) pgid: Pid,
+    pub(crate) sid: Pid,
+    pub(crate) forked_without_exec: bool,
+    pub(crate) threads: u32,
+    /// Clock ticks between boot and the start of the process. With the pid, its identity.
+    pub(crate) start_ticks: u64,
+    /// Where argv begins and ends in the process's memory; 0 if it may not be read.
+    pub(crate) argv: (usize, usize),
+}
+
+impl Stat {
+    /// Reads the line of one process; `None` if there is no such process (any more).
+    pub(crate) fn read(pid: Pid) -> Option<Stat> {
+        Stat::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// Reads the line of this process.
+    pub(crate) fn of_self() -> Option<Stat> {
+        Stat::parse(&fs::read("/proc/self/stat").ok()?)
+    }
+
+    /// Whether the process is dead and only waits to be reaped.
+    pub(crate) fn is_zombie(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
+    }
+
+    /// Parses a line. The name may hold anything, spaces, parentheses and newlines too, so the
+    /// fields are counted from its *last* parenthesis.
+    pub(crate) fn parse(line: &[u8]) -> Option<Stat> {
+        let open = line.iter().position(|byte| *byte == b'(')?;
+        let close = line.iter().rposition(|byte| *byte == b')')?;
+        let pid = std::str::from_utf8(line.get(..open)?).ok()?.trim().parse().ok()?;
+        let comm = String::from_utf8_lossy(line.get(open + 1..close)?).into_owned();
+        let rest = std::str::from_utf8(line.get(close + 1..)?).ok()?;
+        // fields[0] is field 3 of the man page.
+        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        let field = |number: usize| fields.get(number - 3).copied();
+        let number = |at: usize| field(at)?.parse::<u64>().ok();
+        let id = |at: usize| field(at)?.parse::<Pid>().ok();
+        Some(Stat {
+            pid,
+            comm,
+            state: field(3)?.chars().next()?,
+            ppid: id(4)?,
+            pgid: id(5)?,
+            sid: id(6)?,
+            forked_without_exec: number(9)? & PF_FORKNOEXEC != 0,
+            threads: u32::try_from(number(20)?).ok()?,
+            start_ticks: number(22)?,
+            argv: (
+                number(48).and_then(|at| at.try_into().ok()).unwrap_or(0),
+                number(49).and_then(|at| at.try_into().ok()).unwrap_or(0),
+            ),
+        })
+    }
+}
+
+/// The most of a command line that is kept, in bytes. A process may show megabytes.
+const COMMAND_LINE: u64 = 4096;
+
+/// Reads `/proc/PID/cmdline`: the arguments, lossily as text. Empty for zombies and kernel threads.
+pub(crate) fn command_line(pid: Pid) -> Vec<String> {
+    let mut bytes = Vec::new();
+    let read = fs::File::open(format!("/proc/{pid}/cmdline"))
+        .and_then(|file| file.take(COMMAND_LINE).read_to_end(&mut bytes));
+    if read.is_err() {
+        return Vec::new();
+    }
+    // The last argument ends with a NUL, which is no empty argument; titles set by setproctitle
+    // are padded with many.
+    while bytes.last() == Some(&0) {
+        bytes.pop();
+    }
+    if bytes.is_empty() {
+        return Vec::new();
+    }
+    bytes.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect()
+}
+
+/// The user that a process runs as, from `/proc/PID/status`: the effective uid.
+pub(crate) fn effective_uid(pid: Pid) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_ascii_whitespace().nth(1)?.parse().ok()
+}

@@ -1,0 +1,115 @@
+//! What `#[childproof::test]` registers, and how it is found again.
+//!
+//! Each attribute leaves a [`Test`] in a static and one pointer in `.init_array`. Before `main`
+//! the pointers run and push their statics onto a list: no allocation, no order to rely on, and
+//! no section that a linker's garbage collection could drop (`.init_array` is always kept).
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicPtr, Ordering};
+use std::time::Duration;
+
+use crate::policy::{Fds, Policy};
+
+/// The arguments of one attribute, as constants. A field that was not given is `None` or empty.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)] // Not public API: only generated code fills it.
+pub struct Attribute {
+    pub timeout: Option<Option<Duration>>,
+    pub grace: Option<Duration>,
+    pub fds: Option<Fds>,
+    pub deny_processes: Option<bool>,
+    pub deny_unwaited: Option<bool>,
+    pub deny_threads: Option<bool>,
+    pub allow_process: &'static [&'static str],
+    pub allow_created_by: &'static [&'static str],
+    pub serial: Option<&'static str>,
+    /// `#[ignore]` is `Some("")`, `#[ignore = "why"]` is `Some("why")`.
+    pub ignore: Option<&'static str>,
+    /// `#[should_panic]` is `Some("")`, `#[should_panic(expected = "..")]` is `Some("..")`.
+    pub should_panic: Option<&'static str>,
+    /// The function also carries a foreign `#[should_panic]` that libtest will judge.
+    pub libtest_expects_panic: bool,
+}
+
+impl Attribute {
+    /// Sets nothing.
+    pub const NONE: Attribute = Attribute {
+        timeout: None,
+        grace: None,
+        fds: None,
+        deny_processes: None,
+        deny_unwaited: None,
+        deny_threads: None,
+        allow_process: &[],
+        allow_created_by: &[],
+        serial: None,
+        ignore: None,
+        should_panic: None,
+        libtest_expects_panic: false,
+    };
+
+    pub(crate) fn policy(&self) -> Policy {
+        let owned = |list: &[&str]| list.iter().map(|item| (*item).to_owned()).collect();
+        Policy {
+            timeout: self.timeout,
+            grace: self.grace,
+            fds: self.fds,
+            deny_processes: self.deny_processes,
+            deny_unwaited: self.deny_unwaited,
+            deny_threads: self.deny_threads,
+            allow_process: owned(self.allow_process),
+            allow_created_by: owned(self.allow_created_by),
+            serial: self.serial.map(str::to_owned),
+        }
+    }
+}
+
+/// One registered test.
+#[derive(Debug)]
+pub struct Test {
+    pub(crate) module: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) body: fn() -> ExitCode,
+    pub(crate) attribute: Attribute,
+    next: AtomicPtr<Test>,
+}
+
+static HEAD: AtomicPtr<Test> = AtomicPtr::new(std::ptr::null_mut());
+
+impl Test {
+    /// Describes a test. `module` is `module_path!()`, `name` the function's name.
+    pub const fn new(
+        module: &'static str,
+        name: &'static str,
+        body: fn() -> ExitCode,
+        attribute: Attribute,
+    ) -> Test {
+        Test { module, name, body, attribute, next: AtomicPtr::new(std::ptr::null_mut()) }
+    }
+
+    /// Adds the test to the list. Runs before `main`, once a test, in one thread.
+    pub fn register(&'static self) {
+        self.next.store(HEAD.load(Ordering::Relaxed), Ordering::Relaxed);
+        HEAD.store((&raw const *self).cast_mut(), Ordering::Release);
+    }
+
+    /// The name as libtest spells it: the path inside the crate.
+    pub(crate) fn full_name(&self) -> String {
+        match self.module.split_once("::") {
+            Some((_, inside)) => format!("{inside}::{}", self.name),
+            None => self.name.to_owned(),
+        }
+    }
+}
+
+/// Lists every registered test in the order of their names, as libtest does.
+pub(crate) fn all() -> Vec<&'static Test> {
+    let mut tests = Vec::new();
+    let mut at = HEAD.load(Ordering::Acquire);
+    while let Some(test) = crate::sys::registered(at) {
+        tests.push(test);
+        at = test.next.load(Ordering::Relaxed);
+    }
+    tests.sort_by_cached_key(|test| test.full_name());
+    tests
+}

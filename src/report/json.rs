@@ -1,0 +1,113 @@
+//! The report as JSON: one object a test and line, schema 1. A key with nothing to say is `null`
+//! or `[]`, never absent.
+
+use serde_json::{Value, json};
+
+use crate::diagnosis::{Cause, Holder, Verdict};
+use crate::facts::{Class, Process};
+use crate::outcome::Body;
+use crate::proc::fds::end;
+
+/// Writes the line of a test that ran.
+pub(crate) fn line(verdict: &Verdict) -> String {
+    let facts = &verdict.facts;
+    let body = match facts.body {
+        Body::Unfinished => "unfinished",
+        Body::Passed => "passed",
+        Body::Panicked | Body::DidNotPanic | Body::PanickedOtherwise { .. } => "panicked",
+        Body::Error => "error",
+    };
+    let seconds = |time: std::time::Duration| json!((time.as_secs_f64() * 1e6).round() / 1e6);
+    let causes: Vec<&str> = verdict.causes().into_iter().map(Cause::name).collect();
+    object(&verdict.name, if verdict.failed() { "failed" } else { "passed" }, &causes, [
+        seconds(facts.time),
+        json!({ "outcome": body, "seconds": facts.body_time.map(seconds) }),
+        facts.processes.iter().map(process).collect(),
+        verdict.strays.iter().map(|stray| {
+            let fd = &stray.fd;
+            json!({
+                "pid": facts.pid,
+                "fd": fd.fd,
+                "kind": kind(&fd.target),
+                "end": stray.is_pipe().then(|| end(fd.access)),
+                "inode": fd.ino,
+                "cloexec": fd.cloexec,
+                "created_at": null,
+                "holders": stray.holders.iter().map(holder).collect::<Value>(),
+            })
+        }).collect(),
+        facts.processes.iter().filter_map(wait).collect(),
+        facts.survivors.iter().map(|survivor| json!(survivor.pid)).collect(),
+    ])
+}
+
+/// Writes the line of a test that was not run.
+pub(crate) fn ignored(name: &str) -> String {
+    let none = || json!([]);
+    object(name, "ignored", &[], [json!(0.0), json!({ "outcome": null, "seconds": null }), none(), none(), none(), none()])
+}
+
+fn object(name: &str, outcome: &str, causes: &[&str], rest: [Value; 6]) -> String {
+    let [seconds, body, processes, fds, waits, survivors] = rest;
+    json!({
+        "schema": 1,
+        "test": name,
+        "outcome": outcome,
+        "causes": causes,
+        "seconds": seconds,
+        "body": body,
+        "processes": processes,
+        "fds": fds,
+        "waits": waits,
+        "survivors": survivors,
+    })
+    .to_string()
+}
+
+fn process(process: &Process) -> Value {
+    let class = match process.class {
+        Class::Leaked => "leaked",
+        Class::Straggler => "straggler",
+        Class::Unwaited => "unwaited",
+    };
+    json!({
+        "pid": process.pid,
+        "class": class,
+        "cmdline": process.command_line,
+        "comm": process.comm,
+        "state": process.state,
+        "lineage": process.lineage,
+        "spawned_at": null,
+        "killed": process.killed,
+    })
+}
+
+fn wait(process: &Process) -> Option<Value> {
+    let wait = process.wait.as_ref().filter(|_| process.class == Class::Leaked)?;
+    let fd = process.fds.iter().flatten().find(|fd| Some(fd.fd) == wait.fd);
+    Some(json!({
+        "pid": process.pid,
+        "tid": wait.tid,
+        "syscall": wait.syscall,
+        "fd": wait.fd,
+        "inode": fd.and_then(crate::proc::fds::Fd::pipe),
+        "on": null,
+        "proved": false,
+        "because": null,
+    }))
+}
+
+fn holder(holder: &Holder) -> Value {
+    json!({ "pid": holder.pid, "fd": holder.fd, "end": end(holder.access) })
+}
+
+/// `pipe`, `socket`, `eventfd` or `file`.
+fn kind(target: &str) -> &str {
+    if let Some(kind) = target.strip_prefix("anon_inode:") {
+        return kind.trim_matches(['[', ']']);
+    }
+    match target.split_once(":[") {
+        Some((kind, _)) => kind,
+        None => "file",
+    }
+}

@@ -1,0 +1,307 @@
+//! The report as text: the test, what leaked in numbers, the sentence that explains, the
+//! evidence, the fix, what was killed and what could not be read.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+
+use super::escape;
+use crate::diagnosis::{Cause, Holder, Stray, Verdict, plural, signal_name};
+use crate::facts::{Class, Process};
+use crate::outcome::{Body, End};
+use crate::proc::fds::{Fd, end};
+
+/// The most processes and fds that are listed one by one.
+const LISTED: usize = 24;
+
+/// Writes the report of a failed test. `colour` adds escape sequences for a terminal.
+pub(crate) fn report(verdict: &Verdict, colour: bool) -> String {
+    let mut text = Text { out: String::new(), colour };
+    text.write(verdict);
+    text.out
+}
+
+/// One line for a test that passed and yet left something that the policy lets pass.
+pub(crate) fn aside(verdict: &Verdict) -> Option<String> {
+    let list = |class, what: &str| {
+        let named: Vec<String> = verdict
+            .of_class(class)
+            .map(|process| format!("{} `{}`", process.pid, escape::command(process)))
+            .collect();
+        (!named.is_empty()).then(|| format!("{what}: {}", named.join(", ")))
+    };
+    let parts: Vec<String> = [
+        list(Class::Straggler, "ended within the grace"),
+        list(Class::Unwaited, "exited and never waited for"),
+        list(Class::Leaked, "allowed, and killed"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+struct Text {
+    out: String,
+    colour: bool,
+}
+
+impl Text {
+    fn line(&mut self, line: &str) {
+        self.out.push_str(line);
+        self.out.push('\n');
+    }
+
+    fn styled(&self, style: Style, text: &str) -> String {
+        if self.colour { format!("{style}{text}{style:#}") } else { text.to_owned() }
+    }
+
+    fn write(&mut self, verdict: &Verdict) {
+        self.head(verdict);
+        self.line("");
+        for finding in &verdict.findings {
+            self.line(&format!("  {}", escape::text(&finding.sentence)));
+        }
+        self.tree(verdict);
+        self.strays(verdict);
+        self.fixes(verdict);
+        for note in &verdict.facts.notes {
+            self.line(&format!("  note: {}", escape::text(note)));
+        }
+    }
+
+    fn head(&mut self, verdict: &Verdict) {
+        let facts = &verdict.facts;
+        let label = match &facts.end {
+            End::TimedOut => "HUNG",
+            End::Lost { .. } => "LOST",
+            _ if facts.body == Body::Passed && !verdict.has(Cause::Signal) => "LEAK",
+            _ => "FAIL",
+        };
+        let time = |time: Option<Duration>| seconds(time.unwrap_or(facts.time));
+        let body = match (&facts.body, &facts.end) {
+            (_, End::Lost { .. }) => "not judged".to_owned(),
+            (Body::Unfinished, End::TimedOut) => format!("no end after {}", time(None)),
+            (Body::Unfinished, End::Exited { code }) => format!("exited {code} after {}", time(None)),
+            (Body::Unfinished, End::Signalled { signal }) => {
+                format!("{} after {}", signal_name(*signal), time(None))
+            }
+            (Body::Passed, _) => format!("body passed in {}", time(facts.body_time)),
+            (Body::Panicked | Body::PanickedOtherwise { .. }, _) => {
+                format!("body panicked after {}", time(facts.body_time))
+            }
+            (Body::DidNotPanic, _) => format!("body did not panic in {}", time(facts.body_time)),
+            (Body::Error, _) => format!("body failed after {}", time(facts.body_time)),
+        };
+        let label = self.styled(Style::new().bold().fg_color(Some(AnsiColor::Red.into())), label);
+        let name = self.styled(Style::new().bold(), &escape::text(&verdict.name));
+        let left = left(verdict);
+        self.line(&format!("{label}  {name}   {body}{left}"));
+    }
+
+    /// The tree of leaked processes below the test.
+    fn tree(&mut self, verdict: &Verdict) {
+        let facts = &verdict.facts;
+        let shown = |process: &&Process| match process.class {
+            Class::Leaked => true,
+            Class::Unwaited => verdict.has(Cause::Unwaited),
+            Class::Straggler => false,
+        };
+        let processes: Vec<&Process> = facts.processes.iter().filter(shown).collect();
+        if processes.is_empty() {
+            return;
+        }
+        self.line("");
+        let state = match &facts.end {
+            End::Exited { code } => format!("exited {code}"),
+            End::Signalled { signal } => signal_name(*signal),
+            End::TimedOut | End::Lost { .. } => match facts.processes.iter().find(|process| process.is_test) {
+                Some(test) => describe(test),
+                None => String::new(),
+            },
+        };
+        self.line(&format!("  {} test {}   {state}", facts.pid, escape::text(&verdict.name)));
+        if let Some(test) = processes.iter().find(|process| process.is_test) {
+            self.wait_and_fds(verdict, test, "       ");
+        }
+        let below: Vec<&Process> = processes.iter().copied().filter(|process| !process.is_test).collect();
+        for process in below.iter().take(LISTED) {
+            let known = process.lineage.iter().filter(|pid| below.iter().any(|other| other.pid == **pid));
+            let indent = "   ".repeat(known.count());
+            let name = self.styled(Style::new().bold(), &escape::command(process));
+            self.line(&format!("  {indent}`- {} {name}   {}", process.pid, describe(process)));
+            self.wait_and_fds(verdict, process, &format!("{indent}       "));
+        }
+        if below.len() > LISTED {
+            self.line(&format!("  .. and {} more", below.len() - LISTED));
+        }
+    }
+
+    fn wait_and_fds(&mut self, verdict: &Verdict, process: &Process, indent: &str) {
+        if let Some(wait) = &process.wait {
+            let argument = match (wait.fd, wait.child) {
+                (Some(fd), _) => format!("(fd {fd})"),
+                (None, Some(child)) => format!("({child})"),
+                (None, None) => String::new(),
+            };
+            let place = wait.wchan.as_ref().map(|name| format!("  [{}]", escape::text(name))).unwrap_or_default();
+            self.line(&format!("  {indent}{}{argument}{place}", wait.syscall));
+        }
+        let Some(fds) = &process.fds else {
+            self.line(&format!("  {indent}its fds may not be read"));
+            return;
+        };
+        if !fds.is_empty() {
+            self.line(&format!("  {indent}pipes it holds of this test"));
+        }
+        for fd in fds.iter().take(LISTED) {
+            let others = verdict.pipes.iter().find(|pipe| Some(pipe.ino) == fd.pipe()).map(|pipe| &pipe.holders[..]);
+            let own = Holder { pid: process.pid, fd: fd.fd, access: fd.access, cloexec: fd.cloexec };
+            let strays = verdict.strays.iter().filter(|stray| stray.fd.target == fd.target).map(|stray| Holder {
+                pid: verdict.facts.pid,
+                fd: stray.fd.fd,
+                access: stray.fd.access,
+                cloexec: stray.fd.cloexec,
+            });
+            let holders: Vec<Holder> = others
+                .unwrap_or_default()
+                .iter()
+                .cloned()
+                .chain(strays)
+                .filter(|holder| *holder != own)
+                .collect();
+            let line = pipe_line(fd, &holders, verdict.facts.pid);
+            self.line(&format!("  {indent}  {line}"));
+        }
+        if fds.len() > LISTED {
+            self.line(&format!("  {indent}  .. and {} more", fds.len() - LISTED));
+        }
+    }
+
+    fn strays(&mut self, verdict: &Verdict) {
+        if verdict.strays.is_empty() {
+            return;
+        }
+        self.line("");
+        self.line("  fds that the body left open");
+        for stray in verdict.strays.iter().take(LISTED) {
+            self.line(&format!("    {}", stray_line(stray, verdict.facts.pid)));
+        }
+        let more = (verdict.facts.stray_count as usize).saturating_sub(verdict.strays.len().min(LISTED));
+        if more > 0 {
+            self.line(&format!("    .. and {more} more"));
+        }
+    }
+
+    fn fixes(&mut self, verdict: &Verdict) {
+        let bold = Style::new().bold();
+        let (fix, allow) = (self.styled(bold, "fix:"), self.styled(bold, "allow:"));
+        if verdict.findings.iter().any(|finding| finding.fix.is_some() || finding.allow.is_some()) {
+            self.line("");
+        }
+        for finding in &verdict.findings {
+            if let Some(text) = &finding.fix {
+                self.line(&format!("  {fix} {}", escape::text(text)));
+            }
+            if let Some(text) = &finding.allow {
+                self.line(&format!("  {allow} #[childproof::test({text})]"));
+            }
+        }
+        let killed: Vec<String> =
+            verdict.facts.processes.iter().filter(|process| process.killed).map(|process| process.pid.to_string()).collect();
+        if !killed.is_empty() {
+            let shown = killed.iter().take(LISTED).cloned().collect::<Vec<_>>().join(", ");
+            let more = if killed.len() > LISTED { format!(" and {} more", killed.len() - LISTED) } else { String::new() };
+            self.line(&format!("  killed: {shown}{more}"));
+        }
+    }
+}
+
+/// `; left 1 process and 2 pipe ends`, `; killed 2 processes`, or nothing.
+fn left(verdict: &Verdict) -> String {
+    let facts = &verdict.facts;
+    let leaked = verdict.of_class(Class::Leaked).count();
+    if facts.end == End::TimedOut {
+        return format!("; killed {}", plural(leaked, "process"));
+    }
+    let mut parts = Vec::new();
+    if leaked > 0 {
+        parts.push(plural(leaked, "process"));
+    }
+    if facts.stray_count > 0 {
+        let pipes = verdict.strays.iter().all(Stray::is_pipe);
+        parts.push(plural(facts.stray_count as usize, if pipes { "pipe end" } else { "fd" }));
+    }
+    if verdict.has(Cause::Unwaited) {
+        parts.push(plural(verdict.of_class(Class::Unwaited).count(), "zombie"));
+    }
+    if verdict.has(Cause::Threads) {
+        parts.push(plural(facts.threads as usize, "thread"));
+    }
+    if parts.is_empty() { String::new() } else { format!("; left {}", parts.join(" and ")) }
+}
+
+/// State, age, and how the process stands in the tree.
+fn describe(process: &Process) -> String {
+    let mut parts = vec![process.state.clone()];
+    if let Some(age) = process.age {
+        parts.push(format!("age {:.1} s", age.as_secs_f64()));
+    }
+    if process.threads > 1 {
+        parts.push(format!("{} threads", process.threads));
+    }
+    if !process.is_test {
+        if process.sid == process.pid {
+            parts.push("own session".to_owned());
+        } else if process.pgid == process.pid {
+            parts.push("own process group".to_owned());
+        }
+        if process.forked_without_exec {
+            parts.push("fork, no exec".to_owned());
+        }
+        if process.adopted {
+            parts.push("adopted: its parent has exited".to_owned());
+        }
+    }
+    parts.join(", ")
+}
+
+fn pipe_line(fd: &Fd, holders: &[Holder], test: i32) -> String {
+    let cloexec = if fd.cloexec { "" } else { ", no CLOEXEC" };
+    format!("{}  {}  {} end{cloexec}; {}", fd.fd, fd.target, end(fd.access), other_end(fd.access, holders, test))
+}
+
+fn stray_line(stray: &Stray, test: i32) -> String {
+    let fd = &stray.fd;
+    let cloexec = if fd.cloexec { "" } else { ", no CLOEXEC" };
+    if stray.is_pipe() {
+        let others = other_end(fd.access, &stray.holders, test);
+        format!("{}  {}  {} end{cloexec}; {others}", fd.fd, fd.target, end(fd.access))
+    } else {
+        format!("{}  {}{cloexec}", fd.fd, escape::text(&fd.target))
+    }
+}
+
+/// Who holds the other end of a pipe, and who else this one.
+fn other_end(access: i32, holders: &[Holder], test: i32) -> String {
+    let name = |holder: &Holder| {
+        let who = if holder.pid == test { "test".to_owned() } else { holder.pid.to_string() };
+        format!("{who} fd {}", holder.fd)
+    };
+    let (same, other): (Vec<&Holder>, Vec<&Holder>) = holders.iter().partition(|holder| holder.access == access);
+    let list = |holders: &[&Holder]| holders.iter().map(|holder| name(holder)).collect::<Vec<_>>().join(", ");
+    let mut text = if other.is_empty() {
+        "other end: nobody here".to_owned()
+    } else {
+        format!("other end: {}", list(&other))
+    };
+    if !same.is_empty() {
+        let _ = write!(text, "; this end also: {}", list(&same));
+    }
+    text
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.2} s", time.as_secs_f64())
+}

@@ -1,0 +1,445 @@
+//! Guards one test at a time: runs it, watches it, tears it down.
+//!
+//! A supervisor has one thread, a session of its own, is a child subreaper, runs no user code and
+//! ignores every signal it can. It has no `PR_SET_PDEATHSIG`: that would kill it before it could
+//! kill what it guards. Instead it watches the lifeline and a pidfd of the harness.
+//!
+//! It takes the next test only after the kernel has said `ECHILD`.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::channel::Channel;
+use crate::forkserver::Hello;
+use crate::facts::{Class, Facts, Process, Snapshot};
+use crate::kill;
+use crate::lifeline::Watch;
+use crate::outcome::{End, Page, Phase};
+use crate::sys::{self, ChildState, Children, FdIdentity, Fork, Pid, Shared, Signals};
+use crate::testproc::TestProcess;
+use crate::wire::{Wire, wire_struct};
+
+wire_struct! {
+    /// Which test to run, under which policy.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub(crate) struct Job {
+        /// The place in the harness's list, which is the same in every process of a run.
+        pub(crate) index: u64,
+        pub(crate) name: String,
+        pub(crate) settings: crate::policy::Settings,
+    }
+}
+
+/// What a supervisor shares with every other process of the run.
+pub(crate) struct World {
+    pub(crate) lifeline: Watch,
+    pub(crate) harness: OwnedFd,
+    pub(crate) signals: Signals,
+    pub(crate) title: sys::Argv,
+    pub(crate) comm: String,
+}
+
+/// How a test's watch ended.
+enum Ending {
+    Ended(ChildState),
+    TimedOut,
+    /// The harness is gone or gave the test up: kill everything, tell nobody.
+    Abandoned,
+}
+
+/// One supervisor.
+pub(crate) struct Supervisor {
+    world: World,
+    slot: Channel,
+    children: SignalFd,
+    page: Shared<Page>,
+    scratch: PathBuf,
+    /// What a test process finds open: the fds from before the harness began.
+    inherited: Vec<(RawFd, FdIdentity)>,
+    pid: Pid,
+}
+
+/// What a supervisor's life came to.
+pub(crate) enum Served {
+    /// This process is a test process now.
+    Test(Box<TestProcess>),
+    /// The supervisor's work is over; the value is its exit code.
+    Done(i32),
+}
+
+impl Supervisor {
+    /// Turns a freshly forked process into a supervisor.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the kernel refuses: a process without subreaper, signalfd or shared memory
+    /// guards nothing.
+    pub(crate) fn new(world: World, slot: Channel, scratch: PathBuf) -> io::Result<Supervisor> {
+        let pid = nix::unistd::getpid().as_raw();
+        let fd = slot.as_fd().try_clone_to_owned()?;
+        let made = Supervisor::prepare(world, slot, scratch, pid);
+        let error = made.as_ref().err().map(|error| format!("cannot set up a supervisor: {error}"));
+        Channel::from_fd(fd).send(&Hello { pid, error }.encode(), &[])?;
+        made
+    }
+
+    fn prepare(world: World, slot: Channel, scratch: PathBuf, pid: Pid) -> io::Result<Supervisor> {
+        nix::unistd::setsid()?;
+        nix::sys::prctl::set_child_subreaper(true)?;
+        for signal in sys::DEAF_TO {
+            sys::ignore_signal(signal);
+        }
+        sys::default_signal(libc::SIGCHLD);
+        let mut set = SigSet::empty();
+        set.add(Signal::SIGCHLD);
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set), None)?;
+        let children = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let mut supervisor = Supervisor {
+            world,
+            slot,
+            children,
+            page: Shared::zeroed()?,
+            scratch,
+            inherited: Vec::new(),
+            pid,
+        };
+        supervisor.show("idle");
+        let private = supervisor.private_fds();
+        supervisor.inherited = sys::open_fds()
+            .into_iter()
+            .filter(|fd| *fd > 2 && !private.contains(fd))
+            .filter_map(|fd| Some((fd, sys::fd_identity(fd)?)))
+            .collect();
+        Ok(supervisor)
+    }
+
+    /// Runs tests until there are no more.
+    pub(crate) fn serve(self) -> Served {
+        loop {
+            if self.wait(None, true) == Event::Abandoned {
+                return self.leave(0);
+            }
+            let (job, output) = match self.slot.receive() {
+                Ok(Some((bytes, mut fds))) if fds.len() == 2 => match (Job::decode(&bytes), fds.pop(), fds.pop()) {
+                    (Some(job), Some(stderr), Some(stdout)) => (job, [stdout, stderr]),
+                    _ => return self.leave(1),
+                },
+                _ => return self.leave(0),
+            };
+            self.show(&job.name);
+            let facts = match self.guard(&job, output) {
+                // Dropping the supervisor on the way out closes every fd that is not the test's.
+                Guarded::Test(test) => return Served::Test(test),
+                Guarded::Abandoned => return self.leave(0),
+                Guarded::Judged(facts) => facts,
+            };
+            let empty = facts.survivors.is_empty();
+            if self.slot.send(&facts.encode(), &[]).is_err() || !empty {
+                // What could not be killed must not be taken for the next test's.
+                return self.leave(i32::from(!empty));
+            }
+            self.show("idle");
+        }
+    }
+
+    /// Guards one test, from the fork to the verdict.
+    fn guard(&self, job: &Job, output: [OwnedFd; 2]) -> Guarded {
+        let begin = Instant::now();
+        let mut notes = Vec::new();
+        if let Err(error) = make_scratch(&self.scratch) {
+            notes.push(format!("no scratch directory `{}`: {error}", self.scratch.display()));
+        }
+        self.page.reset();
+        let test = match sys::fork() {
+            Ok(Fork::Child) => {
+                return Guarded::Test(Box::new(TestProcess::enter(self, job, output)));
+            }
+            Ok(Fork::Parent(pid)) => pid,
+            Err(error) => return Guarded::Judged(Facts::lost(format!("cannot fork the test process: {error}"))),
+        };
+        drop(output);
+        let deadline = job.settings.timeout.map(|limit| begin + limit);
+        let mut at_end = None;
+        let mut facts = Facts::lost(String::new());
+        facts.pid = test;
+        facts.end = match self.watch(test, deadline, &mut at_end) {
+            Ending::Ended(ChildState::Exited(code)) => End::Exited { code },
+            Ending::Ended(ChildState::Signalled(signal)) => End::Signalled { signal },
+            Ending::Ended(ChildState::Stopped) | Ending::TimedOut => End::TimedOut,
+            Ending::Abandoned => {
+                kill::kill_below(self.pid, &[]);
+                return Guarded::Abandoned;
+            }
+        };
+        if self.tear_down(test, job.settings.grace, at_end, &mut facts) == Event::Abandoned {
+            return Guarded::Abandoned;
+        }
+        if let Err(error) = clear_scratch(&self.scratch) {
+            notes.push(format!("cannot empty the scratch directory `{}`: {error}", self.scratch.display()));
+        }
+        let page = &self.page;
+        facts.body = page.body();
+        facts.body_time = page.body_time();
+        facts.threads = page.threads();
+        facts.returned_children = page.returned_children();
+        (facts.strays, facts.stray_count) = page.strays();
+        facts.notes = notes;
+        facts.time = begin.elapsed();
+        Guarded::Judged(facts)
+    }
+
+    /// Follows the test process to its end, its deadline or the harness's death.
+    fn watch(&self, test: Pid, deadline: Option<Instant>, at_end: &mut Option<Snapshot>) -> Ending {
+        loop {
+            match sys::waitid(Some(test), libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT) {
+                Ok(Children::Ready(child)) if child.state != ChildState::Stopped => {
+                    return Ending::Ended(child.state);
+                }
+                // Stopped, and it says that it did so itself: it left something behind, and waits
+                // to be looked at while parents are still parents. Any other stop is its own.
+                Ok(Children::Ready(_)) => {
+                    let _ = sys::waitid(Some(test), libc::WSTOPPED);
+                    if self.page.phase() == Phase::Stopped && at_end.is_none() {
+                        *at_end = Some(Snapshot::take(self.pid, test));
+                        let _ = sys::kill(test, libc::SIGCONT);
+                    }
+                }
+                // `None` cannot be: nobody but us reaps our child.
+                Ok(Children::None) | Err(_) => return Ending::Ended(ChildState::Exited(0)),
+                Ok(Children::Quiet) => {}
+            }
+            // Orphans that ended while the test still runs: they are done, and nobody's business.
+            self.reap_others(Some(test));
+            match self.wait(deadline, false) {
+                Event::Children | Event::Request => {}
+                Event::Deadline => return Ending::TimedOut,
+                Event::Abandoned => return Ending::Abandoned,
+            }
+        }
+    }
+
+    /// Leaves nothing of the test, and notes what there was.
+    fn tear_down(&self, test: Pid, grace: Duration, at_end: Option<Snapshot>, facts: &mut Facts) -> Event {
+        let timed_out = facts.end == End::TimedOut;
+        if !timed_out {
+            let _ = sys::waitid(Some(test), libc::WEXITED);
+            if at_end.is_none() && self.nothing_left() {
+                return Event::Children;
+            }
+        }
+        let at_end = at_end.unwrap_or_else(|| Snapshot::take(self.pid, test));
+        let until = Instant::now() + grace;
+        let mut clean = false;
+        while !timed_out {
+            self.reap_others(None);
+            clean = self.nothing_left();
+            if clean {
+                break;
+            }
+            match self.wait(Some(until), false) {
+                Event::Children | Event::Request => {}
+                Event::Deadline => break,
+                Event::Abandoned => {
+                    kill::kill_below(self.pid, &[]);
+                    return Event::Abandoned;
+                }
+            }
+        }
+        let mut left = Vec::new();
+        if !clean {
+            // Evidence first, then the kill.
+            let mut now = Snapshot::take(self.pid, test);
+            now.remember(&at_end);
+            let killed = kill::kill_below(self.pid, &[]);
+            left = now.into_processes();
+            left.retain(|process| process.class == Class::Leaked);
+            for process in &mut left {
+                process.killed = !killed.survivors.iter().any(|survivor| survivor.pid == process.pid);
+            }
+            facts.survivors = killed.survivors;
+        }
+        let gone = at_end.processes().iter().filter(|process| {
+            !process.is_test && !left.iter().any(|leaked| leaked.pid == process.pid)
+        });
+        facts.processes = gone
+            .map(|process| Process {
+                class: if process.class == Class::Leaked { Class::Straggler } else { process.class },
+                ..process.clone()
+            })
+            .collect();
+        facts.processes.extend(left);
+        Event::Children
+    }
+
+    /// The kernel's word for "clean": no child, so no descendant, is left.
+    fn nothing_left(&self) -> bool {
+        matches!(sys::waitid(None, libc::WEXITED | libc::WNOWAIT), Ok(Children::None))
+    }
+
+    /// Reaps every dead child but `test`.
+    fn reap_others(&self, test: Option<Pid>) {
+        while let Ok(Children::Ready(child)) = sys::waitid(None, libc::WEXITED | libc::WNOWAIT) {
+            if Some(child.pid) == test || sys::waitid(Some(child.pid), libc::WEXITED).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Waits for the next thing to happen: one poll for everything there is.
+    fn wait(&self, deadline: Option<Instant>, idle: bool) -> Event {
+        loop {
+            let timeout = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => return Event::Deadline,
+                // Rounded up, or the last millisecond would be a busy loop.
+                Some(left) => PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX),
+                // Waits for the next request, or for the end of a test without a timeout: as long
+                // as the harness lives.
+                None => PollTimeout::NONE,
+            };
+            let request = if idle { PollFlags::POLLIN } else { PollFlags::empty() };
+            let mut fds = [
+                PollFd::new(self.world.lifeline.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.world.harness.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.slot.as_fd(), request),
+                PollFd::new(self.children.as_fd(), PollFlags::POLLIN),
+            ];
+            // EINTR and the like: look again.
+            if poll(&mut fds, timeout).is_err() {
+                continue;
+            }
+            let [lifeline, harness, slot, children] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+            if !lifeline.is_empty() || !harness.is_empty() {
+                return Event::Abandoned;
+            }
+            if slot.contains(PollFlags::POLLIN) {
+                return Event::Request;
+            }
+            if !slot.is_empty() {
+                return Event::Abandoned;
+            }
+            if !children.is_empty() {
+                while let Ok(Some(_)) = self.children.read_signal() {}
+                return Event::Children;
+            }
+        }
+    }
+
+    /// Ends the supervisor's work.
+    fn leave(&self, code: i32) -> Served {
+        let _ = clear_scratch(&self.scratch);
+        let _ = fs::remove_dir(&self.scratch);
+        Served::Done(code)
+    }
+
+    /// Shows what this process is and guards, where `ps` and `pkill -f` look.
+    fn show(&self, what: &str) {
+        self.world.title.show(&format!("childproof: {what}"));
+        let _ = nix::sys::prctl::set_name(c"childproof");
+    }
+
+    // What the test process takes from the supervisor it was forked from.
+
+    /// The fds that are none of a test's business.
+    pub(crate) fn private_fds(&self) -> [RawFd; 4] {
+        [
+            self.slot.as_raw_fd(),
+            self.children.as_raw_fd(),
+            self.world.lifeline.as_fd().as_raw_fd(),
+            self.world.harness.as_raw_fd(),
+        ]
+    }
+
+    pub(crate) fn world(&self) -> &World {
+        &self.world
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    pub(crate) fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    pub(crate) fn inherited(&self) -> &[(RawFd, FdIdentity)] {
+        &self.inherited
+    }
+
+    pub(crate) fn page(&self) -> Shared<Page> {
+        self.page.another()
+    }
+}
+
+/// What there was to wait for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Event {
+    /// A child changed state.
+    Children,
+    /// The harness has sent a job.
+    Request,
+    /// Time is over.
+    Deadline,
+    /// The harness is gone, or has given this slot up.
+    Abandoned,
+}
+
+enum Guarded {
+    Test(Box<TestProcess>),
+    Judged(Facts),
+    Abandoned,
+}
+
+/// Makes sure that the scratch directory is there, and a directory.
+fn make_scratch(scratch: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(scratch).is_ok_and(|found| found.is_dir()) {
+        return Ok(());
+    }
+    let _ = fs::remove_file(scratch);
+    fs::DirBuilder::new().mode(0o700).create(scratch)?;
+    // As open as /tmp, whatever the umask: a test may change its user. The directory above it has
+    // a name nobody can guess and cannot be listed.
+    fs::set_permissions(scratch, fs::Permissions::from_mode(0o1777))
+}
+
+/// Leaves the scratch directory empty, as it is most of the time.
+fn clear_scratch(scratch: &Path) -> io::Result<()> {
+    match fs::read_dir(scratch).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => return Ok(()),
+        Ok(false) | Err(_) => {}
+    }
+    match remove_all(scratch) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+fn remove_all(path: &Path) -> io::Result<()> {
+    if !fs::symlink_metadata(path)?.is_dir() {
+        return fs::remove_file(path);
+    }
+    let first = fs::remove_dir_all(path);
+    if first.is_ok() {
+        return first;
+    }
+    // A test may have taken its own permissions away. Follow no link on the way down.
+    make_writable(path);
+    fs::remove_dir_all(path)
+}
+
+fn make_writable(directory: &Path) {
+    let _ = fs::set_permissions(directory, fs::Permissions::from_mode(0o700));
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            make_writable(&entry.path());
+        }
+    }
+}

@@ -1,0 +1,568 @@
+//! Every unsafe call of the harness, each with the reason why it holds here.
+//!
+//! The functions are named for the syscall they make; what they are for stands with their
+//! callers. Nothing in here allocates after a fork unless it says so.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{OsStr, c_char, c_int, c_void};
+use std::io;
+use std::mem::{self, MaybeUninit};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+
+use nix::libc;
+
+use crate::registry::Test;
+
+/// A process id as the kernel counts it.
+pub(crate) type Pid = i32;
+
+fn check(result: c_int) -> io::Result<c_int> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Processes
+
+/// Which side of a fork this is.
+pub(crate) enum Fork {
+    /// The new process.
+    Child,
+    /// The forking process; the child's pid.
+    Parent(Pid),
+}
+
+/// `fork()` — starts a process that is a copy of this one.
+///
+/// Callers are single-threaded when they call this: `Harness::run` counts its threads first, and
+/// fork server and supervisor never start one. That is what makes allocation, locks and the whole
+/// of `std` usable in the child (fork(2), "async-signal-safe functions").
+pub(crate) fn fork() -> io::Result<Fork> {
+    // SAFETY: the process has one thread (see above), so no lock is held by a thread that the
+    // child would lack.
+    match check(unsafe { libc::fork() })? {
+        0 => Ok(Fork::Child),
+        pid => Ok(Fork::Parent(pid)),
+    }
+}
+
+/// `_exit(code)` — ends the process without running anything of the program's own.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: `_exit` takes any value and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// `kill(pid, signal)` — for a pid that cannot be recycled: an unreaped child or this process.
+pub(crate) fn kill(pid: Pid, signal: c_int) -> io::Result<()> {
+    // SAFETY: `kill` reads no memory of ours. The caller pins the pid.
+    check(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
+/// `getpgid(pid)` — the process group of a child that is not reaped yet.
+pub(crate) fn getpgid(pid: Pid) -> io::Result<Pid> {
+    // SAFETY: `getpgid` reads no memory of ours.
+    check(unsafe { libc::getpgid(pid) })
+}
+
+/// `pidfd_open(pid, 0)` — a handle on the process that has this pid now (Linux 5.3).
+///
+/// The pid may have been recycled before the call: the caller rechecks what it knows of the
+/// process *after* it, and only then trusts the handle.
+pub(crate) fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: the call reads no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    let fd = check(fd as c_int)?;
+    // SAFETY: the kernel has just made this fd for us (close-on-exec), nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// `pidfd_send_signal(pidfd, signal, NULL, 0)` — signals just that process (Linux 5.1).
+pub(crate) fn pidfd_send_signal(pidfd: &OwnedFd, signal: c_int) -> io::Result<()> {
+    let info = ptr::null::<libc::siginfo_t>();
+    // SAFETY: the fd is open for the length of the borrow, and a null siginfo is allowed.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0) };
+    check(result as c_int).map(drop)
+}
+
+/// What `waitid` tells of one child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Waited {
+    pub(crate) pid: Pid,
+    pub(crate) state: ChildState,
+}
+
+/// How a child was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChildState {
+    /// It called `exit` with this code.
+    Exited(i32),
+    /// This signal ended it. A plain number: real-time signals have no name in nix.
+    Signalled(i32),
+    /// It is stopped.
+    Stopped,
+}
+
+/// What there is to wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Children {
+    /// `ECHILD`: no child is left, dead or alive. The kernel's word for "clean".
+    None,
+    /// There are children, and none has anything to tell.
+    Quiet,
+    /// This one has.
+    Ready(Waited),
+}
+
+/// `waitid(..)` — asks about one child (`pid`) or any (`None`), without ever blocking.
+///
+/// `flags` are the states asked for and `WNOWAIT`; `WNOHANG` and `__WALL` are always set. Without
+/// `__WALL` a child whose exit signal is not SIGCHLD (a raw `clone`) would look like no child.
+pub(crate) fn waitid(pid: Option<Pid>, flags: c_int) -> io::Result<Children> {
+    let (kind, id) = match pid {
+        Some(pid) => (libc::P_PID, pid as libc::id_t),
+        None => (libc::P_ALL, 0),
+    };
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    let flags = flags | libc::WNOHANG | libc::__WALL;
+    // SAFETY: `info` is a siginfo_t that the kernel may write.
+    let result = unsafe { libc::waitid(kind, id, info.as_mut_ptr(), flags) };
+    if let Err(error) = check(result) {
+        return match error.raw_os_error() {
+            Some(libc::ECHILD) => Ok(Children::None),
+            Some(libc::EINTR) => Ok(Children::Quiet),
+            _ => Err(error),
+        };
+    }
+    // SAFETY: all-zero bytes are a valid siginfo_t, and the kernel only overwrites them.
+    let info = unsafe { info.assume_init() };
+    // SAFETY: waitid fills the fields of SIGCHLD, or leaves them zero when nothing is ready.
+    let pid = unsafe { info.si_pid() };
+    if pid == 0 {
+        return Ok(Children::Quiet);
+    }
+    // SAFETY: as above; nonzero si_pid says that the fields were filled.
+    let status = unsafe { info.si_status() };
+    let state = match info.si_code {
+        libc::CLD_EXITED => ChildState::Exited(status),
+        libc::CLD_KILLED | libc::CLD_DUMPED => ChildState::Signalled(status),
+        _ => ChildState::Stopped,
+    };
+    Ok(Children::Ready(Waited { pid, state }))
+}
+
+// ---------------------------------------------------------------------------------------------
+// Signals
+
+/// The signals that a supervisor ignores, and whose first dispositions a test must see again.
+pub(crate) const DEAF_TO: [c_int; 5] =
+    [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE];
+
+/// The signal world as the harness was given it.
+#[derive(Clone, Copy)]
+pub(crate) struct Signals {
+    mask: libc::sigset_t,
+    actions: [libc::sigaction; DEAF_TO.len()],
+}
+
+impl Signals {
+    /// Reads the mask of this thread and the dispositions of [`DEAF_TO`].
+    pub(crate) fn current() -> io::Result<Signals> {
+        let mut mask = MaybeUninit::<libc::sigset_t>::zeroed();
+        // SAFETY: a null set changes nothing; the old mask is written to `mask`.
+        let result = unsafe { libc::sigprocmask(libc::SIG_BLOCK, ptr::null(), mask.as_mut_ptr()) };
+        check(result)?;
+        // SAFETY: a zeroed sigset_t is valid, and the call has filled it.
+        let mask = unsafe { mask.assume_init() };
+        // SAFETY: an all-zero sigaction is a valid value (SIG_DFL, empty mask).
+        let empty: libc::sigaction = unsafe { mem::zeroed() };
+        let mut actions = [empty; DEAF_TO.len()];
+        for (signal, action) in DEAF_TO.iter().zip(&mut actions) {
+            // SAFETY: a null action changes nothing; the old one is written to `action`.
+            check(unsafe { libc::sigaction(*signal, ptr::null(), action) })?;
+        }
+        Ok(Signals { mask, actions })
+    }
+
+    /// Puts the saved mask and dispositions in force. Async-signal-safe.
+    pub(crate) fn restore(&self) {
+        for (signal, action) in DEAF_TO.iter().zip(&self.actions) {
+            // SAFETY: `action` came from the kernel; a handler in it is code of this binary.
+            unsafe { libc::sigaction(*signal, action, ptr::null_mut()) };
+        }
+        // SAFETY: `mask` came from the kernel.
+        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.mask, ptr::null_mut()) };
+    }
+
+    /// The mask as one bit a signal, signal 1 the lowest: what an exec'ed fork server is told.
+    pub(crate) fn mask_bits(&self) -> u64 {
+        (1..=64)
+            // SAFETY: `mask` is an initialized set, and the signal number is in range.
+            .filter(|signal| unsafe { libc::sigismember(&self.mask, *signal) } == 1)
+            .fold(0, |bits, signal| bits | 1 << (signal - 1))
+    }
+
+    /// Replaces the mask by [`Signals::mask_bits`] of another process.
+    pub(crate) fn set_mask_bits(&mut self, bits: u64) {
+        // SAFETY: `mask` is writable memory of the right type.
+        unsafe { libc::sigemptyset(&mut self.mask) };
+        for signal in (1..=64).filter(|signal| bits & (1 << (signal - 1)) != 0) {
+            // SAFETY: `mask` was made by sigemptyset; signals libc reserves for itself are refused.
+            unsafe { libc::sigaddset(&mut self.mask, signal) };
+        }
+    }
+}
+
+/// `sigaction(signal, SIG_IGN)` — ignores a signal.
+pub(crate) fn ignore_signal(signal: c_int) {
+    set_disposition(signal, libc::SIG_IGN);
+}
+
+/// `sigaction(signal, SIG_DFL)` — gives a signal its default effect back.
+pub(crate) fn default_signal(signal: c_int) {
+    set_disposition(signal, libc::SIG_DFL);
+}
+
+fn set_disposition(signal: c_int, disposition: libc::sighandler_t) {
+    // SAFETY: an all-zero sigaction is a valid value.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    action.sa_sigaction = disposition;
+    // SAFETY: SIG_IGN and SIG_DFL run no code of ours.
+    unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };
+}
+
+// ---------------------------------------------------------------------------------------------
+// Memory
+
+/// A value in memory that is shared with every process forked from this one.
+///
+/// `T` is made of atomics only ([`crate::outcome::Page`]): two processes may touch it at once.
+pub(crate) struct Shared<T: 'static> {
+    at: &'static T,
+}
+
+impl<T: Sync> Shared<T> {
+    /// `mmap(MAP_SHARED|MAP_ANONYMOUS)` — zeroed memory; it stays mapped until the process ends.
+    ///
+    /// # Safety of the type
+    ///
+    /// All-zero bytes must be a valid `T`; `Page` is the only one, and says so.
+    pub(crate) fn zeroed() -> io::Result<Shared<T>> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let kind = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        let size = mem::size_of::<T>();
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing.
+        let at = unsafe { libc::mmap(ptr::null_mut(), size, protection, kind, -1, 0) };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the mapping is page-aligned, as large as `T`, zeroed (a valid `T`, see above),
+        // and never unmapped, so the reference is good for ever.
+        Ok(Shared { at: unsafe { &*at.cast::<T>() } })
+    }
+}
+
+impl<T> Shared<T> {
+    /// A second handle on the same memory.
+    pub(crate) fn another(&self) -> Shared<T> {
+        Shared { at: self.at }
+    }
+}
+
+impl<T> std::ops::Deref for Shared<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        self.at
+    }
+}
+
+/// The next test of the registry's list.
+pub(crate) fn registered(test: *mut Test) -> Option<&'static Test> {
+    // SAFETY: only `Test::register` puts pointers into the list, and only to statics.
+    unsafe { test.as_ref() }
+}
+
+// ---------------------------------------------------------------------------------------------
+// File descriptors
+
+/// Takes ownership of an fd that the kernel has just given us.
+pub(crate) fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: the callers pass fds out of a received SCM_RIGHTS message, signalfd or dup, which
+    // nobody else has seen.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// `fcntl(fd, F_DUPFD_CLOEXEC, least)` — a second, close-on-exec number for an fd.
+pub(crate) fn dup_above(fd: RawFd, least: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: reads no memory of ours; a wrong fd is an error.
+    let new = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, least) })?;
+    Ok(own(new))
+}
+
+/// `dup2(from, to)` — makes `to` another number of `from`, without close-on-exec.
+pub(crate) fn dup2(from: RawFd, to: RawFd) -> io::Result<()> {
+    // SAFETY: reads no memory of ours. `to` is 0, 1 or 2, which nothing in here owns.
+    check(unsafe { libc::dup2(from, to) }).map(drop)
+}
+
+/// What makes an open file the same one: two fds with equal identities are one open file to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FdIdentity {
+    pub(crate) dev: u64,
+    pub(crate) ino: u64,
+    /// `S_IFMT` of the file.
+    pub(crate) kind: u32,
+    /// `O_ACCMODE` of the open file.
+    pub(crate) access: i32,
+}
+
+/// `fstat(fd)`, `fcntl(fd, F_GETFL)` — who an fd is; `None` if it is not open.
+pub(crate) fn fd_identity(fd: RawFd) -> Option<FdIdentity> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `stat` is writable and large enough.
+    check(unsafe { libc::fstat(fd, stat.as_mut_ptr()) }).ok()?;
+    // SAFETY: fstat succeeded, so it filled the buffer.
+    let stat = unsafe { stat.assume_init() };
+    // SAFETY: reads no memory of ours.
+    let flags = check(unsafe { libc::fcntl(fd, libc::F_GETFL) }).ok()?;
+    Some(FdIdentity {
+        dev: stat.st_dev,
+        ino: stat.st_ino,
+        kind: stat.st_mode & libc::S_IFMT,
+        access: flags & libc::O_ACCMODE,
+    })
+}
+
+/// `fcntl(fd, F_GETFD)` — whether the fd is closed by an exec; `None` if it is not open.
+pub(crate) fn is_cloexec(fd: RawFd) -> Option<bool> {
+    // SAFETY: reads no memory of ours.
+    let flags = check(unsafe { libc::fcntl(fd, libc::F_GETFD) }).ok()?;
+    Some(flags & libc::FD_CLOEXEC != 0)
+}
+
+/// The numbers of this process's open fds, ascending, without the one that was used to look.
+///
+/// Reads `/proc/self/fd` with `getdents64`. Where that cannot be opened (every fd in use, no
+/// `/proc` in a chroot, another uid) each number up to the limit is asked for instead.
+pub(crate) fn open_fds() -> Vec<RawFd> {
+    let mut fds = list_fds(c"/proc/self/fd").unwrap_or_else(|_| probe_fds());
+    fds.sort_unstable();
+    fds
+}
+
+fn list_fds(directory: &std::ffi::CStr) -> io::Result<Vec<RawFd>> {
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: the path is NUL-terminated.
+    let directory = own(check(unsafe { libc::open(directory.as_ptr(), flags) })?);
+    let own_number = directory.as_raw_fd();
+    let mut fds = Vec::with_capacity(64);
+    // Aligned for `linux_dirent64`; a few hundred entries a call.
+    let mut buffer = [0u64; 1024];
+    loop {
+        let size = mem::size_of_val(&buffer);
+        // SAFETY: the kernel writes at most `size` bytes into the buffer.
+        let filled = unsafe {
+            libc::syscall(libc::SYS_getdents64, own_number, buffer.as_mut_ptr(), size)
+        };
+        let filled = check(filled as c_int)? as usize;
+        if filled == 0 {
+            return Ok(fds);
+        }
+        // SAFETY: the first `filled` bytes were just written, and u8 has no alignment.
+        let bytes = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), filled) };
+        let mut at = 0;
+        // struct linux_dirent64: d_ino u64, d_off i64, d_reclen u16, d_type u8, d_name.
+        while let Some(&[low, high]) = bytes.get(at + 16..at + 18) {
+            let length = usize::from(u16::from_le_bytes([low, high]));
+            let name = bytes.get(at + 19..at + length).unwrap_or_default();
+            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+            if let Some(fd) = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok())
+                && fd != own_number
+            {
+                fds.push(fd);
+            }
+            if length == 0 {
+                break;
+            }
+            at += length;
+        }
+    }
+}
+
+fn probe_fds() -> Vec<RawFd> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a writable rlimit.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0;
+    // A limit may have been lowered below fds that are open, or be "infinite".
+    let most = if known { limit.rlim_max.clamp(4096, 1 << 20) as RawFd } else { 4096 };
+    (0..most).filter(|fd| is_cloexec(*fd).is_some()).collect()
+}
+
+/// A borrow of one of the standard fds.
+pub(crate) fn borrow(fd: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: only for 0, 1 and 2, which stay open as long as the process.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// `setsockopt(SO_SNDTIMEO)` — a send that finds nobody reading fails after `seconds`.
+pub(crate) fn limit_sends(socket: &OwnedFd, seconds: i64) -> io::Result<()> {
+    let time = libc::timeval { tv_sec: seconds, tv_usec: 0 };
+    let size = mem::size_of_val(&time) as libc::socklen_t;
+    let value = (&raw const time).cast::<c_void>();
+    // SAFETY: `value` points to a timeval of `size` bytes for the length of the call.
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDTIMEO, value, size) })
+        .map(drop)
+}
+
+// ---------------------------------------------------------------------------------------------
+// The process's own environment and title
+
+/// `setenv` — in a process with one thread.
+pub(crate) fn set_env(name: &str, value: &OsStr) {
+    // SAFETY: called in test processes and fork servers before any user code, with one thread.
+    unsafe { std::env::set_var(name, value) };
+}
+
+/// `unsetenv` — in a process with one thread.
+pub(crate) fn remove_env(name: &str) {
+    // SAFETY: called in an exec'ed fork server before any user code, with one thread.
+    unsafe { std::env::remove_var(name) };
+}
+
+/// The memory in which the kernel finds this process's argv (`/proc/PID/cmdline`).
+pub(crate) struct Argv {
+    start: usize,
+    original: Vec<u8>,
+}
+
+impl Argv {
+    /// Finds the region. `bounds` are the fields `arg_start` and `arg_end` of `/proc/self/stat`.
+    pub(crate) fn at(bounds: (usize, usize)) -> Argv {
+        let (start, end) = bounds;
+        let length = end.saturating_sub(start);
+        // SAFETY: the kernel put argv there when it started the program; the region lies on the
+        // initial stack, is readable and writable, and is never unmapped.
+        let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, length) };
+        Argv { start, original: bytes.to_vec() }
+    }
+
+    /// Shows `title` instead of argv, cut to the room that argv had.
+    pub(crate) fn show(&self, title: &str) {
+        let mut bytes = vec![0; self.original.len()];
+        let length = title.len().min(bytes.len().saturating_sub(1));
+        bytes[..length].copy_from_slice(&title.as_bytes()[..length]);
+        self.write(&bytes);
+    }
+
+    /// Shows the original argv again. `std::env::args` reads this very memory.
+    pub(crate) fn restore(&self) {
+        self.write(&self.original);
+    }
+
+    fn write(&self, bytes: &[u8]) {
+        // SAFETY: the region is ours (see `at`), `bytes` is exactly as long, and this process has
+        // one thread, so nobody reads argv meanwhile.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.start as *mut u8, bytes.len()) };
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Before main
+
+type Constructor = extern "C" fn(c_int, *const *const c_char, *const *const c_char);
+
+/// Runs before every other constructor of the program (std keeps argc and argv in `.00099`); see
+/// `forkserver::Takeover`.
+#[used]
+#[unsafe(link_section = ".init_array.00101")]
+static TAKE_OVER_EARLY: Constructor = take_over_early;
+
+/// Runs among the last constructors of the program.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static TAKE_OVER_LATE: Constructor = take_over_late;
+
+extern "C" fn take_over_early(_: c_int, _: *const *const c_char, _: *const *const c_char) {
+    crate::forkserver::take_over_early();
+}
+
+extern "C" fn take_over_late(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
+    crate::forkserver::take_over_late(|| run_later_constructors(argc, argv, envp));
+}
+
+/// Runs the constructors that the linker happened to place behind ours, so that a fork server
+/// has run every one of them: a body must find the world that `main` would have found.
+fn run_later_constructors(argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
+    unsafe extern "C" {
+        // Defined by every ELF linker around the section (ld's and lld's default layout).
+        static __init_array_start: [Constructor; 0];
+        static __init_array_end: [Constructor; 0];
+    }
+    let mut at = (&raw const __init_array_start).cast::<Constructor>();
+    let end = (&raw const __init_array_end).cast::<Constructor>();
+    let mut passed_ours = false;
+    while at < end {
+        // SAFETY: `at` lies between the bounds of the section, which holds one pointer a slot.
+        let constructor = unsafe { at.read() };
+        // SAFETY: still within the section, or one past its end.
+        at = unsafe { at.add(1) };
+        if passed_ours {
+            constructor(argc, argv, envp);
+        }
+        passed_ours |= constructor as usize == take_over_late as *const () as usize;
+    }
+}
+
+static STACK_END: AtomicUsize = AtomicUsize::new(0);
+static OLD_STACK: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+
+/// Tells a stack overflow of the main thread from other faults, as Rust's start-up does.
+///
+/// A process that is taken over before `main` has not run that start-up: without this, an endless
+/// recursion would end with SIGSEGV and no word of why.
+pub(crate) fn watch_stack() {
+    const SIZE: usize = 64 * 1024;
+    let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
+    // SAFETY: `attributes` is writable; this thread exists.
+    if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) } != 0 {
+        return;
+    }
+    let (mut low, mut size) = (ptr::null_mut(), 0);
+    // SAFETY: pthread_getattr_np has filled the attributes.
+    unsafe { libc::pthread_attr_getstack(attributes.as_ptr(), &mut low, &mut size) };
+    // SAFETY: the attributes were made above and are not used again.
+    unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
+    STACK_END.store(low as usize, Ordering::Relaxed);
+
+    let memory = Box::leak(vec![0u8; SIZE].into_boxed_slice()).as_mut_ptr();
+    OLD_STACK.store(memory.cast(), Ordering::Relaxed);
+    let stack = libc::stack_t { ss_sp: memory.cast(), ss_flags: 0, ss_size: SIZE };
+    // SAFETY: the memory is leaked, so the alternate stack stays good.
+    unsafe { libc::sigaltstack(&stack, ptr::null_mut()) };
+    // SAFETY: an all-zero sigaction is a valid value.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = on_fault;
+    action.sa_sigaction = handler as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    for signal in [libc::SIGSEGV, libc::SIGBUS] {
+        // SAFETY: `on_fault` makes only async-signal-safe calls.
+        unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };
+    }
+}
+
+extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
+    const MESSAGE: &[u8] = b"\nthread 'main' has overflowed its stack\nfatal runtime error: stack overflow, aborting\n";
+    // SAFETY: the kernel passes a siginfo of a fault, because of SA_SIGINFO.
+    let address = unsafe { (*info).si_addr() } as usize;
+    let end = STACK_END.load(Ordering::Relaxed);
+    // The main stack may end some pages above its limit (stack gap); a probe hits just below.
+    if (end.saturating_sub(64 * 1024)..end + 64 * 1024).contains(&address) {
+        // SAFETY: write(2) and abort(3) are async-signal-safe.
+        unsafe { libc::write(2, MESSAGE.as_ptr().cast(), MESSAGE.len()) };
+        // SAFETY: as above.
+        unsafe { libc::abort() };
+    }
+    // Not ours: the fault happens again with its default effect.
+    set_disposition(signal, libc::SIG_DFL);
+}

@@ -1,0 +1,152 @@
+//! The test process: what happens between the fork and the body, and after the body.
+
+use std::any::Any;
+use std::fs;
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use nix::libc;
+
+use crate::outcome::{Body, Page, Phase, stray};
+use crate::policy::Fds;
+use crate::supervisor::{Job, Supervisor};
+use crate::sys::{self, Children, FdIdentity, Pid, Shared};
+
+/// A forked process that is about to run, or has run, one body.
+pub(crate) struct TestProcess {
+    job: Job,
+    page: Shared<Page>,
+    pid: Pid,
+    /// The fd table as the body finds it.
+    before: Vec<(RawFd, FdIdentity)>,
+}
+
+impl TestProcess {
+    /// Makes the world of a fresh fork that of a test. Nothing of the harness is left in it.
+    pub(crate) fn enter(supervisor: &Supervisor, job: &Job, output: [OwnedFd; 2]) -> TestProcess {
+        let pid = nix::unistd::getpid().as_raw();
+        let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
+        if nix::unistd::getppid().as_raw() != supervisor.pid() {
+            // It died between the fork and the line above.
+            sys::exit_now(1);
+        }
+        let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
+        let [stdout, stderr] = &output;
+        let attached = sys::dup2(stdout.as_raw_fd(), 1).and_then(|()| sys::dup2(stderr.as_raw_fd(), 2));
+        if attached.is_err() {
+            sys::exit_now(1);
+        }
+        drop(output);
+        let world = supervisor.world();
+        world.title.restore();
+        if let Ok(comm) = std::ffi::CString::new(world.comm.as_str()) {
+            let _ = nix::sys::prctl::set_name(&comm);
+        }
+        world.signals.restore();
+        sys::set_env("TMPDIR", supervisor.scratch().as_os_str());
+        let standard = (0..=2).filter_map(|fd| Some((fd, sys::fd_identity(fd)?)));
+        let before = standard.chain(supervisor.inherited().iter().copied()).collect();
+        TestProcess { job: job.clone(), page: supervisor.page(), pid, before }
+    }
+
+    /// Which test this process is for.
+    pub(crate) fn job(&self) -> &Job {
+        &self.job
+    }
+
+    /// Takes what is open now for what was open before the body: `main` has run since the fork.
+    pub(crate) fn rebase(&mut self) {
+        self.before = table();
+    }
+
+    /// Runs the body, tells what came of it, and ends the process.
+    pub(crate) fn run(self, body: impl FnOnce() -> ExitCode, should_panic: Option<&str>) -> ! {
+        self.page.set_phase(Phase::Running);
+        let begin = Instant::now();
+        let result = catch_unwind(AssertUnwindSafe(body));
+        let took = begin.elapsed();
+        let body = judge(result, should_panic);
+        if nix::unistd::getpid().as_raw() != self.pid {
+            // A process that the body forked has come back through the body. It is a descendant,
+            // not the test: it has no say in the outcome, and ends here.
+            self.page.count_returned_child();
+            let _ = std::io::stdout().flush();
+            sys::exit_now(if body == Body::Passed { 0 } else { 101 });
+        }
+        let _ = std::io::stdout().flush();
+        self.page.end_body(&body, took);
+        if self.leaves_something() {
+            self.page.set_phase(Phase::Stopped);
+            let _ = sys::kill(self.pid, libc::SIGSTOP);
+        }
+        std::process::exit(if body == Body::Passed { 0 } else { 101 })
+    }
+
+    /// Records stray fds and threads; tells whether the supervisor should look at the tree.
+    fn leaves_something(&self) -> bool {
+        let settings = &self.job.settings;
+        if settings.deny_threads {
+            let threads = fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+            self.page.set_threads(u32::try_from(threads).unwrap_or(u32::MAX).saturating_sub(1));
+        }
+        let mut strays = 0;
+        if settings.fds != Fds::Off {
+            let after = table();
+            for (fd, identity) in stray(&self.before, &after, settings.fds) {
+                let Some(target) = target(*fd, settings.fds) else { continue };
+                self.page.add_stray(*fd, &target, identity, sys::is_cloexec(*fd).unwrap_or(false));
+                strays += 1;
+            }
+        }
+        let children = sys::waitid(None, libc::WEXITED | libc::WNOWAIT);
+        strays > 0 || !matches!(children, Ok(Children::None))
+    }
+}
+
+fn table() -> Vec<(RawFd, FdIdentity)> {
+    sys::open_fds().into_iter().filter_map(|fd| Some((fd, sys::fd_identity(fd)?))).collect()
+}
+
+/// What an fd is, in the kernel's words; `None` if the policy has nothing to do with it.
+fn target(fd: RawFd, fds: Fds) -> Option<String> {
+    match fs::read_link(format!("/proc/self/fd/{fd}")) {
+        // A named FIFO is a file like others: it is `all` that asks for it.
+        Ok(link) if fds == Fds::Pipes && !link.as_os_str().as_encoded_bytes().starts_with(b"pipe:[") => None,
+        Ok(link) => Some(link.to_string_lossy().into_owned()),
+        Err(_) => Some("unreadable".to_owned()),
+    }
+}
+
+fn judge(result: Result<ExitCode, Box<dyn Any + Send>>, should_panic: Option<&str>) -> Body {
+    let payload = match (result, should_panic) {
+        (Ok(_), Some(_)) => return Body::DidNotPanic,
+        (Ok(code), None) if code == ExitCode::SUCCESS => return Body::Passed,
+        (Ok(_), None) => return Body::Error,
+        (Err(payload), None) => {
+            // Dropping it could panic again, here where nobody catches it.
+            std::mem::forget(payload);
+            return Body::Panicked;
+        }
+        (Err(payload), Some("")) => {
+            std::mem::forget(payload);
+            return Body::Passed;
+        }
+        (Err(payload), Some(_)) => payload,
+    };
+    let message = match (payload.downcast_ref::<String>(), payload.downcast_ref::<&str>()) {
+        (Some(message), _) => message.clone(),
+        (None, Some(message)) => (*message).to_owned(),
+        (None, None) => {
+            std::mem::forget(payload);
+            return Body::PanickedOtherwise { message: "a panic whose payload is no string".to_owned() };
+        }
+    };
+    if message.contains(should_panic.unwrap_or_default()) {
+        Body::Passed
+    } else {
+        Body::PanickedOtherwise { message }
+    }
+}

@@ -1,0 +1,176 @@
+//! The encoding of the messages between harness, fork server and supervisor.
+//!
+//! Both ends are always the same binary, so there is no version and no schema: little-endian
+//! numbers, length-prefixed bytes, fields in order. A message that does not decode is an error
+//! for its reader, never a panic.
+
+use std::time::Duration;
+
+use crate::policy::Fds;
+
+/// A value that can cross a socket.
+pub(crate) trait Wire: Sized {
+    fn put(&self, out: &mut Vec<u8>);
+    fn get(input: &mut &[u8]) -> Option<Self>;
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.put(&mut out);
+        out
+    }
+
+    /// Reads a whole message; bytes left over are as wrong as bytes missing.
+    fn decode(mut input: &[u8]) -> Option<Self> {
+        let value = Self::get(&mut input)?;
+        input.is_empty().then_some(value)
+    }
+}
+
+macro_rules! number {
+    ($($ty:ty),*) => {$(
+        impl Wire for $ty {
+            fn put(&self, out: &mut Vec<u8>) {
+                out.extend_from_slice(&self.to_le_bytes());
+            }
+            fn get(input: &mut &[u8]) -> Option<Self> {
+                let (bytes, rest) = input.split_first_chunk()?;
+                *input = rest;
+                Some(<$ty>::from_le_bytes(*bytes))
+            }
+        }
+    )*};
+}
+number!(u8, u32, i32, u64);
+
+impl Wire for bool {
+    fn put(&self, out: &mut Vec<u8>) {
+        u8::from(*self).put(out);
+    }
+    fn get(input: &mut &[u8]) -> Option<Self> {
+        match u8::get(input)? {
+            0 => Some(false),
+            1 => Some(true),
+            _ => None,
+        }
+    }
+}
+
+impl<T: Wire> Wire for Vec<T> {
+    fn put(&self, out: &mut Vec<u8>) {
+        (self.len() as u64).put(out);
+        for item in self {
+            item.put(out);
+        }
+    }
+    fn get(input: &mut &[u8]) -> Option<Self> {
+        let len = u64::get(input)?;
+        // Grown as items arrive: a wrong length ends at the end of the input, not in an allocation.
+        let mut items = Vec::new();
+        for _ in 0..len {
+            items.push(T::get(input)?);
+        }
+        Some(items)
+    }
+}
+
+impl Wire for String {
+    fn put(&self, out: &mut Vec<u8>) {
+        (self.len() as u64).put(out);
+        out.extend_from_slice(self.as_bytes());
+    }
+    fn get(input: &mut &[u8]) -> Option<Self> {
+        let len = usize::try_from(u64::get(input)?).ok()?;
+        let (bytes, rest) = input.split_at_checked(len)?;
+        *input = rest;
+        String::from_utf8(bytes.to_vec()).ok()
+    }
+}
+
+impl<T: Wire> Wire for Option<T> {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.is_some().put(out);
+        if let Some(value) = self {
+            value.put(out);
+        }
+    }
+    fn get(input: &mut &[u8]) -> Option<Self> {
+        if bool::get(input)? { T::get(input).map(Some) } else { Some(None) }
+    }
+}
+
+impl Wire for Duration {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.as_secs().put(out);
+        self.subsec_nanos().put(out);
+    }
+    fn get(input: &mut &[u8]) -> Option<Self> {
+        let (secs, nanos) = (u64::get(input)?, u32::get(input)?);
+        (nanos < 1_000_000_000).then(|| Duration::new(secs, nanos))
+    }
+}
+
+impl Wire for Fds {
+    fn put(&self, out: &mut Vec<u8>) {
+        (*self as u8).put(out);
+    }
+    fn get(input: &mut &[u8]) -> Option<Self> {
+        [Fds::Pipes, Fds::All, Fds::Off].get(usize::from(u8::get(input)?)).copied()
+    }
+}
+
+/// Defines a struct whose fields cross the wire in order.
+macro_rules! wire_struct {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident {
+        $($(#[$field_meta:meta])* $field_vis:vis $field:ident: $ty:ty,)*
+    }) => {
+        $(#[$meta])*
+        $vis struct $name { $($(#[$field_meta])* $field_vis $field: $ty,)* }
+
+        impl $crate::wire::Wire for $name {
+            fn put(&self, out: &mut Vec<u8>) {
+                $($crate::wire::Wire::put(&self.$field, out);)*
+            }
+            fn get(input: &mut &[u8]) -> Option<Self> {
+                Some($name { $($field: $crate::wire::Wire::get(input)?,)* })
+            }
+        }
+    };
+}
+pub(crate) use wire_struct;
+
+/// Defines an enum whose variants cross the wire by position.
+macro_rules! wire_enum {
+    ($(#[$meta:meta])* $vis:vis enum $name:ident {
+        $($(#[$variant_meta:meta])* $variant:ident $({ $($field:ident: $ty:ty),* $(,)? })?,)*
+    }) => {
+        $(#[$meta])*
+        $vis enum $name { $($(#[$variant_meta])* $variant $({ $($field: $ty),* })?,)* }
+
+        impl $crate::wire::Wire for $name {
+            fn put(&self, out: &mut Vec<u8>) {
+                let mut at = 0u8;
+                $(
+                    if let $name::$variant $({ $($field),* })? = self {
+                        $crate::wire::Wire::put(&at, out);
+                        $($($crate::wire::Wire::put($field, out);)*)?
+                    }
+                    at += 1;
+                )*
+                let _ = at;
+            }
+            fn get(input: &mut &[u8]) -> Option<Self> {
+                let tag = <u8 as $crate::wire::Wire>::get(input)?;
+                let mut at = 0u8;
+                $(
+                    if tag == at {
+                        return Some($name::$variant $({ $($field: $crate::wire::Wire::get(input)?),* })?);
+                    }
+                    at += 1;
+                )*
+                let _ = at;
+                None
+            }
+        }
+    };
+}
+pub(crate) use wire_enum;

@@ -1,0 +1,7 @@
+#[childproof::test]
+async fn bare() {}
+
+#[childproof::guard]
+async fn guarded() {}
+
+fn main() {}

@@ -1,0 +1,4 @@
+#[childproof::test]
+extern "C" fn test() {}
+
+fn main() {}

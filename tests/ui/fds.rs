@@ -1,0 +1,4 @@
+#[childproof::test(fds = "sockets")]
+fn test() {}
+
+fn main() {}

@@ -1,0 +1,5 @@
+#[childproof::test]
+#[ignore("for a reason")]
+fn parentheses() {}
+
+fn main() {}

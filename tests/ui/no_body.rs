@@ -1,0 +1,4 @@
+#[childproof::test]
+fn test();
+
+fn main() {}

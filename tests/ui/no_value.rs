@@ -1,0 +1,13 @@
+#[childproof::test(timeout)]
+fn name_alone() {}
+
+#[childproof::test(timeout("5s"))]
+fn parentheses() {}
+
+#[childproof::test(timeout =)]
+fn nothing_after_the_sign() {}
+
+#[childproof::test("5s")]
+fn value_alone() {}
+
+fn main() {}

@@ -1,0 +1,4 @@
+#[childproof::test]
+fn test(port: u16, host: &str) {}
+
+fn main() {}

@@ -1,0 +1,8 @@
+struct Server;
+
+impl Server {
+    #[childproof::test]
+    fn restarts(&self) {}
+}
+
+fn main() {}

@@ -1,0 +1,4 @@
+#[childproof::test]
+unsafe fn test() {}
+
+fn main() {}

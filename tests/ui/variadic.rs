@@ -1,0 +1,4 @@
+#[childproof::test]
+unsafe extern "C" fn test(mut arguments: ...) {}
+
+fn main() {}

@@ -9,8 +9,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg,
-    sendmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
+    socketpair,
 };
 
 use crate::sys;
@@ -82,7 +82,9 @@ impl Channel {
                 Err(Errno::ECONNRESET) => return Ok(None),
                 result => result?,
             };
-            let Some((tag, chunk)) = packet[..filled].split_first() else { return Ok(None) };
+            let Some((tag, chunk)) = packet[..filled].split_first() else {
+                return Ok(None);
+            };
             message.extend_from_slice(chunk);
             if *tag == LAST {
                 return Ok(Some((message, fds)));

@@ -46,7 +46,7 @@ wire_struct! {
         pub(crate) forked_without_exec: bool,
         pub(crate) age: Option<Duration>,
         pub(crate) wait: Option<Wait>,
-        /// Its pipes and the fds it shares with the test; `None` if they may not be read.
+        /// The test's pipes that it holds; `None` if they may not be read.
         pub(crate) fds: Option<Vec<Fd>>,
         pub(crate) killed: bool,
     }
@@ -112,8 +112,9 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Looks at everything below `supervisor`. `test` is the test process, dead or alive.
-    pub(crate) fn take(supervisor: Pid, test: Pid) -> Snapshot {
+    /// Looks at everything below `supervisor`. `test` is the test process, dead or alive; pipes
+    /// whose inode is in `foreign` were there before the test and are none of its doing.
+    pub(crate) fn take(supervisor: Pid, test: Pid, foreign: &[u64]) -> Snapshot {
         let tree = Tree::read();
         let uptime = uptime();
         let processes = tree
@@ -121,7 +122,10 @@ impl Snapshot {
             .into_iter()
             // A zombie below another descendant is that parent's business, and it may still wait.
             .filter(|stat| !stat.is_zombie() || stat.ppid == test || stat.pid == test)
-            .map(|stat| look(stat, &tree, supervisor, test, uptime))
+            .map(|stat| Process {
+                fds: pipes_of(stat, foreign),
+                ..look(stat, &tree, supervisor, test, uptime)
+            })
             .collect();
         Snapshot { tree, processes }
     }
@@ -136,7 +140,9 @@ impl Snapshot {
         let known: HashMap<Pid, &Process> =
             earlier.processes.iter().map(|process| (process.pid, process)).collect();
         for process in &mut self.processes {
-            let Some(before) = known.get(&process.pid) else { continue };
+            let Some(before) = known.get(&process.pid) else {
+                continue;
+            };
             let same = earlier.tree.get(process.pid).map(|stat| stat.start_ticks)
                 == self.tree.get(process.pid).map(|stat| stat.start_ticks);
             if same && before.lineage.len() > process.lineage.len() {
@@ -178,9 +184,19 @@ fn look(stat: &Stat, tree: &Tree, supervisor: Pid, test: Pid, uptime: Option<Dur
         forked_without_exec: stat.forked_without_exec,
         age: uptime.and_then(|now| now.checked_sub(since_boot(stat.start_ticks))),
         wait: if zombie { None } else { waits::read(stat.pid) },
-        fds: if zombie { Some(Vec::new()) } else { fds::read(stat.pid).ok() },
+        fds: None,
         killed: false,
     }
+}
+
+/// The pipes that a process holds, but for the foreign ones; `None` if it may not be read.
+fn pipes_of(stat: &Stat, foreign: &[u64]) -> Option<Vec<Fd>> {
+    if stat.is_zombie() {
+        return Some(Vec::new());
+    }
+    let mut fds = fds::read(stat.pid).ok()?;
+    fds.retain(|fd| fd.pipe().is_some_and(|ino| !foreign.contains(&ino)));
+    Some(fds)
 }
 
 fn since_boot(ticks: u64) -> Duration {

@@ -42,6 +42,8 @@ wire_enum! {
         Slot,
         /// Kill a supervisor that has stopped answering.
         Kill { pid: i32 },
+        /// The run is over.
+        End,
     }
 }
 
@@ -216,14 +218,28 @@ impl ForkServer {
     pub(crate) fn shut_down(self) -> bool {
         let ForkServer { control, idle, pid, _lifeline } = self;
         drop((control, idle, _lifeline));
-        let Ok(pidfd) = sys::pidfd_open(pid) else { return false };
-        if !readable(&pidfd, Some(PATIENCE)) {
-            let _ = sys::pidfd_send_signal(&pidfd, libc::SIGKILL);
-            readable(&pidfd, Some(PATIENCE));
-        }
-        let ended = sys::waitid(Some(pid), libc::WEXITED);
-        matches!(ended, Ok(Children::Ready(child)) if child.state == sys::ChildState::Exited(0))
+        wait_for(pid)
     }
+
+    /// As [`ForkServer::shut_down`], from an exit handler: the server lies in a static.
+    pub(crate) fn shut_down_at_exit(&self) {
+        lock(&self.idle).clear();
+        let _ = lock(&self.control).send(&Request::End.encode(), &[]);
+        wait_for(self.pid);
+    }
+}
+
+/// Waits for the end of a fork server, our child, and reaps it. Tells whether it ended well.
+fn wait_for(pid: Pid) -> bool {
+    let Ok(pidfd) = sys::pidfd_open(pid) else {
+        return false;
+    };
+    if !readable(&pidfd, Some(PATIENCE)) {
+        let _ = sys::pidfd_send_signal(&pidfd, libc::SIGKILL);
+        readable(&pidfd, Some(PATIENCE));
+    }
+    let ended = sys::waitid(Some(pid), libc::WEXITED);
+    matches!(ended, Ok(Children::Ready(child)) if child.state == sys::ChildState::Exited(0))
 }
 
 /// Locks even if a panicking thread held the lock: the values in here are whole at any time.
@@ -263,9 +279,13 @@ pub(crate) fn take_over_early() {
 
 /// Takes over after the last constructor if this process was started for [`Takeover::Late`].
 pub(crate) fn take_over_late(run_later_constructors: impl FnOnce()) {
-    let Some(start) = Start::take("late") else { return };
+    let Some(start) = Start::take("late") else {
+        return;
+    };
     run_later_constructors();
-    let Served::Test(test) = start.serve() else { return };
+    let Served::Test(test) = start.serve() else {
+        return;
+    };
     sys::watch_stack();
     let job = test.job();
     let found = usize::try_from(job.index).ok().and_then(|index| registry::all().get(index).copied());
@@ -403,7 +423,9 @@ impl Server {
                 PollFd::new(self.world.lifeline.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.world.harness.as_fd(), PollFlags::POLLIN),
             ];
-            fds.extend(self.supervisors.iter().map(|live| PollFd::new(live.pidfd.as_fd(), PollFlags::POLLIN)));
+            fds.extend(
+                self.supervisors.iter().map(|live| PollFd::new(live.pidfd.as_fd(), PollFlags::POLLIN)),
+            );
             if let Some(runner) = &self.runner {
                 fds.push(PollFd::new(runner.as_fd(), PollFlags::POLLIN));
             }
@@ -428,7 +450,9 @@ impl Server {
                 continue;
             }
             let message = if requested { self.control.receive() } else { Ok(None) };
-            let Ok(Some((bytes, mut fds))) = message else { return self.wind_down() };
+            let Ok(Some((bytes, mut fds))) = message else {
+                return self.wind_down();
+            };
             match (Request::decode(&bytes), fds.pop()) {
                 (Some(Request::Slot), Some(slot)) => {
                     let slot = Channel::from_fd(slot);
@@ -441,6 +465,7 @@ impl Server {
                         let _ = sys::pidfd_send_signal(&live.pidfd, libc::SIGKILL);
                     }
                 }
+                (Some(Request::End), _) => return self.wind_down(),
                 _ => {}
             }
         }

@@ -135,7 +135,9 @@ impl Harness {
         let server = match start() {
             Ok(Started::Harness(server)) => server,
             Ok(Started::Test(test)) => run_body(test, &entries),
-            Err(error) => return say(&format!("error: cannot start the fork server: {error}\n"), 2),
+            Err(error) => {
+                return say(&format!("error: cannot start the fork server: {error}\n"), 2);
+            }
         };
         let json = match options.json.as_ref().map(File::create).transpose() {
             Ok(json) => json.map(Mutex::new),
@@ -247,7 +249,8 @@ fn start() -> io::Result<Started> {
     match Stat::of_self() {
         Some(stat) if stat.threads == 1 => ForkServer::fork(),
         stat => {
-            let threads = stat.map_or_else(|| "an unknown number of".to_owned(), |stat| stat.threads.to_string());
+            let threads =
+                stat.map_or_else(|| "an unknown number of".to_owned(), |stat| stat.threads.to_string());
             eprintln!(
                 "childproof: the process has {threads} threads already, so tests start by exec: \
                  call `Harness::run` before any thread is started to start them by fork"
@@ -263,7 +266,10 @@ fn check(entries: &[Entry], options: &Options) -> Result<(), String> {
     for entry in entries {
         let name = entry.name();
         if name.is_empty() || name.contains(|c: char| c.is_control()) {
-            return Err(format!("invalid test name `{}`: expected text without control characters", name.escape_debug()));
+            return Err(format!(
+                "invalid test name `{}`: expected text without control characters",
+                name.escape_debug()
+            ));
         }
         if !seen.insert(name.clone()) {
             return Err(format!("two tests are called `{name}`: names must differ"));
@@ -357,7 +363,11 @@ impl Run {
         let name = entry.name();
         if let Some(reason) = entry.left_out(&self.options) {
             self.write_json(|| ignored_line(&name));
-            return Ok(if reason.is_empty() { Completion::ignored() } else { Completion::ignored_with(reason) });
+            return Ok(if reason.is_empty() {
+                Completion::ignored()
+            } else {
+                Completion::ignored_with(reason)
+            });
         }
         if self.options.fail_fast && self.failed.load(Ordering::Acquire) {
             self.write_json(|| ignored_line(&name));
@@ -446,8 +456,15 @@ fn join(output: &str, ours: &str) -> String {
 }
 
 /// Runs one test under guard. Gives its verdict and its output, if that was caught.
-pub(crate) fn guard(server: &ForkServer, job: &Job, no_capture: bool, captures: &Mutex<Vec<File>>) -> (Verdict, String) {
-    let lost = |why: String| (diagnosis::conclude(&job.name, &job.settings, crate::facts::Facts::lost(why)), String::new());
+pub(crate) fn guard(
+    server: &ForkServer,
+    job: &Job,
+    no_capture: bool,
+    captures: &Mutex<Vec<File>>,
+) -> (Verdict, String) {
+    let lost = |why: String| {
+        (diagnosis::conclude(&job.name, &job.settings, crate::facts::Facts::lost(why)), String::new())
+    };
     let _turn = match job.settings.serial.as_deref().map(serial::wait).transpose() {
         Ok(turn) => turn,
         Err(error) => return lost(format!("cannot wait for the serial key: {error}")),

@@ -70,7 +70,9 @@ pub(crate) fn kill_below(root: Pid, except: &[Pid]) -> Killed {
 fn signal_all(alive: &[&Stat], killed: &mut Killed) -> Vec<OwnedFd> {
     let mut watched = Vec::new();
     for stat in alive {
-        let Ok(pidfd) = sys::pidfd_open(stat.pid) else { continue };
+        let Ok(pidfd) = sys::pidfd_open(stat.pid) else {
+            continue;
+        };
         let still = Stat::read(stat.pid).is_some_and(|now| now.start_ticks == stat.start_ticks);
         if still && sys::pidfd_send_signal(&pidfd, libc::SIGKILL).is_ok() {
             if !killed.signalled.contains(&stat.pid) {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::IsTerminal;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use crate::forkserver::{ForkServer, Takeover};
@@ -10,10 +11,13 @@ use crate::policy::{self, Policy};
 use crate::registry::{self, Test};
 use crate::report;
 use crate::supervisor::Job;
+use crate::sys;
 
-/// The run's fork server, started by its first guarded test. Ends with the harness: the lifeline
-/// is at end-of-file then.
+/// The run's fork server, started by its first guarded test. It ends with the harness: at its
+/// `exit`, which waits for it, or when the lifeline is at end-of-file.
 static SERVER: OnceLock<Result<ForkServer, String>> = OnceLock::new();
+/// The harness, to tell it from what an unguarded test forks.
+static HARNESS: AtomicU32 = AtomicU32::new(0);
 static ENVIRONMENT: OnceLock<Result<Policy, String>> = OnceLock::new();
 static CAPTURES: Mutex<Vec<File>> = Mutex::new(Vec::new());
 
@@ -25,8 +29,7 @@ impl Test {
     /// If the test failed: that is how libtest is told. The report is printed before.
     pub fn run_in_libtest(&'static self) {
         let name = self.full_name();
-        let server = SERVER
-            .get_or_init(|| ForkServer::exec(Takeover::Late).map_err(|error| format!("cannot start the fork server: {error}")));
+        let server = SERVER.get_or_init(start);
         let environment = ENVIRONMENT.get_or_init(|| {
             policy::from_environment(|name| std::env::var_os(name)).map_err(|bad| bad.to_string())
         });
@@ -45,7 +48,8 @@ impl Test {
             print!("{output}");
         }
         if verdict.failed() {
-            let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
+            let colour = std::io::stderr().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
             fail(&format!("\n{}", report::text::report(&verdict, colour)));
         }
         if self.attribute.libtest_expects_panic {
@@ -53,6 +57,22 @@ impl Test {
             let expected = self.attribute.should_panic.unwrap_or_default();
             std::panic::resume_unwind(Box::new(expected.to_owned()));
         }
+    }
+}
+
+fn start() -> Result<ForkServer, String> {
+    let server = ForkServer::exec(Takeover::Late);
+    HARNESS.store(std::process::id(), Ordering::Relaxed);
+    sys::at_exit(end);
+    server.map_err(|error| format!("cannot start the fork server: {error}"))
+}
+
+/// Leaves no process behind when libtest calls `exit`.
+extern "C" fn end() {
+    if HARNESS.load(Ordering::Relaxed) == std::process::id()
+        && let Some(Ok(server)) = SERVER.get()
+    {
+        server.shut_down_at_exit();
     }
 }
 
@@ -64,6 +84,7 @@ fn fail(message: &str) -> ! {
 
 /// Whether libtest was told not to catch the output.
 fn shows_output() -> bool {
-    let by_argument = std::env::args_os().any(|argument| argument == "--nocapture" || argument == "--no-capture");
+    let by_argument =
+        std::env::args_os().any(|argument| argument == "--nocapture" || argument == "--no-capture");
     by_argument || std::env::var_os("RUST_TEST_NOCAPTURE").is_some_and(|value| value != "0")
 }

@@ -106,16 +106,23 @@ impl Options {
     fn environment(&mut self, get: impl Fn(&str) -> Option<OsString>) -> Result<(), BadValue> {
         let text = |name: &str| get(name).map(|value| value.to_string_lossy().into_owned());
         let is_on = |name: &str| text(name).is_some_and(|value| value != "0");
-        let bad = |place: &str, value: &str, valid| BadValue { place: place.to_owned(), value: value.to_owned(), valid };
+        let bad = |place: &str, value: &str, valid| BadValue {
+            place: place.to_owned(),
+            value: value.to_owned(),
+            valid,
+        };
         self.no_capture |= is_on("RUST_TEST_NOCAPTURE");
         if let (None, Some(value)) = (self.threads, text("RUST_TEST_THREADS")) {
             let threads = value.parse::<NonZeroUsize>();
-            let threads = threads.map_err(|_| bad("RUST_TEST_THREADS", &value, "a number of threads above zero"))?;
+            let threads =
+                threads.map_err(|_| bad("RUST_TEST_THREADS", &value, "a number of threads above zero"))?;
             self.threads = Some(threads.get());
         }
         if self.shuffle.is_none() {
             let seed = text("RUST_TEST_SHUFFLE_SEED")
-                .map(|value| value.parse().map_err(|_| bad("RUST_TEST_SHUFFLE_SEED", &value, "a whole number")))
+                .map(|value| {
+                    value.parse().map_err(|_| bad("RUST_TEST_SHUFFLE_SEED", &value, "a whole number"))
+                })
                 .transpose()?;
             self.shuffle = (is_on("RUST_TEST_SHUFFLE") || seed.is_some()).then_some(seed);
         }
@@ -124,7 +131,9 @@ impl Options {
 
     /// Whether a test of this name is among the selected ones.
     pub(crate) fn selects(&self, name: &str, ignored: bool, should_panic: bool) -> bool {
-        let hit = |pattern: &String| if self.exact { name == pattern } else { name.contains(pattern.as_str()) };
+        let hit = |pattern: &String| {
+            if self.exact { name == pattern } else { name.contains(pattern.as_str()) }
+        };
         (self.filters.is_empty() || self.filters.iter().any(hit))
             && !self.skip.iter().any(hit)
             && !(self.ignored && !self.include_ignored && !ignored)
@@ -134,13 +143,18 @@ impl Options {
 }
 
 fn command() -> Command {
-    let flag = |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    let flag = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+    };
     let value = |name: &'static str, what: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(what).help(help)
     };
-    let timeout: fn(&str) -> Result<String, String> = |text| checked(text, policy::timeout(text), policy::TIMEOUT);
-    let duration: fn(&str) -> Result<String, String> = |text| checked(text, policy::duration(text), policy::DURATION);
+    let timeout: fn(&str) -> Result<String, String> =
+        |text| checked(text, policy::timeout(text), policy::TIMEOUT);
+    let duration: fn(&str) -> Result<String, String> =
+        |text| checked(text, policy::duration(text), policy::DURATION);
     let command = Command::new("childproof")
+        .args_override_self(true)
         .about("Runs tests, each in its own guarded process tree.")
         .no_binary_name(false)
         .override_usage("[OPTIONS] [FILTER]...")
@@ -149,7 +163,12 @@ fn command() -> Command {
              Environment: CHILDPROOF_TIMEOUT, _GRACE, _FDS, _PROCESSES, _UNWAITED, _THREADS,\n\
              RUST_TEST_THREADS, RUST_TEST_NOCAPTURE, RUST_TEST_SHUFFLE, RUST_TEST_SHUFFLE_SEED.",
         )
-        .arg(Arg::new("filter").value_name("FILTER").num_args(0..).help("Run only tests whose name contains one of these"));
+        .arg(
+            Arg::new("filter")
+                .value_name("FILTER")
+                .num_args(0..)
+                .help("Run only tests whose name contains one of these"),
+        );
     command
         .next_help_heading("Which tests")
         .arg(flag("exact", "Match filters and --skip exactly, not as substrings"))
@@ -161,30 +180,58 @@ fn command() -> Command {
         .arg(flag("bench", "Run benchmarks; there are none in here"))
         .arg(flag("list", "List the selected tests and run none"))
         .next_help_heading("How they run")
-        .arg(value("test-threads", "N", "Run this many tests at once").value_parser(clap::value_parser!(NonZeroUsize)))
+        .arg(
+            value("test-threads", "N", "Run this many tests at once")
+                .value_parser(clap::value_parser!(NonZeroUsize)),
+        )
         .arg(flag("shuffle", "Run in random order"))
-        .arg(value("shuffle-seed", "SEED", "Run in the random order of this seed").value_parser(clap::value_parser!(u64)))
+        .arg(
+            value("shuffle-seed", "SEED", "Run in the random order of this seed")
+                .value_parser(clap::value_parser!(u64)),
+        )
         .arg(value("repeat", "N", "Run everything N times").value_parser(clap::value_parser!(u64).range(1..)))
         .arg(flag("fail-fast", "Start no further test once one has failed"))
-        .arg(value("timeout", "TIME", "How long a body may run, or `none`").value_parser(ValueParser::new(timeout)))
-        .arg(value("grace", "TIME", "How long descendants may outlive it").value_parser(ValueParser::new(duration)))
+        .arg(
+            value("timeout", "TIME", "How long a body may run, or `none`")
+                .value_parser(ValueParser::new(timeout)),
+        )
+        .arg(
+            value("grace", "TIME", "How long descendants may outlive it")
+                .value_parser(ValueParser::new(duration)),
+        )
         .arg(flag("force-run-in-process", "Accepted and without effect: every test has a process").hide(true))
         .next_help_heading("What is shown")
         .arg(flag("nocapture", "Do not capture the tests' output").alias("no-capture"))
         .arg(flag("show-output", "Show the output of passing tests too, and what they left in the grace"))
-        .arg(Arg::new("quiet").short('q').long("quiet").action(ArgAction::SetTrue).help("One character a test"))
+        .arg(
+            Arg::new("quiet")
+                .short('q')
+                .long("quiet")
+                .action(ArgAction::SetTrue)
+                .help("One character a test"),
+        )
         .arg(choice("color", "WHEN", &["auto", "always", "never"], "Colour the output").alias("colour"))
         .arg(choice("format", "FORMAT", &["pretty", "terse", "json"], "Format of the output"))
         .arg(
-            Arg::new("report-time").long("report-time").action(ArgAction::SetTrue)
+            Arg::new("report-time")
+                .long("report-time")
+                .action(ArgAction::SetTrue)
                 .help("Show how long each test took"),
         )
         .arg(value("logfile", "PATH", "Write the output to this file"))
-        .arg(value("json", "PATH", "Write one JSON object a test to this file").value_parser(clap::value_parser!(PathBuf)))
+        .arg(
+            value("json", "PATH", "Write one JSON object a test to this file")
+                .value_parser(clap::value_parser!(PathBuf)),
+        )
         .arg(Arg::new("unstable").short('Z').value_name("FLAG").action(ArgAction::Append).hide(true))
 }
 
-fn choice(name: &'static str, what: &'static str, values: &'static [&'static str], help: &'static str) -> Arg {
+fn choice(
+    name: &'static str,
+    what: &'static str,
+    values: &'static [&'static str],
+    help: &'static str,
+) -> Arg {
     Arg::new(name).long(name).value_name(what).value_parser(PossibleValuesParser::new(values)).help(help)
 }
 

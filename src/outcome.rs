@@ -210,7 +210,9 @@ impl Page {
 
     pub(crate) fn add_stray(&self, fd: RawFd, target: &str, identity: &FdIdentity, cloexec: bool) {
         let at = self.stray_count.fetch_add(1, Ordering::AcqRel) as usize;
-        let Some(slot) = self.strays.get(at) else { return };
+        let Some(slot) = self.strays.get(at) else {
+            return;
+        };
         slot.fd.store(fd, Ordering::Relaxed);
         slot.access.store(identity.access, Ordering::Relaxed);
         slot.cloexec.store(u32::from(cloexec), Ordering::Relaxed);

@@ -251,14 +251,14 @@ pub(crate) fn from_environment(get: impl Fn(&str) -> Option<OsString>) -> Result
         valid: &'static str,
         parse: impl Fn(&str) -> Option<T>,
     ) -> Result<Option<T>, BadValue> {
-        let Some(raw) = get(name) else { return Ok(None) };
+        let Some(raw) = get(name) else {
+            return Ok(None);
+        };
         match raw.to_str().and_then(parse) {
             Some(value) => Ok(Some(value)),
-            None => Err(BadValue {
-                place: name.to_owned(),
-                value: raw.to_string_lossy().into_owned(),
-                valid,
-            }),
+            None => {
+                Err(BadValue { place: name.to_owned(), value: raw.to_string_lossy().into_owned(), valid })
+            }
         }
     }
     Ok(Policy {

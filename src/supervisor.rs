@@ -19,8 +19,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::channel::Channel;
-use crate::forkserver::Hello;
 use crate::facts::{Class, Facts, Process, Snapshot};
+use crate::forkserver::Hello;
 use crate::kill;
 use crate::lifeline::Watch;
 use crate::outcome::{End, Page, Phase};
@@ -129,10 +129,12 @@ impl Supervisor {
                 return self.leave(0);
             }
             let (job, output) = match self.slot.receive() {
-                Ok(Some((bytes, mut fds))) if fds.len() == 2 => match (Job::decode(&bytes), fds.pop(), fds.pop()) {
-                    (Some(job), Some(stderr), Some(stdout)) => (job, [stdout, stderr]),
-                    _ => return self.leave(1),
-                },
+                Ok(Some((bytes, mut fds))) if fds.len() == 2 => {
+                    match (Job::decode(&bytes), fds.pop(), fds.pop()) {
+                        (Some(job), Some(stderr), Some(stdout)) => (job, [stdout, stderr]),
+                        _ => return self.leave(1),
+                    }
+                }
                 _ => return self.leave(0),
             };
             self.show(&job.name);
@@ -154,6 +156,7 @@ impl Supervisor {
     /// Guards one test, from the fork to the verdict.
     fn guard(&self, job: &Job, output: [OwnedFd; 2]) -> Guarded {
         let begin = Instant::now();
+        let foreign = self.foreign_pipes(&output);
         let mut notes = Vec::new();
         if let Err(error) = make_scratch(&self.scratch) {
             notes.push(format!("no scratch directory `{}`: {error}", self.scratch.display()));
@@ -164,14 +167,16 @@ impl Supervisor {
                 return Guarded::Test(Box::new(TestProcess::enter(self, job, output)));
             }
             Ok(Fork::Parent(pid)) => pid,
-            Err(error) => return Guarded::Judged(Facts::lost(format!("cannot fork the test process: {error}"))),
+            Err(error) => {
+                return Guarded::Judged(Facts::lost(format!("cannot fork the test process: {error}")));
+            }
         };
         drop(output);
         let deadline = job.settings.timeout.map(|limit| begin + limit);
         let mut at_end = None;
         let mut facts = Facts::lost(String::new());
         facts.pid = test;
-        facts.end = match self.watch(test, deadline, &mut at_end) {
+        facts.end = match self.watch(test, deadline, &foreign, &mut at_end) {
             Ending::Ended(ChildState::Exited(code)) => End::Exited { code },
             Ending::Ended(ChildState::Signalled(signal)) => End::Signalled { signal },
             Ending::Ended(ChildState::Stopped) | Ending::TimedOut => End::TimedOut,
@@ -180,7 +185,7 @@ impl Supervisor {
                 return Guarded::Abandoned;
             }
         };
-        if self.tear_down(test, job.settings.grace, at_end, &mut facts) == Event::Abandoned {
+        if self.tear_down(test, job.settings.grace, &foreign, at_end, &mut facts) == Event::Abandoned {
             return Guarded::Abandoned;
         }
         if let Err(error) = clear_scratch(&self.scratch) {
@@ -198,7 +203,13 @@ impl Supervisor {
     }
 
     /// Follows the test process to its end, its deadline or the harness's death.
-    fn watch(&self, test: Pid, deadline: Option<Instant>, at_end: &mut Option<Snapshot>) -> Ending {
+    fn watch(
+        &self,
+        test: Pid,
+        deadline: Option<Instant>,
+        foreign: &[u64],
+        at_end: &mut Option<Snapshot>,
+    ) -> Ending {
         loop {
             match sys::waitid(Some(test), libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT) {
                 Ok(Children::Ready(child)) if child.state != ChildState::Stopped => {
@@ -209,7 +220,7 @@ impl Supervisor {
                 Ok(Children::Ready(_)) => {
                     let _ = sys::waitid(Some(test), libc::WSTOPPED);
                     if self.page.phase() == Phase::Stopped && at_end.is_none() {
-                        *at_end = Some(Snapshot::take(self.pid, test));
+                        *at_end = Some(Snapshot::take(self.pid, test, foreign));
                         let _ = sys::kill(test, libc::SIGCONT);
                     }
                 }
@@ -228,7 +239,14 @@ impl Supervisor {
     }
 
     /// Leaves nothing of the test, and notes what there was.
-    fn tear_down(&self, test: Pid, grace: Duration, at_end: Option<Snapshot>, facts: &mut Facts) -> Event {
+    fn tear_down(
+        &self,
+        test: Pid,
+        grace: Duration,
+        foreign: &[u64],
+        at_end: Option<Snapshot>,
+        facts: &mut Facts,
+    ) -> Event {
         let timed_out = facts.end == End::TimedOut;
         if !timed_out {
             let _ = sys::waitid(Some(test), libc::WEXITED);
@@ -236,7 +254,7 @@ impl Supervisor {
                 return Event::Children;
             }
         }
-        let at_end = at_end.unwrap_or_else(|| Snapshot::take(self.pid, test));
+        let at_end = at_end.unwrap_or_else(|| Snapshot::take(self.pid, test, foreign));
         let until = Instant::now() + grace;
         let mut clean = false;
         while !timed_out {
@@ -257,7 +275,7 @@ impl Supervisor {
         let mut left = Vec::new();
         if !clean {
             // Evidence first, then the kill.
-            let mut now = Snapshot::take(self.pid, test);
+            let mut now = Snapshot::take(self.pid, test, foreign);
             now.remember(&at_end);
             let killed = kill::kill_below(self.pid, &[]);
             left = now.into_processes();
@@ -267,9 +285,10 @@ impl Supervisor {
             }
             facts.survivors = killed.survivors;
         }
-        let gone = at_end.processes().iter().filter(|process| {
-            !process.is_test && !left.iter().any(|leaked| leaked.pid == process.pid)
-        });
+        let gone = at_end
+            .processes()
+            .iter()
+            .filter(|process| !process.is_test && !left.iter().any(|leaked| leaked.pid == process.pid));
         facts.processes = gone
             .map(|process| Process {
                 class: if process.class == Class::Leaked { Class::Straggler } else { process.class },
@@ -278,6 +297,15 @@ impl Supervisor {
             .collect();
         facts.processes.extend(left);
         Event::Children
+    }
+
+    /// The inodes of what a test finds open: its output, and the fds from before the harness.
+    fn foreign_pipes(&self, output: &[OwnedFd; 2]) -> Vec<u64> {
+        let output = output.iter().filter_map(|fd| sys::fd_identity(fd.as_raw_fd()));
+        output
+            .chain(self.inherited.iter().map(|(_, identity)| *identity))
+            .map(|identity| identity.ino)
+            .collect()
     }
 
     /// The kernel's word for "clean": no child, so no descendant, is left.
@@ -316,7 +344,8 @@ impl Supervisor {
             if poll(&mut fds, timeout).is_err() {
                 continue;
             }
-            let [lifeline, harness, slot, children] = fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
+            let [lifeline, harness, slot, children] =
+                fds.map(|fd| fd.revents().unwrap_or(PollFlags::empty()));
             if !lifeline.is_empty() || !harness.is_empty() {
                 return Event::Abandoned;
             }

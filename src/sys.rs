@@ -362,9 +362,7 @@ fn list_fds(directory: &std::ffi::CStr) -> io::Result<Vec<RawFd>> {
     loop {
         let size = mem::size_of_val(&buffer);
         // SAFETY: the kernel writes at most `size` bytes into the buffer.
-        let filled = unsafe {
-            libc::syscall(libc::SYS_getdents64, own_number, buffer.as_mut_ptr(), size)
-        };
+        let filled = unsafe { libc::syscall(libc::SYS_getdents64, own_number, buffer.as_mut_ptr(), size) };
         let filled = check(filled as c_int)? as usize;
         if filled == 0 {
             return Ok(fds);
@@ -514,6 +512,12 @@ fn run_later_constructors(argc: c_int, argv: *const *const c_char, envp: *const 
     }
 }
 
+/// `atexit(handler)` — has `handler` run when the process calls `exit`.
+pub(crate) fn at_exit(handler: extern "C" fn()) {
+    // SAFETY: `handler` is a function of this program and stays.
+    unsafe { libc::atexit(handler) };
+}
+
 static STACK_END: AtomicUsize = AtomicUsize::new(0);
 static OLD_STACK: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
@@ -552,7 +556,8 @@ pub(crate) fn watch_stack() {
 }
 
 extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
-    const MESSAGE: &[u8] = b"\nthread 'main' has overflowed its stack\nfatal runtime error: stack overflow, aborting\n";
+    const MESSAGE: &[u8] =
+        b"\nthread 'main' has overflowed its stack\nfatal runtime error: stack overflow, aborting\n";
     // SAFETY: the kernel passes a siginfo of a fault, because of SA_SIGINFO.
     let address = unsafe { (*info).si_addr() } as usize;
     let end = STACK_END.load(Ordering::Relaxed);

@@ -96,7 +96,9 @@ impl TestProcess {
         if settings.fds != Fds::Off {
             let after = table();
             for (fd, identity) in stray(&self.before, &after, settings.fds) {
-                let Some(target) = target(*fd, settings.fds) else { continue };
+                let Some(target) = target(*fd, settings.fds) else {
+                    continue;
+                };
                 self.page.add_stray(*fd, &target, identity, sys::is_cloexec(*fd).unwrap_or(false));
                 strays += 1;
             }

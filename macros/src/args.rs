@@ -22,8 +22,8 @@ const NAMES: [&str; 10] = [
     "crate",
 ];
 
-/// Not public API: what the first pass adds to the arguments when it will look for that name.
-pub(crate) const LEAVE_A_NAME: &str = "__leave_a_name";
+/// Not public API: what the first pass adds when it looks for a trace of the last one.
+pub(crate) const TRACE: &str = "__trace";
 
 const DURATION: &str = "a duration such as `500ms`, `5s` or `2m`";
 const TIMEOUT: &str = "a duration above zero such as `500ms`, `5s` or `2m`, or `none`";
@@ -41,8 +41,8 @@ pub(crate) struct Args {
     allow_process: Vec<LitStr>,
     allow_created_by: Vec<LitStr>,
     serial: Option<LitStr>,
-    /// The first pass asks the last one to leave a type of the test's name; see `LEAVE_A_NAME`.
-    pub(crate) leave_a_name: bool,
+    /// The name of the function whose first pass looks for a trace of the last one.
+    pub(crate) trace: Option<Ident>,
     /// The hidden module of the library that generated code talks to.
     pub(crate) private: TokenStream,
 }
@@ -61,14 +61,16 @@ impl Args {
             allow_process: Vec::new(),
             allow_created_by: Vec::new(),
             serial: None,
-            leave_a_name: false,
+            trace: None,
             private: quote!(::childproof::__private),
         };
         let mut errors = None;
         let mut seen = Vec::new();
         for argument in split_at_commas(tokens) {
-            let result =
-                Parser::parse2(|input: ParseStream<'_>| args.argument(input, &mut seen), argument);
+            let result = Parser::parse2(
+                |input: ParseStream<'_>| args.argument(input, &mut seen),
+                argument,
+            );
             if let Err(error) = result {
                 add(&mut errors, error);
             }
@@ -85,8 +87,9 @@ impl Args {
             ));
         };
         let text = name.to_string();
-        if text == LEAVE_A_NAME {
-            self.leave_a_name = true;
+        if text == TRACE {
+            input.parse::<Token![=]>()?;
+            self.trace = Some(input.call(Ident::parse_any)?);
             return Ok(());
         }
         let Some(known) = NAMES.into_iter().find(|known| *known == text) else {
@@ -121,12 +124,22 @@ impl Args {
     fn set(&mut self, name: &str, value: LitStr) -> syn::Result<()> {
         let (text, span) = (value.value(), value.span());
         let read = match name {
-            "timeout" => timeout(&text).map(|limit| self.timeout = Some(limit)).ok_or(TIMEOUT),
-            "grace" => duration(&text).map(|grace| self.grace = Some(grace)).ok_or(DURATION),
+            "timeout" => timeout(&text)
+                .map(|limit| self.timeout = Some(limit))
+                .ok_or(TIMEOUT),
+            "grace" => duration(&text)
+                .map(|grace| self.grace = Some(grace))
+                .ok_or(DURATION),
             "fds" => fds(&text).map(|kinds| self.fds = Some(kinds)).ok_or(FDS),
-            "processes" => deny(&text).map(|deny| self.deny_processes = Some(deny)).ok_or(DENY),
-            "unwaited" => deny(&text).map(|deny| self.deny_unwaited = Some(deny)).ok_or(DENY),
-            "threads" => deny(&text).map(|deny| self.deny_threads = Some(deny)).ok_or(DENY),
+            "processes" => deny(&text)
+                .map(|deny| self.deny_processes = Some(deny))
+                .ok_or(DENY),
+            "unwaited" => deny(&text)
+                .map(|deny| self.deny_unwaited = Some(deny))
+                .ok_or(DENY),
+            "threads" => deny(&text)
+                .map(|deny| self.deny_threads = Some(deny))
+                .ok_or(DENY),
             // An empty pattern matches nothing, an empty prefix everything, an empty key is a
             // forgotten one: none of them can be meant.
             "allow_process" if text.is_empty() => {
@@ -172,8 +185,9 @@ impl Args {
             fields.extend(quote!(#name: #value,));
         };
         if let Some(timeout) = self.timeout {
-            let limit =
-                timeout.map_or(quote!(::core::option::Option::None), |limit| some(constant(limit)));
+            let limit = timeout.map_or(quote!(::core::option::Option::None), |limit| {
+                some(constant(limit))
+            });
             field("timeout", some(limit));
         }
         if let Some(grace) = self.grace {
@@ -192,9 +206,10 @@ impl Args {
                 field(name, some(quote!(#deny)));
             }
         }
-        for (name, list) in
-            [("allow_process", &self.allow_process), ("allow_created_by", &self.allow_created_by)]
-        {
+        for (name, list) in [
+            ("allow_process", &self.allow_process),
+            ("allow_created_by", &self.allow_created_by),
+        ] {
             if !list.is_empty() {
                 field(name, quote!(&[#(#list),*]));
             }
@@ -254,7 +269,9 @@ fn crate_path(input: ParseStream<'_>) -> syn::Result<Path> {
     if let Ok(text) = syn::parse2::<LitStr>(tokens.clone()) {
         return text.parse_with(Path::parse_mod_style).map_err(|_| error());
     }
-    Path::parse_mod_style.parse2(tokens.clone()).map_err(|_| error())
+    Path::parse_mod_style
+        .parse2(tokens.clone())
+        .map_err(|_| error())
 }
 
 fn example(name: &str) -> &'static str {
@@ -283,7 +300,10 @@ fn unknown(name: &str) -> String {
             .map(|(_, known)| format!("did you mean `{known}`? ")),
     };
     let names = NAMES.map(|known| format!("`{known}`")).join(", ");
-    format!("unknown argument `{name}`: {}valid are {names}", instead.unwrap_or_default())
+    format!(
+        "unknown argument `{name}`: {}valid are {names}",
+        instead.unwrap_or_default()
+    )
 }
 
 /// Counts the insertions, deletions and replacements that turn one word into the other.
@@ -294,7 +314,9 @@ fn distance(from: &str, to: &str) -> usize {
         let mut left = i + 1;
         for (cell, b) in row.iter_mut().skip(1).zip(to.chars()) {
             let above = *cell;
-            let best = (diagonal + usize::from(a != b)).min(above + 1).min(left + 1);
+            let best = (diagonal + usize::from(a != b))
+                .min(above + 1)
+                .min(left + 1);
             (diagonal, left, *cell) = (above, best, best);
         }
         if let Some(first) = row.first_mut() {

@@ -16,7 +16,7 @@ use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::{Error, ReturnType, Type};
 
-use crate::args::{Args, LEAVE_A_NAME, add};
+use crate::args::{Args, TRACE, add};
 use crate::function::{
     Function, Kind, check_signature, ignore, kind, not_a_function, should_panic,
 };
@@ -60,8 +60,14 @@ pub(crate) fn expand(form: Form, pass: Pass, args: TokenStream, item: TokenStrea
     };
     // A visible `#[test]` says the same as `#[childproof::test]`, so it goes, and `guard` takes
     // its place.
-    let form = if function.has(Kind::Test) { Form::Test } else { form };
-    function.attributes.retain(|attribute| kind(attribute) != Kind::Test);
+    let form = if function.has(Kind::Test) {
+        Form::Test
+    } else {
+        form
+    };
+    function
+        .attributes
+        .retain(|attribute| kind(attribute) != Kind::Test);
 
     let (parsed, mut errors) = Args::parse(args.clone());
     let twice = function.of_kind(Kind::Ours).next();
@@ -83,13 +89,24 @@ pub(crate) fn expand(form: Form, pass: Pass, args: TokenStream, item: TokenStrea
     let should_panic = function.string_of(Kind::ShouldPanic, should_panic, &mut errors);
     match errors {
         Some(errors) => give_back(pass, errors, function),
-        None => write_test(form, &parsed, &function, ignore.as_deref(), should_panic.as_deref()),
+        None => write_test(
+            form,
+            &parsed,
+            &function,
+            ignore.as_deref(),
+            should_panic.as_deref(),
+        ),
     }
 }
 
 /// Writes the attribute again, below all others.
 fn move_down(form: Form, parsed: &Args, args: &TokenStream, function: &Function) -> TokenStream {
-    let Function { attributes, visibility, signature, body } = function;
+    let Function {
+        attributes,
+        visibility,
+        signature,
+        body,
+    } = function;
     let private = &parsed.private;
     // `rstest` takes every attribute whose path ends in `test` for the one that makes the test.
     let last = match form {
@@ -128,18 +145,35 @@ fn check_of_survival(function: &Function) -> Option<(TokenStream, Option<TokenSt
         };
         return Some((check, None));
     }
-    // With parameters it may become several tests, in a module of the function's name (`rstest`
-    // with cases), or one of its own name (with fixtures). An import finds whatever bears a name;
-    // for the second case the last pass leaves a type.
+    if function.may_nest() {
+        return None;
+    }
+    // With parameters it becomes one test of its own name (`rstest` with fixtures), or several in
+    // a module of that name (`rstest` with cases). So the last pass leaves a trace in both: an
+    // import by glob, which may be there many times, of a type that is defined here once.
+    let (home, trace) = trace_names(name);
     let name = at(name, place);
-    let mark = Ident::new(LEAVE_A_NAME, Span::call_site());
-    let import = quote_spanned!(name.span()=> use self::#name as _;);
+    let import = quote_spanned!(name.span()=> use self::#name::#trace as _;);
     let check = quote! {
+        #[cfg(test)]
+        #(#cfgs)*
+        mod #home { pub(crate) enum #trace {} }
         #[cfg(test)]
         #(#cfgs)*
         #import
     };
-    Some((check, Some(quote!(, #mark))))
+    let mark = Ident::new(TRACE, Span::call_site());
+    Some((check, Some(quote!(, #mark = #name))))
+}
+
+/// Names the module and the type by which the last pass proves that it was reached.
+fn trace_names(name: &Ident) -> (Ident, Ident) {
+    let name = name.unraw();
+    let named = |text: String| Ident::new(&text, Span::call_site());
+    (
+        named(format!("__CHILDPROOF_TRACE_{name}")),
+        named(format!("__ChildproofTrace_{name}")),
+    )
 }
 
 /// Writes the static that registers the test, and the function that libtest sees.
@@ -150,7 +184,12 @@ fn write_test(
     ignore: Option<&str>,
     should_panic: Option<&str>,
 ) -> TokenStream {
-    let Function { attributes, visibility, signature, body } = function;
+    let Function {
+        attributes,
+        visibility,
+        signature,
+        body,
+    } = function;
     let private = &args.private;
     let name = &signature.ident;
     let static_name = static_name(name, Span::call_site());
@@ -159,8 +198,10 @@ fn write_test(
 
     let cfgs: Vec<_> = function.of_kind(Kind::Cfg).collect();
     // Wanted on a `pub fn` by `missing_docs`.
-    let docs: Vec<_> =
-        attributes.iter().filter(|attribute| attribute.path().is_ident("doc")).collect();
+    let docs: Vec<_> = attributes
+        .iter()
+        .filter(|attribute| attribute.path().is_ident("doc"))
+        .collect();
     let ignores: Vec<_> = function.of_kind(Kind::Ignore).collect();
     let kept = attributes
         .iter()
@@ -219,12 +260,20 @@ fn write_test(
             const _: fn() = #outer_name;
         },
     };
-    let left_name = args.leave_a_name.then(|| {
-        let name = at(name, Span::call_site());
-        quote!(#[cfg(test)] #(#cfgs)* enum #name {})
+    let trace = args.trace.as_ref().map(|traced| {
+        let (home, _) = trace_names(traced);
+        let module = at(name, Span::call_site());
+        quote! {
+            #[cfg(test)]
+            #(#cfgs)*
+            pub(crate) use #home::*;
+            #[cfg(test)]
+            #(#cfgs)*
+            mod #module { pub(crate) use super::#home::*; }
+        }
     });
     quote! {
-        #left_name
+        #trace
         #[cfg(test)]
         #(#cfgs)*
         static #static_name: #private::Test = {
@@ -260,7 +309,9 @@ fn give_back(pass: Pass, errors: Error, mut function: Function) -> TokenStream {
             .attributes
             .retain(|attribute| !matches!(kind(attribute), Kind::Ignore | Kind::ShouldPanic));
     }
-    function.attributes.retain(|attribute| kind(attribute) != Kind::Ours);
+    function
+        .attributes
+        .retain(|attribute| kind(attribute) != Kind::Ours);
     // The check of survival must not fail as well.
     let survivor = (pass == Pass::Last).then(|| {
         let name = static_name(&function.signature.ident, Span::call_site());
@@ -276,13 +327,20 @@ fn give_back(pass: Pass, errors: Error, mut function: Function) -> TokenStream {
 
 /// Names the static of a test.
 fn static_name(name: &Ident, span: Span) -> Ident {
-    at(&Ident::new(&format!("__CHILDPROOF_{}", name.unraw()), name.span()), span)
+    at(
+        &Ident::new(&format!("__CHILDPROOF_{}", name.unraw()), name.span()),
+        span,
+    )
 }
 
 /// Moves a name to a place in the source, and into the context of the macro.
 fn at(name: &Ident, span: Span) -> Ident {
     // The context brings its edition along, and edition 2024 reserves a name that is free before.
-    let context = if name == "gen" { name.span() } else { Span::call_site() };
+    let context = if name == "gen" {
+        name.span()
+    } else {
+        Span::call_site()
+    };
     let mut moved = name.clone();
     moved.set_span(span.resolved_at(context));
     moved

@@ -14,7 +14,10 @@ pub(super) fn find(facts: &Facts, settings: &Settings, findings: &mut Vec<Findin
     if returned > 0 {
         findings.push(Finding {
             cause: Cause::EndedEarly,
-            sentence: format!("{} that the body forked came back through the body, like the test itself.", plural(returned, "process")),
+            sentence: format!(
+                "{} that the body forked came back through the body, like the test itself.",
+                plural(returned, "process")
+            ),
             fix: Some("end the child's branch after `fork` with `_exit` or an exec.".to_owned()),
             allow: None,
         });
@@ -103,7 +106,9 @@ fn matches(glob: &str, text: &str) -> bool {
                 t += 1;
             }
             _ => {
-                let Some((star, taken)) = retry else { return false };
+                let Some((star, taken)) = retry else {
+                    return false;
+                };
                 retry = Some((star, taken + 1));
                 g = star + 1;
                 t = taken + 1;

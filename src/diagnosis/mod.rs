@@ -105,8 +105,14 @@ pub(crate) fn conclude(name: &str, settings: &Settings, facts: Facts) -> Verdict
     for survivor in &facts.survivors {
         findings.push(Finding {
             cause: Cause::Unkillable,
-            sentence: format!("pid {} `{}` could not be killed: {}.", survivor.pid, survivor.name, survivor.why),
-            fix: Some(format!("it still runs: end it by hand (`kill -9 {}`), as a user who may.", survivor.pid)),
+            sentence: format!(
+                "pid {} `{}` could not be killed: {}.",
+                survivor.pid, survivor.name, survivor.why
+            ),
+            fix: Some(format!(
+                "it still runs: end it by hand (`kill -9 {}`), as a user who may.",
+                survivor.pid
+            )),
             allow: None,
         });
     }
@@ -122,13 +128,22 @@ fn ends(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
     match &facts.body {
         Body::Unfinished | Body::Passed => {}
         Body::Panicked => add(Cause::Panicked, "the body panicked; its output is above.".into(), None, None),
-        Body::Error => add(Cause::Error, "the body returned an error; its output is above.".into(), None, None),
+        Body::Error => {
+            add(Cause::Error, "the body returned an error; its output is above.".into(), None, None)
+        }
         Body::DidNotPanic => {
-            add(Cause::Panicked, "the body did not panic, and `#[should_panic]` says that it does.".into(), None, None);
+            add(
+                Cause::Panicked,
+                "the body did not panic, and `#[should_panic]` says that it does.".into(),
+                None,
+                None,
+            );
         }
         Body::PanickedOtherwise { message } => add(
             Cause::Panicked,
-            format!("the body panicked with {message:?}, which does not contain what `#[should_panic(expected = ..)]` says."),
+            format!(
+                "the body panicked with {message:?}, which does not contain what `#[should_panic(expected = ..)]` says."
+            ),
             None,
             None,
         ),
@@ -139,13 +154,18 @@ fn ends(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
         End::Exited { .. } if came_back => {}
         End::Exited { code } => add(
             Cause::EndedEarly,
-            format!("the test process exited with code {code} before its body came back: it called `exit`, `_exit` or `exec`."),
+            format!(
+                "the test process exited with code {code} before its body came back: it called `exit`, `_exit` or `exec`."
+            ),
             Some("return from the body. A test that must exit or exec does so in a child process."),
             None,
         ),
         End::Signalled { signal } if came_back => add(
             Cause::Signal,
-            format!("the body came back, and then {} ended the test process while it exited.", signal_name(*signal)),
+            format!(
+                "the body came back, and then {} ended the test process while it exited.",
+                signal_name(*signal)
+            ),
             Some("look at `atexit` handlers, destructors of statics, and threads that still ran."),
             None,
         ),
@@ -190,7 +210,10 @@ fn counts(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
     if settings.deny_threads && facts.threads > 0 {
         findings.push(Finding {
             cause: Cause::Threads,
-            sentence: format!("{} still ran when the body came back.", plural(facts.threads as usize, "thread")),
+            sentence: format!(
+                "{} still ran when the body came back.",
+                plural(facts.threads as usize, "thread")
+            ),
             fix: Some("join every thread that the body starts, or use `std::thread::scope`.".to_owned()),
             allow: Some("threads = \"allow\"".to_owned()),
         });
@@ -214,7 +237,9 @@ pub(crate) fn signal_name(signal: i32) -> String {
     match nix::sys::signal::Signal::try_from(signal) {
         Ok(known) => format!("{known} ({signal})"),
         Err(_) if signal == FIRST_REAL_TIME => format!("SIGRTMIN ({signal})"),
-        Err(_) if signal > FIRST_REAL_TIME => format!("SIGRTMIN+{} ({signal})", signal - FIRST_REAL_TIME),
+        Err(_) if signal > FIRST_REAL_TIME => {
+            format!("SIGRTMIN+{} ({signal})", signal - FIRST_REAL_TIME)
+        }
         Err(_) => format!("signal {signal}"),
     }
 }
@@ -224,7 +249,9 @@ fn signal_hint(signal: i32) -> Option<&'static str> {
         nix::libc::SIGKILL => Some(
             "somebody sent SIGKILL: the body itself, another process, or the kernel when memory ran out (`dmesg`).",
         ),
-        nix::libc::SIGPIPE => Some("the body set SIGPIPE to its default; Rust programs start with it ignored."),
+        nix::libc::SIGPIPE => {
+            Some("the body set SIGPIPE to its default; Rust programs start with it ignored.")
+        }
         _ => None,
     }
 }

@@ -44,7 +44,12 @@ pub(super) fn fold(facts: &Facts) -> Vec<Stray> {
         .map(|fd| {
             let others = facts.strays.iter().filter(|other| other.target == fd.target && other.fd != fd.fd);
             let mut holders: Vec<Holder> = others
-                .map(|other| Holder { pid: facts.pid, fd: other.fd, access: other.access, cloexec: other.cloexec })
+                .map(|other| Holder {
+                    pid: facts.pid,
+                    fd: other.fd,
+                    access: other.access,
+                    cloexec: other.cloexec,
+                })
                 .collect();
             holders.extend(holders_of(facts, &fd.target));
             Stray { fd: fd.clone(), holders }
@@ -92,7 +97,9 @@ pub(super) fn find(facts: &Facts, strays: &[Stray], findings: &mut Vec<Finding>)
 fn fix(stray: &Stray) -> String {
     let fd = stray.fd.fd;
     if !stray.is_pipe() {
-        return format!("close fd {fd} before the test ends: drop its owner, or do not `forget` or `leak` it.");
+        return format!(
+            "close fd {fd} before the test ends: drop its owner, or do not `forget` or `leak` it."
+        );
     }
     let (this, effect) = match stray.fd.access {
         libc::O_RDONLY => ("read", "a writer to this pipe would never get EPIPE"),

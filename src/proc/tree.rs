@@ -18,7 +18,9 @@ pub(crate) struct Tree {
 impl Tree {
     /// Reads every process that may be read. What vanishes meanwhile is left out.
     pub(crate) fn read() -> Tree {
-        let Ok(entries) = fs::read_dir("/proc") else { return Tree::default() };
+        let Ok(entries) = fs::read_dir("/proc") else {
+            return Tree::default();
+        };
         let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
         Tree::of(pids.filter_map(Stat::read))
     }

@@ -100,9 +100,13 @@ fn parse(tid: Pid, line: &str) -> Option<Wait> {
     let mut words = line.split_ascii_whitespace();
     let empty = Wait { tid, syscall: String::new(), fd: None, child: None, wchan: None };
     let number: libc::c_long = match words.next()? {
-        "running" => return Some(Wait { syscall: "running".to_owned(), ..empty }),
+        "running" => {
+            return Some(Wait { syscall: "running".to_owned(), ..empty });
+        }
         // Blocked, but in no call: a page fault, or stopped.
-        "-1" => return Some(Wait { syscall: "no syscall".to_owned(), ..empty }),
+        "-1" => {
+            return Some(Wait { syscall: "no syscall".to_owned(), ..empty });
+        }
         number => number.parse().ok()?,
     };
     let first = words.next().and_then(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok());

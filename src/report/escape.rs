@@ -35,7 +35,9 @@ pub(crate) fn command(process: &Process) -> String {
 
 fn quote(word: &str) -> String {
     let safe = text(word);
-    if safe.is_empty() || safe.contains([' ', '"', '\'', '\\', '$', '&', ';', '|', '<', '>', '(', ')', '*', '?']) {
+    if safe.is_empty()
+        || safe.contains([' ', '"', '\'', '\\', '$', '&', ';', '|', '<', '>', '(', ')', '*', '?'])
+    {
         format!("\"{}\"", safe.replace('"', "\\\""))
     } else {
         safe

@@ -19,32 +19,46 @@ pub(crate) fn line(verdict: &Verdict) -> String {
     };
     let seconds = |time: std::time::Duration| json!((time.as_secs_f64() * 1e6).round() / 1e6);
     let causes: Vec<&str> = verdict.causes().into_iter().map(Cause::name).collect();
-    object(&verdict.name, if verdict.failed() { "failed" } else { "passed" }, &causes, [
-        seconds(facts.time),
-        json!({ "outcome": body, "seconds": facts.body_time.map(seconds) }),
-        facts.processes.iter().map(process).collect(),
-        verdict.strays.iter().map(|stray| {
-            let fd = &stray.fd;
-            json!({
-                "pid": facts.pid,
-                "fd": fd.fd,
-                "kind": kind(&fd.target),
-                "end": stray.is_pipe().then(|| end(fd.access)),
-                "inode": fd.ino,
-                "cloexec": fd.cloexec,
-                "created_at": null,
-                "holders": stray.holders.iter().map(holder).collect::<Value>(),
-            })
-        }).collect(),
-        facts.processes.iter().filter_map(wait).collect(),
-        facts.survivors.iter().map(|survivor| json!(survivor.pid)).collect(),
-    ])
+    object(
+        &verdict.name,
+        if verdict.failed() { "failed" } else { "passed" },
+        &causes,
+        [
+            seconds(facts.time),
+            json!({ "outcome": body, "seconds": facts.body_time.map(seconds) }),
+            facts.processes.iter().map(process).collect(),
+            verdict
+                .strays
+                .iter()
+                .map(|stray| {
+                    let fd = &stray.fd;
+                    json!({
+                        "pid": facts.pid,
+                        "fd": fd.fd,
+                        "kind": kind(&fd.target),
+                        "end": stray.is_pipe().then(|| end(fd.access)),
+                        "inode": fd.ino,
+                        "cloexec": fd.cloexec,
+                        "created_at": null,
+                        "holders": stray.holders.iter().map(holder).collect::<Value>(),
+                    })
+                })
+                .collect(),
+            facts.processes.iter().filter_map(wait).collect(),
+            facts.survivors.iter().map(|survivor| json!(survivor.pid)).collect(),
+        ],
+    )
 }
 
 /// Writes the line of a test that was not run.
 pub(crate) fn ignored(name: &str) -> String {
     let none = || json!([]);
-    object(name, "ignored", &[], [json!(0.0), json!({ "outcome": null, "seconds": null }), none(), none(), none(), none()])
+    object(
+        name,
+        "ignored",
+        &[],
+        [json!(0.0), json!({ "outcome": null, "seconds": null }), none(), none(), none(), none()],
+    )
 }
 
 fn object(name: &str, outcome: &str, causes: &[&str], rest: [Value; 6]) -> String {

@@ -83,7 +83,9 @@ impl Text {
         let body = match (&facts.body, &facts.end) {
             (_, End::Lost { .. }) => "not judged".to_owned(),
             (Body::Unfinished, End::TimedOut) => format!("no end after {}", time(None)),
-            (Body::Unfinished, End::Exited { code }) => format!("exited {code} after {}", time(None)),
+            (Body::Unfinished, End::Exited { code }) => {
+                format!("exited {code} after {}", time(None))
+            }
             (Body::Unfinished, End::Signalled { signal }) => {
                 format!("{} after {}", signal_name(*signal), time(None))
             }
@@ -116,10 +118,12 @@ impl Text {
         let state = match &facts.end {
             End::Exited { code } => format!("exited {code}"),
             End::Signalled { signal } => signal_name(*signal),
-            End::TimedOut | End::Lost { .. } => match facts.processes.iter().find(|process| process.is_test) {
-                Some(test) => describe(test),
-                None => String::new(),
-            },
+            End::TimedOut | End::Lost { .. } => {
+                match facts.processes.iter().find(|process| process.is_test) {
+                    Some(test) => describe(test),
+                    None => String::new(),
+                }
+            }
         };
         self.line(&format!("  {} test {}   {state}", facts.pid, escape::text(&verdict.name)));
         if let Some(test) = processes.iter().find(|process| process.is_test) {
@@ -145,7 +149,8 @@ impl Text {
                 (None, Some(child)) => format!("({child})"),
                 (None, None) => String::new(),
             };
-            let place = wait.wchan.as_ref().map(|name| format!("  [{}]", escape::text(name))).unwrap_or_default();
+            let place =
+                wait.wchan.as_ref().map(|name| format!("  [{}]", escape::text(name))).unwrap_or_default();
             self.line(&format!("  {indent}{}{argument}{place}", wait.syscall));
         }
         let Some(fds) = &process.fds else {
@@ -156,14 +161,16 @@ impl Text {
             self.line(&format!("  {indent}pipes it holds of this test"));
         }
         for fd in fds.iter().take(LISTED) {
-            let others = verdict.pipes.iter().find(|pipe| Some(pipe.ino) == fd.pipe()).map(|pipe| &pipe.holders[..]);
+            let others =
+                verdict.pipes.iter().find(|pipe| Some(pipe.ino) == fd.pipe()).map(|pipe| &pipe.holders[..]);
             let own = Holder { pid: process.pid, fd: fd.fd, access: fd.access, cloexec: fd.cloexec };
-            let strays = verdict.strays.iter().filter(|stray| stray.fd.target == fd.target).map(|stray| Holder {
-                pid: verdict.facts.pid,
-                fd: stray.fd.fd,
-                access: stray.fd.access,
-                cloexec: stray.fd.cloexec,
-            });
+            let strays =
+                verdict.strays.iter().filter(|stray| stray.fd.target == fd.target).map(|stray| Holder {
+                    pid: verdict.facts.pid,
+                    fd: stray.fd.fd,
+                    access: stray.fd.access,
+                    cloexec: stray.fd.cloexec,
+                });
             let holders: Vec<Holder> = others
                 .unwrap_or_default()
                 .iter()
@@ -208,11 +215,20 @@ impl Text {
                 self.line(&format!("  {allow} #[childproof::test({text})]"));
             }
         }
-        let killed: Vec<String> =
-            verdict.facts.processes.iter().filter(|process| process.killed).map(|process| process.pid.to_string()).collect();
+        let killed: Vec<String> = verdict
+            .facts
+            .processes
+            .iter()
+            .filter(|process| process.killed)
+            .map(|process| process.pid.to_string())
+            .collect();
         if !killed.is_empty() {
             let shown = killed.iter().take(LISTED).cloned().collect::<Vec<_>>().join(", ");
-            let more = if killed.len() > LISTED { format!(" and {} more", killed.len() - LISTED) } else { String::new() };
+            let more = if killed.len() > LISTED {
+                format!(" and {} more", killed.len() - LISTED)
+            } else {
+                String::new()
+            };
             self.line(&format!("  killed: {shown}{more}"));
         }
     }
@@ -269,7 +285,13 @@ fn describe(process: &Process) -> String {
 
 fn pipe_line(fd: &Fd, holders: &[Holder], test: i32) -> String {
     let cloexec = if fd.cloexec { "" } else { ", no CLOEXEC" };
-    format!("{}  {}  {} end{cloexec}; {}", fd.fd, fd.target, end(fd.access), other_end(fd.access, holders, test))
+    format!(
+        "{}  {}  {} end{cloexec}; {}",
+        fd.fd,
+        fd.target,
+        end(fd.access),
+        other_end(fd.access, holders, test)
+    )
 }
 
 fn stray_line(stray: &Stray, test: i32) -> String {
@@ -289,7 +311,8 @@ fn other_end(access: i32, holders: &[Holder], test: i32) -> String {
         let who = if holder.pid == test { "test".to_owned() } else { holder.pid.to_string() };
         format!("{who} fd {}", holder.fd)
     };
-    let (same, other): (Vec<&Holder>, Vec<&Holder>) = holders.iter().partition(|holder| holder.access == access);
+    let (same, other): (Vec<&Holder>, Vec<&Holder>) =
+        holders.iter().partition(|holder| holder.access == access);
     let list = |holders: &[&Holder]| holders.iter().map(|holder| name(holder)).collect::<Vec<_>>().join(", ");
     let mut text = if other.is_empty() {
         "other end: nobody here".to_owned()

@@ -1,0 +1,873 @@
+//! The invariants of DESIGN.md, each with the test that fails when it is broken.
+//!
+//! `tests/fixtures/victim` has the bodies. They run in its three targets, one for each way in
+//! which a test process comes to be; what must hold, must hold in all of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::{Fixture, Run, alive, scratch, until};
+
+const TARGETS: [&str; 3] = ["harness", "stock", "threaded"];
+
+fn victim() -> Fixture {
+    Fixture::build("victim")
+}
+
+/// Runs one body of every target to its end, and looks at it.
+fn in_every_target(body: &str, look: impl Fn(&str, &Run, &str)) {
+    let fixture = victim();
+    let runs = TARGETS.map(|target| (target, Run::of(&fixture, target, &[&format!("bodies::{body}")])));
+    for (target, mut run) in runs {
+        let text = run.finish();
+        look(target, &run, &text);
+    }
+}
+
+/// Whether libtest or libtest-mimic says that this body failed, and nothing else.
+fn failed(text: &str, body: &str) -> bool {
+    let is = |word: &str| {
+        text.lines().any(|line| {
+            line.strip_prefix(&format!("test bodies::{body} ")).is_some_and(|rest| rest.ends_with(word))
+        })
+    };
+    assert!(is("FAILED") != is("ok"), "no verdict on {body}:\n{text}");
+    is("FAILED")
+}
+
+#[track_caller]
+fn assert_fails(target: &str, run: &Run, text: &str, body: &str, why: &str) {
+    assert!(failed(text, body), "{target} lets {body} pass:\n{text}");
+    assert_eq!(run.code(), Some(101), "{target} {body}\n{text}");
+    assert!(text.contains(why), "{target} {body}: no {why:?} in\n{text}");
+    run.assert_nothing_left(Duration::from_secs(2));
+}
+
+#[track_caller]
+fn assert_passes(target: &str, run: &Run, text: &str, body: &str) {
+    assert!(!failed(text, body), "{target} fails {body}:\n{text}");
+    assert_eq!(run.code(), Some(0), "{target} {body}\n{text}");
+    run.assert_nothing_left(Duration::from_secs(2));
+}
+
+fn status(pid: i32, field: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {field} of {pid}")).trim().to_owned()
+}
+
+/// A signal set of `/proc/PID/status`, by number, without the two that glibc keeps for itself.
+fn signals(hexadecimal: &str) -> BTreeSet<i32> {
+    let bits = u64::from_str_radix(hexadecimal, 16).unwrap();
+    (1..=64).filter(|signal| ![32, 33].contains(signal) && bits & (1 << (signal - 1)) != 0).collect()
+}
+
+fn set(signals: &[Signal]) -> BTreeSet<i32> {
+    signals.iter().map(|signal| *signal as i32).collect()
+}
+
+fn pids(text: &str) -> Vec<i32> {
+    text.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+fn is_installed(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output();
+    let found = found.is_ok_and(|output| output.status.success());
+    if !found {
+        println!("not checked: {program} is not installed");
+    }
+    found
+}
+
+// ---- 1. only the harness ever holds a lifeline's write end ----
+
+/// Eight tests spawn all the time, with and without exec, while every fd table of the run is read
+/// again and again: the pipes of which the harness has the write end have no other.
+#[childproof::test(timeout = "120s")]
+fn only_the_harness_holds_a_write_end_of_its_pipes() {
+    let fixture = victim();
+    for target in TARGETS {
+        let mut run = Run::start(&fixture, target, &["bodies::spawns::", "--test-threads=8"]);
+        for name in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+            run.wait_for(&format!("spawns-{name}"));
+        }
+        let harness = run.pid();
+        let mut processes = BTreeSet::new();
+        let mut lifelines = BTreeSet::new();
+        let end = Instant::now() + Duration::from_millis(1500);
+        while Instant::now() < end {
+            let mut watched: BTreeMap<u64, BTreeSet<i32>> = BTreeMap::new();
+            let mut written: BTreeMap<u64, Vec<i32>> = BTreeMap::new();
+            for pid in run.marked() {
+                processes.insert(pid);
+                for (inode, writes) in pipes(pid) {
+                    if writes {
+                        written.entry(inode).or_default().push(pid);
+                    } else {
+                        watched.entry(inode).or_default().insert(pid);
+                    }
+                }
+            }
+            for (inode, writers) in written.iter().filter(|(inode, _)| {
+                // The fork server and eight supervisors at least read it.
+                watched.get(inode).is_some_and(|readers| readers.len() >= 9)
+            }) {
+                assert_eq!(*writers, [harness], "{target}: writers of lifeline {inode}");
+                lifelines.insert(*inode);
+            }
+        }
+        assert_eq!(lifelines.len(), 1, "{target}: the lifeline of the run");
+        assert!(processes.len() > 18, "{target}: only {processes:?} were seen");
+        run.tell("go");
+        let text = run.finish();
+        assert_eq!(run.code(), Some(0), "{target}\n{text}");
+    }
+}
+
+/// The pipes of a process: inode, and whether this end writes.
+fn pipes(pid: i32) -> Vec<(u64, bool)> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let ends = entries.filter_map(|entry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        let inode = target.to_str()?.strip_prefix("pipe:[")?.strip_suffix(']')?.parse().ok()?;
+        let info = format!("/proc/{pid}/fdinfo/{}", entry.file_name().to_str()?);
+        let info = fs::read_to_string(info).ok()?;
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?;
+        let flags = i32::from_str_radix(flags.trim(), 8).ok()?;
+        Some((inode, flags & nix::libc::O_ACCMODE != nix::libc::O_RDONLY))
+    });
+    ends.collect()
+}
+
+// ---- 2. a supervisor runs no user code ----
+
+#[childproof::test]
+fn a_supervisor_is_one_deaf_thread_in_a_session_of_its_own_under_a_name_of_its_own() {
+    let fixture = victim();
+    for target in TARGETS {
+        let mut run = Run::start(&fixture, target, &["--exact", "bodies::sits_and_leaks"]);
+        let [test, supervisor] = pids(&run.wait_for("sits"))[..] else { panic!() };
+        let server: i32 = status(supervisor, "PPid").parse().unwrap();
+        assert_eq!(status(server, "PPid"), run.pid().to_string(), "{target}");
+        let titles =
+            [(supervisor, "childproof: bodies::sits_and_leaks"), (server, "childproof: fork server")];
+        for (pid, title) in titles {
+            let who = format!("{target}: {title}");
+            assert_eq!(status(pid, "Threads"), "1", "{who}");
+            assert_eq!(status(pid, "NSsid"), status(pid, "NSpid"), "{who} has no session");
+            let deaf =
+                set(&[Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGPIPE]);
+            assert!(signals(&status(pid, "SigIgn")).is_superset(&deaf), "{who} hears signals");
+            let usual = set(&[Signal::SIGCHLD]);
+            assert!(signals(&status(pid, "SigIgn")).is_disjoint(&usual), "{who} ignores SIGCHLD");
+            assert!(signals(&status(pid, "SigCgt")).is_disjoint(&usual), "{who} catches SIGCHLD");
+            assert_eq!(status(pid, "Name"), "childproof", "{who}");
+            let command_line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+            assert_eq!(command_line.trim_end_matches('\0'), title, "{target}");
+        }
+        // It is a subreaper: the orphan of a session of its own is its child now.
+        let [orphan, parent] = pids(&run.wait_for("orphan"))[..] else { panic!() };
+        assert_eq!(parent, supervisor, "{target}: who adopted {orphan}");
+        // The signals that end a careless group leader, a terminal's session, a reader-less writer.
+        for pid in [server, supervisor] {
+            for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGPIPE]
+            {
+                kill(Pid::from_raw(pid), signal).unwrap();
+            }
+        }
+        assert!(alive(test), "{target}");
+        run.tell("go");
+        let text = run.finish();
+        assert_fails(target, &run, &text, "sits_and_leaks", "left 1 process");
+        assert!(text.contains(&format!("killed: {orphan}")), "{target}\n{text}");
+    }
+}
+
+/// With `PR_SET_PDEATHSIG` a supervisor would die with its parent, and clean nothing.
+#[childproof::test]
+fn a_supervisor_outlives_the_fork_server_and_still_judges() {
+    let fixture = victim();
+    for target in TARGETS {
+        let mut run = Run::start(&fixture, target, &["--exact", "bodies::sits_and_leaks"]);
+        let [test, supervisor] = pids(&run.wait_for("sits"))[..] else { panic!() };
+        let server: i32 = status(supervisor, "PPid").parse().unwrap();
+        kill(Pid::from_raw(server), Signal::SIGKILL).unwrap();
+        until("the fork server's death", || !alive(server));
+        thread::sleep(Duration::from_millis(100));
+        assert!(alive(supervisor) && alive(test), "{target}: the guard died with its parent");
+        run.tell("go");
+        let text = run.finish();
+        assert_fails(target, &run, &text, "sits_and_leaks", "left 1 process");
+    }
+}
+
+/// The world of a body: what the harness was given, on every path, in the first test of a
+/// supervisor and in the next ones, also after a leak.
+#[childproof::test]
+fn a_test_sees_the_arguments_name_signals_and_fds_that_the_harness_was_given() {
+    let fixture = victim();
+    let given = scratch().join("given");
+    fs::write(&given, "").unwrap();
+    for target in TARGETS {
+        let arguments = ["bodies::world", "--test-threads=1"];
+        // A shell hands on an fd, and `env` an ignored and a blocked signal: what a process that
+        // is started directly cannot be given without unsafe code.
+        let script =
+            format!("exec env --ignore-signal=HUP --block-signal=USR1 \"$@\" 7< '{}'", given.display());
+        let like = fixture.command(target, &[]);
+        // What another program finds that is started in this way.
+        let plain = |program: &str, arguments: &[&str]| {
+            let mut run = Run::spawn(through_shell(&like, &script, Path::new(program), arguments));
+            run.finish()
+        };
+        let ignored = plain("grep", &["SigIgn", "/proc/self/status"]);
+        let ignored = signals(ignored.trim().strip_prefix("SigIgn:").unwrap().trim());
+        assert!(ignored.contains(&(Signal::SIGHUP as i32)));
+        let inherited = plain("ls", &["-l", "/proc/self/fd"]);
+        let mut inherited: Vec<String> = inherited
+            .lines()
+            .filter_map(|line| {
+                let (left, target) = line.split_once(" -> ")?;
+                Some(format!("{} {target}", left.rsplit(' ').next()?))
+            })
+            .filter(|fd| !fd.ends_with("/fd") && !["0 ", "1 ", "2 "].iter().any(|own| fd.starts_with(own)))
+            .collect();
+        inherited.sort_by_key(|fd| fd.split(' ').next().unwrap().parse::<i32>().unwrap());
+        assert!(inherited.contains(&format!("7 {}", given.display())), "{inherited:?}");
+        let mut run = Run::spawn(through_shell(&like, &script, fixture.binary(target), &arguments));
+        let text = run.finish();
+        // Of the three in `worlds` the second leaks; nobody else does.
+        assert_eq!(run.code(), Some(101), "{target}\n{text}");
+        for (file, body) in [("world", "world"), ("a", "worlds::a"), ("b", "worlds::b"), ("c", "worlds::c")] {
+            let who = format!("{target} {body}");
+            assert_eq!(failed(&text, body), body == "worlds::b", "{who}\n{text}");
+            let world = World::read(&run, file);
+            let mut expected = vec![fixture.binary(target).display().to_string()];
+            expected.extend(arguments.map(str::to_owned));
+            assert_eq!(world.line("args"), format!("{expected:?}"), "{who}");
+            let mut cmdline = expected.join("\0");
+            cmdline.push('\0');
+            assert_eq!(world.line("cmdline"), format!("{cmdline:?}"), "{who}");
+            let name = fixture.binary(target).file_name().unwrap().to_str().unwrap();
+            assert_eq!(world.line("comm"), &name[..name.len().min(15)], "{who}");
+            assert_eq!(world.line("leads"), "true", "{who} is not the leader of its group");
+            assert_eq!(world.line("ours"), "[]", "{who} sees our variables");
+            assert_eq!(signals(world.line("SigBlk")), set(&[Signal::SIGUSR1]), "{who}");
+            // What a program finds ignored that was started like this one, and Rust's own SIGPIPE.
+            let ignored = &set(&[Signal::SIGPIPE]) | &ignored;
+            assert_eq!(signals(world.line("SigIgn")), ignored, "{who}");
+            // Rust's own, for stack overflows.
+            assert_eq!(signals(world.line("SigCgt")), set(&[Signal::SIGSEGV, Signal::SIGBUS]), "{who}");
+            let fds = world.lines("fd");
+            assert_eq!(fds[0], "0 /dev/null", "{who}");
+            assert!(fds[1].contains("(deleted)") && fds[2].contains("(deleted)"), "{who}: {fds:?}");
+            assert_eq!(fds[3..], inherited, "{who}");
+            // `main` has started one of its own in `threaded`.
+            let threads = if target == "threaded" { "2" } else { "1" };
+            assert_eq!(world.line("threads"), threads, "{who}");
+        }
+    }
+}
+
+fn through_shell(like: &Command, script: &str, program: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh"]).arg(program).args(arguments);
+    for (name, value) in like.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+}
+
+struct World(String);
+
+impl World {
+    fn read(run: &Run, file: &str) -> World {
+        World(run.told(file).unwrap_or_else(|| panic!("no {file}\n{}", run.text())))
+    }
+
+    fn lines(&self, key: &str) -> Vec<&str> {
+        self.0.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(' ')).collect()
+    }
+
+    fn line(&self, key: &str) -> &str {
+        self.lines(key)[0]
+    }
+}
+
+// ---- 3. the harness adds nothing to the test's fd table ----
+
+// That a body sees 0, 1, 2 and what was open before is a part of the test above.
+
+#[childproof::test]
+fn a_body_that_closes_every_fd_is_still_judged() {
+    for body in ["closes_from_3", "closes_everything"] {
+        in_every_target(body, |target, run, text| assert_passes(target, run, text, body));
+    }
+    for body in ["closes_from_3_and_leaves_a_sleep", "closes_everything_and_leaves_a_sleep"] {
+        in_every_target(body, |target, run, text| {
+            assert_fails(target, run, text, body, "left 1 process");
+        });
+    }
+}
+
+// ---- 4. "clean" is the kernel's word ----
+
+#[childproof::test]
+fn a_child_with_another_exit_signal_is_seen_while_its_parent_lives() {
+    in_every_target("leaves_a_clone_without_a_signal", |target, run, text| {
+        let body = "leaves_a_clone_without_a_signal";
+        assert_fails(target, run, text, body, "left 1 process");
+        let [child, test] = pids(&run.told("leak").unwrap())[..] else { panic!() };
+        assert!(text.contains(&format!("killed: {child}")), "{target}\n{text}");
+        // The kernel makes it an ordinary child of whoever adopts it. Whether it was seen before
+        // that shows in its lineage: it is nobody's orphan.
+        if let Some(json) = run.json() {
+            assert_eq!(json["processes"][0]["lineage"], serde_json::json!([test]), "{json}");
+        }
+        assert!(!text.contains("adopted"), "{target}: not seen before its parent had exited\n{text}");
+    });
+}
+
+#[childproof::test]
+fn a_descendant_cannot_hide_behind_a_subreaper() {
+    in_every_target("leaves_a_subreaper", |target, run, text| {
+        assert_fails(target, run, text, "leaves_a_subreaper", "left 2 processes");
+    });
+}
+
+#[childproof::test]
+fn a_descendant_cannot_hide_in_a_pid_namespace() {
+    let usable = |how: &&str| {
+        Command::new("unshare").args([how, "true"]).output().is_ok_and(|output| output.status.success())
+    };
+    let Some(how) = ["-fp", "-Ufp"].iter().find(|how| usable(how)) else {
+        println!("not checked: no new pid namespace to be had here");
+        return;
+    };
+    let fixture = victim();
+    for target in TARGETS {
+        let body = "leaves_a_namespace";
+        let mut command = fixture.command(target, &["--exact", &format!("bodies::{body}")]);
+        command.env("VICTIM_UNSHARE", how);
+        let mut run = Run::spawn(command);
+        let text = run.finish();
+        assert_fails(target, &run, &text, body, "left ");
+    }
+}
+
+// ---- 5. what had to be killed failed ----
+
+#[childproof::test]
+fn what_had_to_be_killed_failed() {
+    let bodies =
+        ["leaves_a_sleep", "panics_as_expected_and_leaves_a_sleep", "leaves_what_is_allowed_and_one_more"];
+    for body in bodies {
+        in_every_target(body, |target, run, text| {
+            assert_fails(target, run, text, body, "outlived the test");
+            if let Some(json) = run.json() {
+                assert_eq!(json["outcome"], "failed");
+                assert_eq!(json["causes"], serde_json::json!(["leaked_process"]), "{target} {body}\n{text}");
+            }
+        });
+    }
+}
+
+#[childproof::test]
+fn what_is_allowed_is_killed_and_passes() {
+    in_every_target("leaves_what_is_allowed", |target, run, text| {
+        assert_passes(target, run, text, "leaves_what_is_allowed");
+    });
+}
+
+// ---- 6. every kill is pinned ----
+
+/// What is killed is a descendant, however much a stranger looks like one.
+#[childproof::test]
+fn a_stranger_of_the_same_user_and_command_is_left_alone() {
+    let mut stranger = Command::new("sleep").arg("1000").spawn().unwrap();
+    in_every_target("leaves_a_sleep", |target, run, text| {
+        assert_fails(target, run, text, "leaves_a_sleep", "`sleep 1000`");
+    });
+    let lives = stranger.try_wait().unwrap().is_none();
+    stranger.kill().unwrap();
+    stranger.wait().unwrap();
+    assert!(lives, "the stranger was killed");
+}
+
+/// The supervisor's own group is no target, although a descendant leads others into it.
+#[childproof::test]
+fn a_supervisor_does_not_shoot_its_own_group() {
+    in_every_target("joins_its_supervisors_group", |target, run, text| {
+        let [group, supervisor] = pids(&run.told("joined").unwrap())[..] else { panic!() };
+        assert_eq!(group, supervisor);
+        assert_fails(target, run, text, "joins_its_supervisors_group", "left 2 processes");
+        assert!(!text.contains("LOST"), "{target}\n{text}");
+    });
+}
+
+/// A test's `kill(0, ..)` reaches its own group: not the supervisor, not the harness.
+#[childproof::test]
+fn a_test_that_shoots_its_group_shoots_only_itself() {
+    in_every_target("shoots_its_own_group", |target, run, text| {
+        assert_fails(target, run, text, "shoots_its_own_group", "SIGKILL (9)");
+    });
+}
+
+/// Between the pid and the signal there is a pidfd, and behind the pidfd a second look at who it
+/// is. A pid that is signalled as a number is the group of a zombie that is reaped only after.
+#[childproof::test(timeout = "120s")]
+fn a_kill_goes_through_a_pidfd_that_was_rechecked() {
+    if !is_installed("strace") {
+        return;
+    }
+    let fixture = victim();
+    for target in TARGETS {
+        let calls = "trace=pidfd_open,openat,pidfd_send_signal,kill,waitid,close";
+        let (_, trace) = traced(&fixture, target, &["--exact", "bodies::leaves_a_subreaper"], calls);
+        let mut kills = 0;
+        for (pid, calls) in by_process(&trace) {
+            // What each pidfd stands for, and whether it was looked at again.
+            let mut pidfds: BTreeMap<&str, (String, bool)> = BTreeMap::new();
+            let mut zombie = None;
+            for call in calls {
+                let (name, rest) = call.split_once('(').unwrap_or((call, ""));
+                let first = rest.split([',', ')']).next().unwrap_or_default();
+                let result = call.rsplit("= ").next().unwrap_or_default();
+                match name {
+                    "pidfd_open" => drop(pidfds.insert(result, (first.to_owned(), false))),
+                    "openat" => {
+                        for (of, again) in pidfds.values_mut() {
+                            *again |= rest.contains(&format!("\"/proc/{of}/stat\""));
+                        }
+                    }
+                    "close" => drop(pidfds.remove(first)),
+                    "waitid" if rest.contains("WNOWAIT") && rest.contains("si_pid=") => {
+                        zombie = Some(());
+                    }
+                    "waitid" if !rest.contains("WNOWAIT") => zombie = None,
+                    "pidfd_send_signal" if rest.contains("SIGKILL") => {
+                        let (_, again) = &pidfds[first];
+                        assert!(again, "{target}: {pid} did not look again before {call}");
+                        kills += 1;
+                    }
+                    "kill" if rest.contains("SIGKILL") => {
+                        assert!(first.starts_with('-') && first.len() > 2, "{target} {pid}: {call}");
+                        assert!(zombie.is_some(), "{target}: no zombie pins {call} of {pid}");
+                    }
+                    _ => {}
+                }
+            }
+        }
+        assert!(kills >= 2, "{target}: {kills} kills were seen");
+    }
+}
+
+/// Runs a target under strace; gives its own words, and the trace.
+fn traced(fixture: &Fixture, target: &str, arguments: &[&str], calls: &str) -> (String, String) {
+    let like = fixture.command(target, &[]);
+    let trace = scratch().join(format!("trace-{target}"));
+    let script =
+        format!("exec strace -f -qq -s 200 -e signal=none -e {calls} -o '{}' \"$@\"", trace.display());
+    let mut run = Run::spawn(through_shell(&like, &script, fixture.binary(target), arguments));
+    let text = run.finish();
+    (text, fs::read_to_string(trace).unwrap())
+}
+
+/// The calls of each process in their order, those that another process's calls interrupted in
+/// the trace put together again.
+fn by_process(trace: &str) -> BTreeMap<&str, Vec<&'static str>> {
+    let mut calls: BTreeMap<&str, Vec<&'static str>> = BTreeMap::new();
+    let mut begun: BTreeMap<&str, String> = BTreeMap::new();
+    for line in trace.lines() {
+        let Some((pid, call)) = line.split_once(' ') else { continue };
+        let call = call.trim();
+        let call = if let Some(begin) = call.strip_suffix(" <unfinished ...>") {
+            begun.insert(pid, begin.to_owned());
+            continue;
+        } else if let Some(end) = call.strip_prefix("<... ") {
+            let end = end.split_once("resumed>").map_or("", |(_, end)| end);
+            begun.remove(pid).unwrap_or_default() + end
+        } else {
+            call.to_owned()
+        };
+        calls.entry(pid).or_default().push(Box::leak(call.into_boxed_str()));
+    }
+    calls
+}
+
+// ---- 7. nothing waits without a deadline ----
+
+#[childproof::test]
+fn a_test_that_never_ends_is_ended() {
+    for body in ["hangs", "stops_itself"] {
+        in_every_target(body, |target, run, text| {
+            assert_fails(target, run, text, body, "HUNG");
+            let took = run.took();
+            assert!(took < Duration::from_secs(4), "{target} {body} took {took:?}");
+        });
+    }
+}
+
+/// A body may stop its supervisor, which then can do nothing more. The harness gives it up after
+/// timeout, grace, a kill's limit and some patience; the fork server cleans; the run goes on.
+#[childproof::test(timeout = "120s")]
+fn a_supervisor_that_does_not_answer_is_given_up() {
+    let fixture = victim();
+    let arguments = ["bodies::stops_its_supervisor", "bodies::well_behaved", "--exact", "--test-threads=1"];
+    let runs = TARGETS.map(|target| (target, Run::start(&fixture, target, &arguments)));
+    for (target, mut run) in runs {
+        let text = run.finish();
+        assert!(failed(&text, "stops_its_supervisor"), "{target}\n{text}");
+        assert!(text.contains("does not answer and was killed"), "{target}\n{text}");
+        assert!(!failed(&text, "well_behaved"), "{target}\n{text}");
+        assert!(run.took() < Duration::from_secs(40), "{target} took {:?}", run.took());
+        run.assert_nothing_left(Duration::from_secs(2));
+    }
+}
+
+/// A setuid child is another user's process, so an ordinary user cannot kill it. It is named with
+/// the reason, its test fails, and the next one runs.
+#[childproof::test(timeout = "120s")]
+fn what_cannot_be_killed_is_named_and_the_run_goes_on() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("not checked: only root can make a setuid program");
+        return;
+    }
+    if !is_installed("setpriv") {
+        return;
+    }
+    let fixture = victim();
+    let runs = TARGETS.map(|target| {
+        let arguments =
+            ["bodies::leaves_a_process_of_root", "bodies::well_behaved", "--exact", "--test-threads=1"];
+        let (mut command, setuid) = as_nobody(&fixture, target, &arguments);
+        command.env("VICTIM_SETPRIV", setuid);
+        (target, Run::spawn(command))
+    });
+    for (target, mut run) in runs {
+        let text = run.finish();
+        let leak: i32 = run.told("leak").unwrap_or_else(|| panic!("{target}\n{text}")).parse().unwrap();
+        let lived = alive(leak);
+        let _ = kill(Pid::from_raw(leak), Signal::SIGKILL);
+        assert!(lived, "{target}: it was killed after all\n{text}");
+        assert!(failed(&text, "leaves_a_process_of_root"), "{target}\n{text}");
+        assert!(!failed(&text, "well_behaved"), "{target}\n{text}");
+        let named = format!("pid {leak} `sleep` could not be killed: it runs as user 0");
+        assert!(text.contains(&named), "{target}\n{text}");
+        assert!(run.took() < Duration::from_secs(40), "{target} took {:?}", run.took());
+        run.assert_nothing_left(Duration::from_secs(2));
+    }
+}
+
+/// Runs a copy of a target as `nobody`, who may reach nothing here but what lies in `/tmp`. Also
+/// gives the path of a setuid-root `setpriv`.
+fn as_nobody(fixture: &Fixture, target: &str, arguments: &[&str]) -> (Command, PathBuf) {
+    let binary = scratch().join(format!("nobody-{target}"));
+    fs::copy(fixture.binary(target), &binary).unwrap();
+    let setuid = scratch().join("setuid-setpriv");
+    if !setuid.exists() {
+        let from = std::env::split_paths(&std::env::var_os("PATH").unwrap())
+            .map(|directory| directory.join("setpriv"))
+            .find(|path| path.exists());
+        fs::copy(from.unwrap(), &setuid).unwrap();
+        fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
+    }
+    let like = fixture.command(target, &[]);
+    let script = "exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
+    let mut command = through_shell(&like, script, &binary, arguments);
+    command.current_dir("/");
+    (command, setuid)
+}
+
+/// To kill only the supervisor's own children is to make others of their children, for ever.
+#[childproof::test(timeout = "60s")]
+fn daemons_with_heirs_are_killed_within_the_limit() {
+    let fixture = victim();
+    for target in TARGETS {
+        let mut run = Run::start(&fixture, target, &["--exact", "bodies::leaves_daemons_with_heirs"]);
+        let text = run.finish();
+        assert_fails(target, &run, &text, "leaves_daemons_with_heirs", "outlived the test");
+        assert!(!text.contains("could not be killed"), "{target}\n{text}");
+        println!("{target}: run with heirs took {:?}", run.took());
+        assert!(run.took() < Duration::from_secs(3), "{target} took {:?}", run.took());
+    }
+}
+
+/// The processes of a bomb refill each other while they are killed. Only a signal to their whole
+/// group leaves nobody to do it.
+#[childproof::test(timeout = "60s")]
+fn a_refilling_fork_bomb_is_killed_within_its_limit() {
+    let fixture = victim();
+    for target in TARGETS {
+        let mut run = Run::start(&fixture, target, &["--exact", "bodies::leaves_a_fork_bomb"]);
+        let text = run.finish();
+        assert_fails(target, &run, &text, "leaves_a_fork_bomb", "left 20");
+        assert!(!text.contains("could not be killed"), "{target}\n{text}");
+        let took = run.took();
+        println!("{target}: run with a bomb took {took:?}, 0.2 s of which are the grace");
+        assert!(took < Duration::from_secs(6), "{target} took {took:?}");
+    }
+}
+
+// ---- 8. the clean path reads no /proc but the test's own fd table ----
+
+/// Eight clean tests against one: seven times the cost of a clean test, in opened files.
+#[childproof::test(timeout = "120s")]
+fn a_clean_test_reads_nothing_of_proc_but_its_own_fds() {
+    if !is_installed("strace") {
+        return;
+    }
+    let fixture = victim();
+    for target in ["harness", "stock"] {
+        let opened = |filter: &str| {
+            let arguments = [filter, "--test-threads=1"];
+            let (text, trace) = traced(&fixture, target, &arguments, "trace=open,openat,openat2");
+            assert!(text.contains("test result: ok"), "{target}\n{text}");
+            let mut paths: BTreeMap<String, u32> = BTreeMap::new();
+            for call in by_process(&trace).values().flatten() {
+                let path = call.split('"').nth(1).unwrap_or_default();
+                if path.starts_with("/proc") {
+                    *paths.entry(normal(path)).or_default() += 1;
+                }
+            }
+            paths
+        };
+        let (one, eight) = (opened("bodies::nothing::a"), opened("bodies::nothing::"));
+        let more: BTreeMap<&str, u32> = eight
+            .iter()
+            .map(|(path, count)| (path.as_str(), count - one.get(path).unwrap_or(&0).min(count)))
+            .filter(|(_, count)| *count > 0)
+            .collect();
+        let paths: Vec<&&str> = more.keys().collect();
+        assert_eq!(paths, [&"/proc/self/fd"], "{target}: {more:?} is what 7 clean tests open");
+        // Before the body and after it.
+        assert!(more["/proc/self/fd"] <= 14, "{target}: {more:?} is what 7 clean tests open");
+    }
+}
+
+/// A path without its pids.
+fn normal(path: &str) -> String {
+    let is_pid = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let parts: Vec<&str> = path.split('/').map(|part| if is_pid(&part) { "PID" } else { part }).collect();
+    parts.join("/")
+}
+
+// ---- 9. a failing body's own output is always shown, and first ----
+
+#[childproof::test]
+fn the_output_of_a_failing_body_is_shown_before_the_report() {
+    let bodies = [
+        ("says_a_lot_and_panics", "FAIL  "),
+        ("says_a_lot_and_leaks", "LEAK  "),
+        ("says_a_lot_and_exits", "FAIL  "),
+        ("says_a_lot_and_is_killed", "FAIL  "),
+        ("says_a_lot_and_hangs", "HUNG  "),
+    ];
+    for (body, head) in bodies {
+        in_every_target(body, |target, run, text| {
+            let report = format!("{head}bodies::{body}");
+            assert_fails(target, run, text, body, &report);
+            // What has no newline at its end waits in Rust's `stdout` until the process ends.
+            let said = match body.ends_with("panics") {
+                true => {
+                    ["stdout", "stderr", "from a child", "the last word", "no newline at the end", &report]
+                }
+                false => {
+                    ["stdout", "stderr", "from a child", "from a child", "no newline at the end", &report]
+                }
+            };
+            let places: Vec<Option<usize>> = said.iter().map(|line| text.find(line)).collect();
+            let shown = places.iter().all(Option::is_some) && places.is_sorted();
+            assert!(shown, "{target} {body}: {said:?} at {places:?} in\n{text}");
+        });
+    }
+}
+
+// ---- 10. a test that ends without returning failed ----
+
+#[childproof::test]
+fn a_test_that_ends_without_returning_failed() {
+    let bodies = [
+        ("ends::exit_0", "exited with code 0 before its body came back"),
+        ("ends::underscore_exit_0", "exited with code 0 before its body came back"),
+        ("ends::exit_0_of_a_thread", "exited with code 0 before its body came back"),
+        ("ends::exec", "exited with code 0 before its body came back"),
+        ("ends::sigkill", "SIGKILL (9)"),
+        ("ends::sigterm", "SIGTERM (15)"),
+        ("ends::abort", "SIGABRT (6)"),
+        ("ends::exit_where_a_panic_was_expected", "exited with code 101 before its body came back"),
+    ];
+    for (body, why) in bodies {
+        in_every_target(body, |target, run, text| assert_fails(target, run, text, body, why));
+    }
+}
+
+/// In `threaded` another thread lives on, so only the timeout would end it: not for this test.
+#[childproof::test]
+fn a_test_whose_last_thread_ends_failed() {
+    let fixture = victim();
+    for target in ["harness", "stock"] {
+        let mut run = Run::of(&fixture, target, &["bodies::ends::thread_exit_0"]);
+        let text = run.finish();
+        assert_fails(target, &run, &text, "ends::thread_exit_0", "before its body came back");
+    }
+}
+
+#[childproof::test]
+fn a_forked_child_that_comes_back_from_the_body_has_no_say() {
+    in_every_target("forks_and_the_child_returns", |target, run, text| {
+        assert_fails(target, run, text, "forks_and_the_child_returns", "the parent's word counts");
+        assert_eq!(text.matches("test result: ").count(), 1, "{target}\n{text}");
+    });
+    in_every_target("forks_and_the_child_panics", |target, run, text| {
+        let why = "1 process that the body forked came back through the body";
+        assert_fails(target, run, text, "forks_and_the_child_panics", why);
+        assert!(!text.contains("the body panicked"), "{target}: the child's word counted\n{text}");
+        assert_eq!(text.matches("test result: ").count(), 1, "{target}\n{text}");
+    });
+}
+
+// ---- teardown ----
+
+/// Who shoots a supervisor ends its test, by `PR_SET_PDEATHSIG`; the fork server ends the rest;
+/// the test is reported, and the others are none the worse.
+#[childproof::test]
+fn a_killed_supervisor_takes_its_test_along_and_the_run_goes_on() {
+    let fixture = victim();
+    for target in TARGETS {
+        // The other test keeps the run going until all is seen: its end would clean too.
+        let arguments = ["bodies::sits_and_leaks", "bodies::spawns::a", "--exact", "--test-threads=2"];
+        let mut run = Run::start(&fixture, target, &arguments);
+        let [test, supervisor] = pids(&run.wait_for("sits"))[..] else { panic!() };
+        let [orphan, _] = pids(&run.wait_for("orphan"))[..] else { panic!() };
+        kill(Pid::from_raw(supervisor), Signal::SIGKILL).unwrap();
+        let begin = Instant::now();
+        until("the test process's death", || !alive(test));
+        let by_pdeathsig = begin.elapsed();
+        until("the orphan's death", || !alive(orphan));
+        println!("{target}: test dead after {by_pdeathsig:?}, orphan after {:?}", begin.elapsed());
+        run.tell("go");
+        let text = run.finish();
+        assert!(failed(&text, "sits_and_leaks"), "{target}\n{text}");
+        assert!(text.contains("LOST  bodies::sits_and_leaks"), "{target}\n{text}");
+        assert!(!failed(&text, "spawns::a"), "{target}\n{text}");
+        assert_eq!(run.code(), Some(101));
+        run.assert_nothing_left(Duration::from_secs(2));
+    }
+}
+
+/// The kernel kills a test process whose supervisor dies; nobody else would if the server were
+/// gone too.
+#[childproof::test]
+fn a_test_process_dies_with_its_supervisor_even_without_a_fork_server() {
+    let fixture = victim();
+    for target in TARGETS {
+        let mut run = Run::start(&fixture, target, &["--exact", "bodies::sits_and_leaks"]);
+        let [test, supervisor] = pids(&run.wait_for("sits"))[..] else { panic!() };
+        let server: i32 = status(supervisor, "PPid").parse().unwrap();
+        // Not before the harness has stopped can it clean up behind them.
+        kill(Pid::from_raw(run.pid()), Signal::SIGSTOP).unwrap();
+        kill(Pid::from_raw(server), Signal::SIGKILL).unwrap();
+        kill(Pid::from_raw(supervisor), Signal::SIGKILL).unwrap();
+        until("the test process's death", || !alive(test));
+        kill(Pid::from_raw(run.pid()), Signal::SIGCONT).unwrap();
+        let text = run.finish();
+        assert!(failed(&text, "sits_and_leaks"), "{target}\n{text}");
+        assert!(text.contains("LOST"), "{target}\n{text}");
+        // The orphan has come to the harness, a subreaper too, which kills it at its end.
+        run.assert_nothing_left(Duration::from_secs(2));
+    }
+}
+
+/// Tests have a directory of their own, which nobody can list from outside, which is empty when
+/// they begin, and gone when the run is over, whatever they did to it.
+#[childproof::test]
+fn scratch_is_private_empty_and_removed() {
+    let fixture = victim();
+    let precious = |run: &Run| fs::write(run.out().join("precious"), "kept").unwrap();
+    for target in TARGETS {
+        for threads in ["--test-threads=1", "--test-threads=3"] {
+            let arguments = [
+                "bodies::scratch::a",
+                "bodies::scratch::b",
+                "bodies::scratch::removes_its_own",
+                "bodies::well_behaved",
+                "--exact",
+                threads,
+            ];
+            let command = if nix::unistd::geteuid().is_root() && is_installed("setpriv") {
+                // Permissions are nothing to root.
+                as_nobody(&fixture, target, &arguments).0
+            } else {
+                fixture.command(target, &arguments)
+            };
+            let mut run = Run::spawn(command);
+            precious(&run);
+            let text = run.finish();
+            assert_eq!(run.code(), Some(0), "{target} {threads}\n{text}");
+            for body in ["a", "b"] {
+                let told = run.told(body).unwrap();
+                let (above, path) = told.split_once(' ').unwrap();
+                assert_eq!(above, "711", "{target}: the directory above {path}");
+                assert!(path.contains("/childproof-"), "{target}: {path}");
+                assert!(!fs::exists(path).unwrap(), "{target} {threads}: {path} is still there");
+            }
+            run.assert_nothing_left(Duration::from_secs(2));
+            assert_eq!(run.told("precious").as_deref(), Some("kept"), "{target}: a link was followed");
+        }
+    }
+}
+
+/// Whoever is killed while a test has made its mess, as a user to whom permissions mean something.
+#[childproof::test(timeout = "120s")]
+fn scratch_is_removed_whoever_was_killed() {
+    let fixture = victim();
+    for target in TARGETS {
+        for who in ["harness", "supervisor", "fork server", "all but the harness"] {
+            let arguments = ["bodies::scratch::c", "bodies::sits", "--exact", "--test-threads=2"];
+            let command = if nix::unistd::geteuid().is_root() && is_installed("setpriv") {
+                as_nobody(&fixture, target, &arguments).0
+            } else {
+                fixture.command(target, &arguments)
+            };
+            let mut run = Run::spawn(command);
+            run.wait_for("c");
+            let [_, other] = pids(&run.wait_for("sits"))[..] else { panic!() };
+            let server: i32 = status(other, "PPid").parse().unwrap();
+            let named = |pid: &i32| {
+                let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                line.starts_with("childproof: bodies::scratch::c")
+            };
+            let supervisor = run.marked().into_iter().find(named).unwrap();
+            println!("{target}: {who} dies");
+            let dies = match who {
+                "harness" => vec![run.pid()],
+                "supervisor" => vec![supervisor],
+                "fork server" => vec![server],
+                _ => vec![server, supervisor, other],
+            };
+            for pid in dies {
+                kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+            }
+            if who == "fork server" {
+                // Now the harness, before which nothing ends.
+                until("its death", || !alive(server));
+                kill(Pid::from_raw(run.pid()), Signal::SIGKILL).unwrap();
+            }
+            run.tell("go");
+            run.finish();
+            run.assert_nothing_left(Duration::from_secs(10));
+        }
+    }
+}

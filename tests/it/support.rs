@@ -1,0 +1,389 @@
+//! Builds the fixture crates once, runs their binaries, and reads what comes out.
+
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Longer than anything takes on a loaded machine; a test that needs it all is broken.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The test binaries of a fixture crate, by target name (`harness`, `stock`, ..; the unit tests
+/// by the crate's name).
+pub struct Fixture {
+    binaries: Vec<(String, PathBuf)>,
+}
+
+impl Fixture {
+    /// Builds `tests/fixtures/NAME`, or finds it built: a test process forgets what the one before
+    /// knew, but cargo does not.
+    pub fn build(name: &str) -> Fixture {
+        let directory = root().join("tests/fixtures").join(name);
+        let target = root().join("target/fixtures");
+        fs::create_dir_all(&target).unwrap();
+        // One build at a time, and none of cargo's "Blocking waiting for file lock".
+        let lock = File::create(target.join(format!("{name}.lock"))).unwrap();
+        let _lock = nix_lock(&lock);
+        let output = Command::new(env!("CARGO"))
+            .args(["test", "--no-run", "--quiet", "--message-format=json"])
+            .current_dir(&directory)
+            .env("CARGO_TARGET_DIR", &target)
+            .env_remove("RUSTFLAGS")
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "fixture {name}:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let binaries = String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter_map(|message| {
+                let binary = message["executable"].as_str()?.into();
+                Some((message["target"]["name"].as_str()?.to_owned(), binary))
+            })
+            .collect();
+        Fixture { binaries }
+    }
+
+    /// The path of one target's test binary.
+    pub fn binary(&self, target: &str) -> &Path {
+        let found = self.binaries.iter().find(|(name, _)| name == target);
+        &found
+            .unwrap_or_else(|| panic!("no target `{target}` in {:?}", self.binaries))
+            .1
+    }
+
+    /// A command that runs one target with these arguments, without the environment of the
+    /// harness that runs this test.
+    pub fn command(&self, target: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.binary(target));
+        command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .env_remove("RUST_BACKTRACE");
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("CHILDPROOF_")
+                || text.starts_with("RUST_TEST_")
+                || text.starts_with("NEXTEST")
+            {
+                command.env_remove(&name);
+            }
+        }
+        command
+    }
+
+    /// Runs one target to its end.
+    pub fn run(&self, target: &str, arguments: &[&str]) -> Ran {
+        Ran::of(&mut self.command(target, arguments))
+    }
+
+    /// Runs just the test `name` of a `harness = false` target and reads its JSON.
+    pub fn judge(&self, target: &str, name: &str, more: &[&str]) -> Judged {
+        let json = scratch().join("report.json");
+        let path = json.to_str().unwrap();
+        let mut arguments = vec!["--exact", name, "--include-ignored", "--json", path];
+        arguments.extend(more);
+        let ran = self.run(target, &arguments);
+        let lines = fs::read_to_string(&json).unwrap_or_default();
+        let line = lines
+            .lines()
+            .last()
+            .unwrap_or_else(|| panic!("no JSON for {name}\n{}", ran.all()));
+        Judged {
+            json: serde_json::from_str(line).unwrap(),
+            ran,
+        }
+    }
+}
+
+/// What a test came to.
+pub struct Judged {
+    pub json: Value,
+    pub ran: Ran,
+}
+
+impl Judged {
+    /// The outcome, and the causes in their order.
+    pub fn verdict(&self) -> (String, Vec<String>) {
+        let causes = self.json["causes"].as_array().unwrap();
+        (
+            self.json["outcome"].as_str().unwrap().to_owned(),
+            causes
+                .iter()
+                .map(|cause| cause.as_str().unwrap().to_owned())
+                .collect(),
+        )
+    }
+}
+
+/// A finished run.
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    pub fn of(command: &mut Command) -> Ran {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = command.output().unwrap();
+        Ran {
+            code: status.code(),
+            stdout: String::from_utf8_lossy(&stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&stderr).into_owned(),
+        }
+    }
+
+    pub fn all(&self) -> String {
+        format!("exit {:?}\n{}\n{}", self.code, self.stdout, self.stderr)
+    }
+}
+
+/// The repository.
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The scratch directory of the test that runs.
+pub fn scratch() -> PathBuf {
+    std::env::temp_dir()
+}
+
+/// Waits until `condition` holds; fails with `what` if it never does.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "waited {PATIENCE:?} for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The pids of live processes (no zombies) whose environment has `NAME=VALUE`.
+///
+/// A marker in the environment is inherited by everything that a fixture starts, whatever it is
+/// called and wherever in the tree it ends up.
+pub fn marked(name: &str, value: &str) -> Vec<i32> {
+    let marker = format!("{name}={value}").into_bytes();
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environ
+            .split(|byte| *byte == 0)
+            .any(|variable| variable == marker)
+    })
+    .filter(|pid| alive(*pid))
+    .collect()
+}
+
+/// Whether a process exists and is no zombie.
+pub fn alive(pid: i32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    !matches!(
+        stat.rsplit(") ")
+            .next()
+            .and_then(|rest| rest.chars().next()),
+        Some('Z' | 'X') | None
+    )
+}
+
+fn nix_lock(file: &File) -> nix::fcntl::Flock<File> {
+    let file = file.try_clone().unwrap();
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .unwrap()
+}
+
+/// A run of a fixture that is watched while it goes on. Everything in it carries a mark in its
+/// environment; its output goes to a file, so that nothing it leaves behind blocks the reader.
+pub(crate) struct Run {
+    child: Child,
+    mark: String,
+    directory: PathBuf,
+    begin: Instant,
+    ended: Option<(Option<i32>, Duration)>,
+}
+
+impl Run {
+    const MARK: &str = "VICTIM_MARK";
+
+    /// Starts a command; its scratch and what it tells go below a directory of its own.
+    pub(crate) fn spawn(mut command: Command) -> Run {
+        static RUNS: AtomicU32 = AtomicU32::new(0);
+        let number = RUNS.fetch_add(1, Ordering::Relaxed);
+        let directory = scratch().join(format!("run-{number}"));
+        for part in ["out", "tmp"] {
+            fs::create_dir_all(directory.join(part)).unwrap();
+            // The run may be another user's.
+            let mode = fs::Permissions::from_mode(0o1777);
+            fs::set_permissions(directory.join(part), mode).unwrap();
+        }
+        let log = File::options().create(true).append(true).open(directory.join("log")).unwrap();
+        let mark = directory.display().to_string();
+        let child = command
+            .env(Run::MARK, &mark)
+            .env("VICTIM_OUT", directory.join("out"))
+            .env("TMPDIR", directory.join("tmp"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        Run { child, mark, directory, begin: Instant::now(), ended: None }
+    }
+
+    /// Starts one target of a fixture; a `harness = false` one also writes JSON.
+    pub(crate) fn start(fixture: &Fixture, target: &str, arguments: &[&str]) -> Run {
+        let mut command = fixture.command(target, arguments);
+        if target != "stock" {
+            let script = "exec \"$0\" \"$@\" --json \"$VICTIM_OUT/report.json\"";
+            let mut through = Command::new("sh");
+            through.args(["-c", script]).arg(command.get_program()).args(command.get_args());
+            for (name, value) in command.get_envs() {
+                match value {
+                    Some(value) => through.env(name, value),
+                    None => through.env_remove(name),
+                };
+            }
+            command = through;
+        }
+        Run::spawn(command)
+    }
+
+    /// Starts just these tests of one target.
+    pub(crate) fn of(fixture: &Fixture, target: &str, tests: &[&str]) -> Run {
+        Run::start(fixture, target, &[tests, &["--exact"]].concat())
+    }
+
+    /// The process that was started: the harness, or the cargo above it.
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    pub(crate) fn out(&self) -> PathBuf {
+        self.directory.join("out")
+    }
+
+    /// What a body told under this name.
+    pub(crate) fn told(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.out().join(name)).ok()
+    }
+
+    /// Waits until a body tells something under this name.
+    pub(crate) fn wait_for(&mut self, name: &str) -> String {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(told) = self.told(name) {
+                return told;
+            }
+            let gone = self.child.try_wait().unwrap().is_some();
+            assert!(!gone && Instant::now() < end, "no `{name}` from\n{}", self.text());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Tells the bodies something.
+    pub(crate) fn tell(&self, name: &str) {
+        fs::write(self.out().join(name), "").unwrap();
+    }
+
+    /// Waits for the end and gives everything that was printed.
+    pub(crate) fn finish(&mut self) -> String {
+        until("the end of the run", || self.child.try_wait().unwrap().is_some());
+        let status = self.child.wait().unwrap();
+        self.ended.get_or_insert((status.code(), self.begin.elapsed()));
+        self.text()
+    }
+
+    /// What was printed so far.
+    pub(crate) fn text(&self) -> String {
+        let bytes = fs::read(self.directory.join("log")).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The exit code of a finished run; `None` after a signal.
+    pub(crate) fn code(&self) -> Option<i32> {
+        self.ended.unwrap().0
+    }
+
+    /// How long a finished run took.
+    pub(crate) fn took(&self) -> Duration {
+        self.ended.unwrap().1
+    }
+
+    /// The JSON of a finished run's only test, if the target writes any.
+    pub(crate) fn json(&self) -> Option<Value> {
+        let line = self.told("report.json")?;
+        Some(serde_json::from_str(line.trim()).unwrap())
+    }
+
+    /// The live processes of the run.
+    pub(crate) fn marked(&self) -> Vec<i32> {
+        marked(Run::MARK, &self.mark)
+    }
+
+    /// The scratch directories of the run.
+    pub(crate) fn scratches(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.directory.join("tmp")).unwrap().flatten();
+        entries.map(|entry| entry.path()).collect()
+    }
+
+    /// Waits until neither process nor scratch directory is left; fails after `limit`, naming
+    /// both. Gives the time that it took.
+    #[track_caller]
+    pub(crate) fn assert_nothing_left(&self, limit: Duration) -> Duration {
+        let begin = Instant::now();
+        loop {
+            let (processes, scratches) = (self.marked(), self.scratches());
+            if processes.is_empty() && scratches.is_empty() {
+                return begin.elapsed();
+            }
+            if begin.elapsed() > limit {
+                let processes: Vec<String> = processes
+                    .iter()
+                    .map(|pid| {
+                        let line = fs::read_to_string(format!("/proc/{pid}/cmdline"));
+                        format!("{pid} `{}`", line.unwrap_or_default().replace('\0', " "))
+                    })
+                    .collect();
+                panic!(
+                    "left after {limit:?}: processes {processes:?}, scratch {scratches:?}\n{}",
+                    self.text()
+                );
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Run {
+    /// A test that fails leaves nothing either: its failure is to be read, not a second one.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let left = self.marked();
+            if left.is_empty() || Instant::now() > end {
+                return;
+            }
+            for pid in left {
+                let pid = nix::unistd::Pid::from_raw(pid);
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+    }
+}

@@ -16,7 +16,9 @@ use nix::sys::socket::{
 use crate::sys;
 
 /// The bytes of a message in one packet; well below `net.core.wmem_default`.
-const PACKET: usize = 32 * 1024;
+const PACKET: usize = 8 * 1024;
+/// How many seconds a send waits for a reader.
+const PATIENCE: i64 = 30;
 /// The most fds that one message carries.
 const FDS: usize = 2;
 const LAST: u8 = 0;
@@ -34,6 +36,9 @@ impl Channel {
     pub(crate) fn pair() -> io::Result<(Channel, Channel)> {
         let (one, other) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        for end in [&one, &other] {
+            sys::limit_sends(end, PATIENCE)?;
+        }
         Ok((Channel(one), Channel(other)))
     }
 
@@ -47,7 +52,6 @@ impl Channel {
 
     /// Sends a message. Fails after 30 s if nobody reads the other end.
     pub(crate) fn send(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        sys::limit_sends(&self.0, 30)?;
         let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let mut chunks = message.chunks(PACKET).peekable();
         let mut first = true;

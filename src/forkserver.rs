@@ -16,7 +16,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::libc;
@@ -28,7 +28,7 @@ use crate::kill;
 use crate::lifeline::{Lifeline, Watch};
 use crate::proc::process::Stat;
 use crate::registry;
-use crate::supervisor::{Job, Served, Supervisor, World};
+use crate::supervisor::{self, Job, Served, Supervisor, World};
 use crate::sys::{self, Children, Fork, Pid, Signals};
 use crate::testproc::TestProcess;
 use crate::wire::{Wire, wire_enum, wire_struct};
@@ -51,6 +51,8 @@ wire_struct! {
     /// A new supervisor's first word: its pid, or what stood in its way.
     pub(crate) struct Hello {
         pub(crate) pid: i32,
+        /// The run's directory, which the harness removes if the fork server no longer can.
+        pub(crate) directory: String,
         pub(crate) error: Option<String>,
     }
 }
@@ -62,6 +64,7 @@ wire_struct! {
 pub(crate) struct ForkServer {
     control: Mutex<Channel>,
     idle: Mutex<Vec<Slot>>,
+    directory: OnceLock<PathBuf>,
     pid: Pid,
     _lifeline: Lifeline,
 }
@@ -90,7 +93,8 @@ pub(crate) enum Takeover {
     Early,
 }
 
-/// Tells an exec'ed process that it is to be a fork server: takeover, signal mask, harness's pid.
+/// Tells an exec'ed process that it is to be a fork server: takeover, signal mask, the harness's
+/// pid, the inode of the socket that is its stdin.
 const VARIABLE: &str = "CHILDPROOF_FORK_SERVER";
 
 /// How long a fork server may take to wind down, and to answer for a supervisor.
@@ -127,6 +131,7 @@ impl ForkServer {
             Takeover::Early => "early",
         };
         let mask = Signals::current()?.mask_bits();
+        let socket = sys::fd_identity(theirs.as_raw_fd()).map_or(0, |socket| socket.ino);
         let mut arguments = std::env::args_os();
         let mut command = Command::new("/proc/self/exe");
         if let Some(name) = arguments.next() {
@@ -134,7 +139,7 @@ impl ForkServer {
         }
         let child = command
             .args(arguments)
-            .env(VARIABLE, format!("{takeover} {mask:x} {}", std::process::id()))
+            .env(VARIABLE, format!("{takeover} {mask:x} {} {socket}", std::process::id()))
             // The one fd that is passed on travels as stdin, so that no window exists in which a
             // concurrent `Command` of somebody else could inherit it.
             .stdin(Stdio::from(theirs.into_fd()))
@@ -151,6 +156,7 @@ impl ForkServer {
         Ok(ForkServer {
             control: Mutex::new(control),
             idle: Mutex::new(Vec::new()),
+            directory: OnceLock::new(),
             pid,
             _lifeline: lifeline,
         })
@@ -207,26 +213,35 @@ impl ForkServer {
         let hello = channel.receive()?.and_then(|(bytes, _)| Hello::decode(&bytes));
         match hello {
             Some(Hello { error: Some(error), .. }) => Err(io::Error::other(error)),
-            Some(Hello { pid, error: None }) => Ok(Slot { channel, pid }),
+            Some(Hello { pid, directory, error: None }) => {
+                self.directory.get_or_init(|| PathBuf::from(directory));
+                Ok(Slot { channel, pid })
+            }
             None => Err(io::Error::other("the fork server is gone")),
         }
     }
 
     /// Ends the supervisors and the server, and waits until they are gone.
     ///
-    /// Returns false if the server did not end as it should: then it may have left something.
-    pub(crate) fn shut_down(self) -> bool {
-        let ForkServer { control, idle, pid, _lifeline } = self;
-        drop((control, idle, _lifeline));
-        wait_for(pid)
-    }
-
-    /// As [`ForkServer::shut_down`], from an exit handler: the server lies in a static.
-    pub(crate) fn shut_down_at_exit(&self) {
+    /// A server that did not end as it should has left something: then this process, which is a
+    /// subreaper ([`second_net`]), kills what has come to it. It cannot tell a child that an
+    /// unguarded test left from one that a guarded test did, and kills both.
+    pub(crate) fn shut_down(&self) {
         lock(&self.idle).clear();
         let _ = lock(&self.control).send(&Request::End.encode(), &[]);
-        wait_for(self.pid);
+        if wait_for(self.pid) {
+            return;
+        }
+        kill::kill_below(nix::unistd::getpid().as_raw(), &[]);
+        if let Some(directory) = self.directory.get() {
+            let _ = supervisor::remove_all(directory);
+        }
     }
+}
+
+/// Makes this process, the harness, the one that orphans of a killed fork server come to.
+pub(crate) fn second_net() {
+    let _ = nix::sys::prctl::set_child_subreaper(true);
 }
 
 /// Waits for the end of a fork server, our child, and reaps it. Tells whether it ended well.
@@ -270,9 +285,8 @@ fn readable(fd: &impl AsFd, limit: Option<Duration>) -> bool {
 ///
 /// Returns in every other process, and in each test process of that server.
 pub(crate) fn take_over_early() {
-    if let Some(start) = Start::take("early")
-        && let Served::Test(test) = start.serve()
-    {
+    let Some(start) = Start::take("early") else { return };
+    if let Served::Test(test) = start.serve() {
         *lock(&PENDING) = Some(test);
     }
 }
@@ -283,10 +297,11 @@ pub(crate) fn take_over_late(run_later_constructors: impl FnOnce()) {
         return;
     };
     run_later_constructors();
+    // Once for all tests: it reads the process's mappings, and what it sets up outlives a fork.
+    sys::watch_stack();
     let Served::Test(test) = start.serve() else {
         return;
     };
-    sys::watch_stack();
     let job = test.job();
     let found = usize::try_from(job.index).ok().and_then(|index| registry::all().get(index).copied());
     match found {
@@ -319,11 +334,19 @@ impl Start {
             mask: u64::from_str_radix(words.next()?, 16).ok()?,
             harness: words.next()?.parse().ok()?,
         };
-        // A value that leaked into somebody's environment is not an order: the harness is our
-        // parent, and stdin its socket.
-        let ordered = sys::fd_identity(0).is_some_and(|stdin| stdin.kind == libc::S_IFSOCK)
-            && nix::unistd::getppid().as_raw() == start.harness;
-        ordered.then_some(start)
+        let socket: u64 = words.next()?.parse().ok()?;
+        // A value that leaked into somebody's environment is not an order: that has the harness's
+        // very socket as stdin.
+        let stdin = sys::fd_identity(0)?;
+        if stdin.kind != libc::S_IFSOCK || stdin.ino != socket {
+            return None;
+        }
+        // The harness died meanwhile. To go on to `main` would be to run its tests once more,
+        // with nobody to end them.
+        if nix::unistd::getppid().as_raw() != start.harness {
+            sys::exit_now(1);
+        }
+        Some(start)
     }
 
     fn serve(self) -> Served {
@@ -406,7 +429,9 @@ impl Server {
                 harness: harness_fd,
                 signals,
                 title,
-                comm: stat.comm,
+                // An exec'ed server is called `exe`, after the link it was started by.
+                comm: Stat::read(harness).map_or(stat.comm, |harness| harness.comm),
+                server: nix::unistd::getpid().as_raw(),
             },
             runner: runner_of(harness),
             supervisors: Vec::new(),
@@ -485,7 +510,7 @@ impl Server {
             Ok(child) => Some(child),
             Err(error) => {
                 let error = Some(format!("cannot fork a supervisor: {error}"));
-                let _ = slot.send(&Hello { pid: 0, error }.encode(), &[]);
+                let _ = slot.send(&Hello { pid: 0, directory: String::new(), error }.encode(), &[]);
                 None
             }
         }
@@ -533,7 +558,7 @@ impl Server {
         if !clean {
             kill::kill_below(self.pid, &[]);
         }
-        let _ = fs::remove_dir_all(&self.directory);
+        let _ = supervisor::remove_all(&self.directory);
         Served::Done(i32::from(!clean))
     }
 }

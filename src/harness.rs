@@ -109,11 +109,13 @@ impl Harness {
         let Harness { policy, added } = self;
         let entries: Vec<Entry> = registry::all()
             .into_iter()
-            .map(|test| Entry::Registered(test))
+            .map(Entry::Registered)
             .chain(added.into_iter().map(Entry::Added))
             .collect();
-        if let Some(test) = forkserver::pending() {
-            run_body(test, &entries);
+        if let Some(mut test) = forkserver::pending() {
+            // `main` has run since the fork, and what it opened is not the body's.
+            test.rebase();
+            run_body(*test, &entries);
         }
         let mut options = match Options::read(std::env::args_os(), |name| std::env::var_os(name)) {
             Ok(options) => options,
@@ -134,7 +136,7 @@ impl Harness {
         }
         let server = match start() {
             Ok(Started::Harness(server)) => server,
-            Ok(Started::Test(test)) => run_body(test, &entries),
+            Ok(Started::Test(test)) => run_body(*test, &entries),
             Err(error) => {
                 return say(&format!("error: cannot start the fork server: {error}\n"), 2);
             }
@@ -161,11 +163,7 @@ impl Harness {
             captures: Mutex::new(Vec::new()),
         });
         let failed = rounds(&run, &arguments);
-        let guarded = Arc::into_inner(run).is_none_or(|run| run.server.shut_down());
-        if !guarded {
-            // The second net: what a killed fork server and a killed supervisor both let go.
-            crate::kill::kill_below(nix::unistd::getpid().as_raw(), &[]);
-        }
+        run.server.shut_down();
         if failed { ExitCode::from(101) } else { ExitCode::SUCCESS }
     }
 }
@@ -231,8 +229,7 @@ impl Entry {
 }
 
 /// Runs the body that this process was forked for.
-fn run_body(mut test: Box<crate::testproc::TestProcess>, entries: &[Entry]) -> ! {
-    test.rebase();
+fn run_body(test: crate::testproc::TestProcess, entries: &[Entry]) -> ! {
     let job = test.job();
     let entry = usize::try_from(job.index).ok().and_then(|index| entries.get(index));
     match entry.filter(|entry| entry.name() == job.name) {
@@ -244,8 +241,7 @@ fn run_body(mut test: Box<crate::testproc::TestProcess>, entries: &[Entry]) -> !
 
 /// Starts the fork server the way that is safe here.
 fn start() -> io::Result<Started> {
-    // The second net below the fork server. Its children come to us if it is killed.
-    let _ = nix::sys::prctl::set_child_subreaper(true);
+    forkserver::second_net();
     match Stat::of_self() {
         Some(stat) if stat.threads == 1 => ForkServer::fork(),
         stat => {

@@ -94,11 +94,9 @@ fn reap_zombies(root: Pid, except: &[Pid]) {
         }
         // Pinned: the zombie is a member of the group until it is reaped in the next line. Our
         // own group is left out, which a descendant of our session may have joined.
-        if let Ok(group) = sys::getpgid(child.pid)
-            && group > 1
-            && group != root
-        {
-            let _ = sys::kill(-group, libc::SIGKILL);
+        match sys::getpgid(child.pid) {
+            Ok(group) if group > 1 && group != root => drop(sys::kill(-group, libc::SIGKILL)),
+            _ => {}
         }
         if sys::waitid(Some(child.pid), libc::WEXITED).is_err() {
             return;

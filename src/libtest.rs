@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-use crate::forkserver::{ForkServer, Takeover};
+use crate::forkserver::{self, ForkServer, Takeover};
 use crate::harness::guard;
 use crate::policy::{self, Policy};
 use crate::registry::{self, Test};
@@ -61,6 +61,7 @@ impl Test {
 }
 
 fn start() -> Result<ForkServer, String> {
+    forkserver::second_net();
     let server = ForkServer::exec(Takeover::Late);
     HARNESS.store(std::process::id(), Ordering::Relaxed);
     sys::at_exit(end);
@@ -69,10 +70,12 @@ fn start() -> Result<ForkServer, String> {
 
 /// Leaves no process behind when libtest calls `exit`.
 extern "C" fn end() {
-    if HARNESS.load(Ordering::Relaxed) == std::process::id()
-        && let Some(Ok(server)) = SERVER.get()
-    {
-        server.shut_down_at_exit();
+    // Not in what an unguarded test forks.
+    if HARNESS.load(Ordering::Relaxed) != std::process::id() {
+        return;
+    }
+    if let Some(Ok(server)) = SERVER.get() {
+        server.shut_down();
     }
 }
 

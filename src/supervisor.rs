@@ -6,12 +6,12 @@
 //!
 //! It takes the next test only after the kernel has said `ECHILD`.
 
-use std::fs;
+use std::fs::{self, File, FileTimes};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -46,6 +46,8 @@ pub(crate) struct World {
     pub(crate) signals: Signals,
     pub(crate) title: sys::Argv,
     pub(crate) comm: String,
+    /// The fork server's pid.
+    pub(crate) server: Pid,
 }
 
 /// How a test's watch ended.
@@ -62,7 +64,7 @@ pub(crate) struct Supervisor {
     slot: Channel,
     children: SignalFd,
     page: Shared<Page>,
-    scratch: PathBuf,
+    scratch: Scratch,
     /// What a test process finds open: the fds from before the harness began.
     inherited: Vec<(RawFd, FdIdentity)>,
     pid: Pid,
@@ -86,9 +88,10 @@ impl Supervisor {
     pub(crate) fn new(world: World, slot: Channel, scratch: PathBuf) -> io::Result<Supervisor> {
         let pid = nix::unistd::getpid().as_raw();
         let fd = slot.as_fd().try_clone_to_owned()?;
+        let directory = scratch.parent().unwrap_or(&scratch).to_string_lossy().into_owned();
         let made = Supervisor::prepare(world, slot, scratch, pid);
         let error = made.as_ref().err().map(|error| format!("cannot set up a supervisor: {error}"));
-        Channel::from_fd(fd).send(&Hello { pid, error }.encode(), &[])?;
+        Channel::from_fd(fd).send(&Hello { pid, directory, error }.encode(), &[])?;
         made
     }
 
@@ -108,7 +111,7 @@ impl Supervisor {
             slot,
             children,
             page: Shared::zeroed()?,
-            scratch,
+            scratch: Scratch::make(scratch)?,
             inherited: Vec::new(),
             pid,
         };
@@ -157,10 +160,7 @@ impl Supervisor {
     fn guard(&self, job: &Job, output: [OwnedFd; 2]) -> Guarded {
         let begin = Instant::now();
         let foreign = self.foreign_pipes(&output);
-        let mut notes = Vec::new();
-        if let Err(error) = make_scratch(&self.scratch) {
-            notes.push(format!("no scratch directory `{}`: {error}", self.scratch.display()));
-        }
+        let mut notes: Vec<String> = Vec::new();
         self.page.reset();
         let test = match sys::fork() {
             Ok(Fork::Child) => {
@@ -188,8 +188,9 @@ impl Supervisor {
         if self.tear_down(test, job.settings.grace, &foreign, at_end, &mut facts) == Event::Abandoned {
             return Guarded::Abandoned;
         }
-        if let Err(error) = clear_scratch(&self.scratch) {
-            notes.push(format!("cannot empty the scratch directory `{}`: {error}", self.scratch.display()));
+        if let Err(error) = self.scratch.reset() {
+            let path = self.scratch.path.display();
+            notes.push(format!("cannot empty the scratch directory `{path}`: {error}"));
         }
         let page = &self.page;
         facts.body = page.body();
@@ -256,22 +257,23 @@ impl Supervisor {
         }
         let at_end = at_end.unwrap_or_else(|| Snapshot::take(self.pid, test, foreign));
         let until = Instant::now() + grace;
-        let mut clean = false;
-        while !timed_out {
-            self.reap_others(None);
-            clean = self.nothing_left();
-            if clean {
-                break;
-            }
-            match self.wait(Some(until), false) {
+        // After a timeout nobody gets a grace.
+        let mut ending = if timed_out { Event::Deadline } else { Event::Children };
+        let clean = loop {
+            match ending {
                 Event::Children | Event::Request => {}
-                Event::Deadline => break,
+                Event::Deadline => break false,
                 Event::Abandoned => {
                     kill::kill_below(self.pid, &[]);
                     return Event::Abandoned;
                 }
             }
-        }
+            self.reap_others(None);
+            if self.nothing_left() {
+                break true;
+            }
+            ending = self.wait(Some(until), false);
+        };
         let mut left = Vec::new();
         if !clean {
             // Evidence first, then the kill.
@@ -364,8 +366,12 @@ impl Supervisor {
 
     /// Ends the supervisor's work.
     fn leave(&self, code: i32) -> Served {
-        let _ = clear_scratch(&self.scratch);
-        let _ = fs::remove_dir(&self.scratch);
+        let _ = self.scratch.remove();
+        // The fork server would remove the directory of them all. If it was killed, the last
+        // supervisor does: nobody else's is empty.
+        if nix::unistd::getppid().as_raw() != self.world.server {
+            let _ = self.scratch.path.parent().map(fs::remove_dir);
+        }
         Served::Done(code)
     }
 
@@ -396,7 +402,7 @@ impl Supervisor {
     }
 
     pub(crate) fn scratch(&self) -> &Path {
-        &self.scratch
+        &self.scratch.path
     }
 
     pub(crate) fn inherited(&self) -> &[(RawFd, FdIdentity)] {
@@ -427,31 +433,43 @@ enum Guarded {
     Abandoned,
 }
 
-/// Makes sure that the scratch directory is there, and a directory.
-fn make_scratch(scratch: &Path) -> io::Result<()> {
-    if fs::symlink_metadata(scratch).is_ok_and(|found| found.is_dir()) {
-        return Ok(());
-    }
-    let _ = fs::remove_file(scratch);
-    fs::DirBuilder::new().mode(0o700).create(scratch)?;
-    // As open as /tmp, whatever the umask: a test may change its user. The directory above it has
-    // a name nobody can guess and cannot be listed.
-    fs::set_permissions(scratch, fs::Permissions::from_mode(0o1777))
+/// A test's directory for temporary files, the same for all tests of one supervisor.
+struct Scratch {
+    path: PathBuf,
 }
 
-/// Leaves the scratch directory empty, as it is most of the time.
-fn clear_scratch(scratch: &Path) -> io::Result<()> {
-    match fs::read_dir(scratch).map(|mut entries| entries.next().is_none()) {
-        Ok(true) => return Ok(()),
-        Ok(false) | Err(_) => {}
+impl Scratch {
+    /// Makes the directory, as open as /tmp, whatever the umask: a test may change its user. The
+    /// directory above it has a name nobody can guess and cannot be listed.
+    fn make(path: PathBuf) -> io::Result<Scratch> {
+        fs::DirBuilder::new().mode(0o700).create(&path)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o1777))?;
+        // A directory changes its time with every entry that comes or goes, so one `stat` tells
+        // later whether it was used. Times are coarse: "now" would not do as a mark.
+        File::open(&path)?.set_times(FileTimes::new().set_modified(UNIX_EPOCH))?;
+        Ok(Scratch { path })
     }
-    match remove_all(scratch) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result,
+
+    /// Leaves the directory empty and unused, as it is most of the time.
+    fn reset(&self) -> io::Result<()> {
+        let found = fs::symlink_metadata(&self.path);
+        if found.is_ok_and(|found| found.is_dir() && found.modified().is_ok_and(|at| at == UNIX_EPOCH)) {
+            return Ok(());
+        }
+        self.remove()?;
+        Scratch::make(self.path.clone()).map(drop)
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        match remove_all(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result,
+        }
     }
 }
 
-fn remove_all(path: &Path) -> io::Result<()> {
+/// Removes a tree, whatever permissions a test has left in it.
+pub(crate) fn remove_all(path: &Path) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.is_dir() {
         return fs::remove_file(path);
     }

@@ -528,8 +528,10 @@ static OLD_STACK: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 pub(crate) fn watch_stack() {
     const SIZE: usize = 64 * 1024;
     let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
+    // SAFETY: the call has no preconditions.
+    let this = unsafe { libc::pthread_self() };
     // SAFETY: `attributes` is writable; this thread exists.
-    if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) } != 0 {
+    if unsafe { libc::pthread_getattr_np(this, attributes.as_mut_ptr()) } != 0 {
         return;
     }
     let (mut low, mut size) = (ptr::null_mut(), 0);
@@ -559,7 +561,9 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, _: *mut c_void
     const MESSAGE: &[u8] =
         b"\nthread 'main' has overflowed its stack\nfatal runtime error: stack overflow, aborting\n";
     // SAFETY: the kernel passes a siginfo of a fault, because of SA_SIGINFO.
-    let address = unsafe { (*info).si_addr() } as usize;
+    let info = unsafe { &*info };
+    // SAFETY: faults fill the field.
+    let address = unsafe { info.si_addr() } as usize;
     let end = STACK_END.load(Ordering::Relaxed);
     // The main stack may end some pages above its limit (stack gap); a probe hits just below.
     if (end.saturating_sub(64 * 1024)..end + 64 * 1024).contains(&address) {

@@ -67,10 +67,7 @@ impl Args {
         let mut errors = None;
         let mut seen = Vec::new();
         for argument in split_at_commas(tokens) {
-            let result = Parser::parse2(
-                |input: ParseStream<'_>| args.argument(input, &mut seen),
-                argument,
-            );
+            let result = Parser::parse2(|input: ParseStream<'_>| args.argument(input, &mut seen), argument);
             if let Err(error) = result {
                 add(&mut errors, error);
             }
@@ -81,10 +78,7 @@ impl Args {
     fn argument(&mut self, input: ParseStream<'_>, seen: &mut Vec<String>) -> syn::Result<()> {
         // `crate` is a keyword, so `parse_any`.
         let Ok(name) = input.call(Ident::parse_any) else {
-            return Err(Error::new(
-                rest(input).1,
-                "expected an argument such as `timeout = \"5s\"`",
-            ));
+            return Err(Error::new(rest(input).1, "expected an argument such as `timeout = \"5s\"`"));
         };
         let text = name.to_string();
         if text == TRACE {
@@ -124,27 +118,15 @@ impl Args {
     fn set(&mut self, name: &str, value: LitStr) -> syn::Result<()> {
         let (text, span) = (value.value(), value.span());
         let read = match name {
-            "timeout" => timeout(&text)
-                .map(|limit| self.timeout = Some(limit))
-                .ok_or(TIMEOUT),
-            "grace" => duration(&text)
-                .map(|grace| self.grace = Some(grace))
-                .ok_or(DURATION),
+            "timeout" => timeout(&text).map(|limit| self.timeout = Some(limit)).ok_or(TIMEOUT),
+            "grace" => duration(&text).map(|grace| self.grace = Some(grace)).ok_or(DURATION),
             "fds" => fds(&text).map(|kinds| self.fds = Some(kinds)).ok_or(FDS),
-            "processes" => deny(&text)
-                .map(|deny| self.deny_processes = Some(deny))
-                .ok_or(DENY),
-            "unwaited" => deny(&text)
-                .map(|deny| self.deny_unwaited = Some(deny))
-                .ok_or(DENY),
-            "threads" => deny(&text)
-                .map(|deny| self.deny_threads = Some(deny))
-                .ok_or(DENY),
+            "processes" => deny(&text).map(|deny| self.deny_processes = Some(deny)).ok_or(DENY),
+            "unwaited" => deny(&text).map(|deny| self.deny_unwaited = Some(deny)).ok_or(DENY),
+            "threads" => deny(&text).map(|deny| self.deny_threads = Some(deny)).ok_or(DENY),
             // An empty pattern matches nothing, an empty prefix everything, an empty key is a
             // forgotten one: none of them can be meant.
-            "allow_process" if text.is_empty() => {
-                Err("a glob on the command line such as `sleep *`")
-            }
+            "allow_process" if text.is_empty() => Err("a glob on the command line such as `sleep *`"),
             "allow_created_by" if text.is_empty() => {
                 Err("the beginning of a path such as `signal_hook_registry`")
             }
@@ -185,9 +167,7 @@ impl Args {
             fields.extend(quote!(#name: #value,));
         };
         if let Some(timeout) = self.timeout {
-            let limit = timeout.map_or(quote!(::core::option::Option::None), |limit| {
-                some(constant(limit))
-            });
+            let limit = timeout.map_or(quote!(::core::option::Option::None), |limit| some(constant(limit)));
             field("timeout", some(limit));
         }
         if let Some(grace) = self.grace {
@@ -206,10 +186,9 @@ impl Args {
                 field(name, some(quote!(#deny)));
             }
         }
-        for (name, list) in [
-            ("allow_process", &self.allow_process),
-            ("allow_created_by", &self.allow_created_by),
-        ] {
+        for (name, list) in
+            [("allow_process", &self.allow_process), ("allow_created_by", &self.allow_created_by)]
+        {
             if !list.is_empty() {
                 field(name, quote!(&[#(#list),*]));
             }
@@ -263,15 +242,12 @@ fn string(input: ParseStream<'_>, name: &str) -> syn::Result<LitStr> {
 
 fn crate_path(input: ParseStream<'_>) -> syn::Result<Path> {
     let tokens = rest(input).0;
-    let message =
-        "expected the path of the crate: `crate = childproof` or `crate = \"childproof\"`";
+    let message = "expected the path of the crate: `crate = childproof` or `crate = \"childproof\"`";
     let error = || Error::new_spanned(&tokens, message);
     if let Ok(text) = syn::parse2::<LitStr>(tokens.clone()) {
         return text.parse_with(Path::parse_mod_style).map_err(|_| error());
     }
-    Path::parse_mod_style
-        .parse2(tokens.clone())
-        .map_err(|_| error())
+    Path::parse_mod_style.parse2(tokens.clone()).map_err(|_| error())
 }
 
 fn example(name: &str) -> &'static str {
@@ -300,10 +276,7 @@ fn unknown(name: &str) -> String {
             .map(|(_, known)| format!("did you mean `{known}`? ")),
     };
     let names = NAMES.map(|known| format!("`{known}`")).join(", ");
-    format!(
-        "unknown argument `{name}`: {}valid are {names}",
-        instead.unwrap_or_default()
-    )
+    format!("unknown argument `{name}`: {}valid are {names}", instead.unwrap_or_default())
 }
 
 /// Counts the insertions, deletions and replacements that turn one word into the other.
@@ -314,9 +287,7 @@ fn distance(from: &str, to: &str) -> usize {
         let mut left = i + 1;
         for (cell, b) in row.iter_mut().skip(1).zip(to.chars()) {
             let above = *cell;
-            let best = (diagonal + usize::from(a != b))
-                .min(above + 1)
-                .min(left + 1);
+            let best = (diagonal + usize::from(a != b)).min(above + 1).min(left + 1);
             (diagonal, left, *cell) = (above, best, best);
         }
         if let Some(first) = row.first_mut() {

@@ -17,9 +17,7 @@ use syn::spanned::Spanned;
 use syn::{Error, ReturnType, Type};
 
 use crate::args::{Args, TRACE, add};
-use crate::function::{
-    Function, Kind, check_signature, ignore, kind, not_a_function, should_panic,
-};
+use crate::function::{Function, Kind, check_signature, ignore, kind, not_a_function, should_panic};
 
 /// Which attribute was written.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,14 +58,8 @@ pub(crate) fn expand(form: Form, pass: Pass, args: TokenStream, item: TokenStrea
     };
     // A visible `#[test]` says the same as `#[childproof::test]`, so it goes, and `guard` takes
     // its place.
-    let form = if function.has(Kind::Test) {
-        Form::Test
-    } else {
-        form
-    };
-    function
-        .attributes
-        .retain(|attribute| kind(attribute) != Kind::Test);
+    let form = if function.has(Kind::Test) { Form::Test } else { form };
+    function.attributes.retain(|attribute| kind(attribute) != Kind::Test);
 
     let (parsed, mut errors) = Args::parse(args.clone());
     let twice = function.of_kind(Kind::Ours).next();
@@ -89,24 +81,13 @@ pub(crate) fn expand(form: Form, pass: Pass, args: TokenStream, item: TokenStrea
     let should_panic = function.string_of(Kind::ShouldPanic, should_panic, &mut errors);
     match errors {
         Some(errors) => give_back(pass, errors, function),
-        None => write_test(
-            form,
-            &parsed,
-            &function,
-            ignore.as_deref(),
-            should_panic.as_deref(),
-        ),
+        None => write_test(form, &parsed, &function, ignore.as_deref(), should_panic.as_deref()),
     }
 }
 
 /// Writes the attribute again, below all others.
 fn move_down(form: Form, parsed: &Args, args: &TokenStream, function: &Function) -> TokenStream {
-    let Function {
-        attributes,
-        visibility,
-        signature,
-        body,
-    } = function;
+    let Function { attributes, visibility, signature, body } = function;
     let private = &parsed.private;
     // `rstest` takes every attribute whose path ends in `test` for the one that makes the test.
     let last = match form {
@@ -170,10 +151,7 @@ fn check_of_survival(function: &Function) -> Option<(TokenStream, Option<TokenSt
 fn trace_names(name: &Ident) -> (Ident, Ident) {
     let name = name.unraw();
     let named = |text: String| Ident::new(&text, Span::call_site());
-    (
-        named(format!("__CHILDPROOF_TRACE_{name}")),
-        named(format!("__ChildproofTrace_{name}")),
-    )
+    (named(format!("__CHILDPROOF_TRACE_{name}")), named(format!("__ChildproofTrace_{name}")))
 }
 
 /// Writes the static that registers the test, and the function that libtest sees.
@@ -184,12 +162,7 @@ fn write_test(
     ignore: Option<&str>,
     should_panic: Option<&str>,
 ) -> TokenStream {
-    let Function {
-        attributes,
-        visibility,
-        signature,
-        body,
-    } = function;
+    let Function { attributes, visibility, signature, body } = function;
     let private = &args.private;
     let name = &signature.ident;
     let static_name = static_name(name, Span::call_site());
@@ -198,10 +171,7 @@ fn write_test(
 
     let cfgs: Vec<_> = function.of_kind(Kind::Cfg).collect();
     // Wanted on a `pub fn` by `missing_docs`.
-    let docs: Vec<_> = attributes
-        .iter()
-        .filter(|attribute| attribute.path().is_ident("doc"))
-        .collect();
+    let docs: Vec<_> = attributes.iter().filter(|attribute| attribute.path().is_ident("doc")).collect();
     let ignores: Vec<_> = function.of_kind(Kind::Ignore).collect();
     let kept = attributes
         .iter()
@@ -305,13 +275,9 @@ fn write_test(
 fn give_back(pass: Pass, errors: Error, mut function: Function) -> TokenStream {
     let errors = errors.into_compile_error();
     if !function.has(Kind::Foreign) {
-        function
-            .attributes
-            .retain(|attribute| !matches!(kind(attribute), Kind::Ignore | Kind::ShouldPanic));
+        function.attributes.retain(|attribute| !matches!(kind(attribute), Kind::Ignore | Kind::ShouldPanic));
     }
-    function
-        .attributes
-        .retain(|attribute| kind(attribute) != Kind::Ours);
+    function.attributes.retain(|attribute| kind(attribute) != Kind::Ours);
     // The check of survival must not fail as well.
     let survivor = (pass == Pass::Last).then(|| {
         let name = static_name(&function.signature.ident, Span::call_site());
@@ -327,20 +293,13 @@ fn give_back(pass: Pass, errors: Error, mut function: Function) -> TokenStream {
 
 /// Names the static of a test.
 fn static_name(name: &Ident, span: Span) -> Ident {
-    at(
-        &Ident::new(&format!("__CHILDPROOF_{}", name.unraw()), name.span()),
-        span,
-    )
+    at(&Ident::new(&format!("__CHILDPROOF_{}", name.unraw()), name.span()), span)
 }
 
 /// Moves a name to a place in the source, and into the context of the macro.
 fn at(name: &Ident, span: Span) -> Ident {
     // The context brings its edition along, and edition 2024 reserves a name that is free before.
-    let context = if name == "gen" {
-        name.span()
-    } else {
-        Span::call_site()
-    };
+    let context = if name == "gen" { name.span() } else { Span::call_site() };
     let mut moved = name.clone();
     moved.set_span(span.resolved_at(context));
     moved

@@ -5,9 +5,7 @@ use proc_macro2::{Group, TokenStream, TokenTree};
 use quote::ToTokens;
 use syn::ext::IdentExt;
 use syn::parse::{Parse, ParseStream};
-use syn::{
-    Attribute, Error, Expr, ExprLit, FnArg, Lit, Meta, MetaNameValue, Safety, Signature, Visibility,
-};
+use syn::{Attribute, Error, Expr, ExprLit, FnArg, Lit, Meta, MetaNameValue, Safety, Signature, Visibility};
 
 use crate::args::add;
 
@@ -30,12 +28,7 @@ impl Parse for Function {
             TokenTree::Group(body) => body,
             other => return Err(Error::new(other.span(), "a test needs a body: `{ .. }`")),
         };
-        Ok(Function {
-            attributes,
-            visibility,
-            signature,
-            body,
-        })
+        Ok(Function { attributes, visibility, signature, body })
     }
 }
 
@@ -72,11 +65,8 @@ pub(crate) enum Kind {
 /// Tells what an attribute is, by its path: a macro cannot resolve names.
 pub(crate) fn kind(attribute: &Attribute) -> Kind {
     let path = attribute.path();
-    let segments: Vec<String> = path
-        .segments
-        .iter()
-        .map(|segment| segment.ident.unraw().to_string())
-        .collect();
+    let segments: Vec<String> =
+        path.segments.iter().map(|segment| segment.ident.unraw().to_string()).collect();
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
     match segments[..] {
         ["test"] | ["core" | "std", "prelude", _, "test"] => Kind::Test,
@@ -88,17 +78,8 @@ pub(crate) fn kind(attribute: &Attribute) -> Kind {
         ["childproof", "test" | "guard"] | [.., "__private", "test" | "guard"] => Kind::Ours,
         ["doc" | "allow" | "warn" | "deny" | "forbid" | "expect"]
         | ["must_use" | "inline" | "cold" | "track_caller"]
-        | [
-            "target_feature"
-            | "no_mangle"
-            | "export_name"
-            | "link_section"
-            | "automatically_derived",
-        ]
-        | [
-            "rustfmt" | "clippy" | "diagnostic" | "miri" | "rust_analyzer",
-            ..,
-        ] => Kind::Inert,
+        | ["target_feature" | "no_mangle" | "export_name" | "link_section" | "automatically_derived"]
+        | ["rustfmt" | "clippy" | "diagnostic" | "miri" | "rust_analyzer", ..] => Kind::Inert,
         _ => Kind::Foreign,
     }
 }
@@ -109,33 +90,22 @@ impl Function {
     }
 
     pub(crate) fn of_kind(&self, wanted: Kind) -> impl Iterator<Item = &Attribute> {
-        self.attributes
-            .iter()
-            .filter(move |attribute| kind(attribute) == wanted)
+        self.attributes.iter().filter(move |attribute| kind(attribute) == wanted)
     }
 
     /// Tells whether `rstest` will make modules within modules of it, under names of its own: one
     /// for each of the `#[values]` or `#[files]` of a parameter, here or in a template.
     pub(crate) fn may_nest(&self) -> bool {
         let named = |attribute: &Attribute, names: &[&str]| {
-            attribute
-                .path()
-                .segments
-                .last()
-                .is_some_and(|last| names.iter().any(|name| last.ident == name))
+            attribute.path().segments.last().is_some_and(|last| names.iter().any(|name| last.ident == name))
         };
         let parameters = self.signature.inputs.iter().any(|input| match input {
-            FnArg::Typed(parameter) => parameter
-                .attrs
-                .iter()
-                .any(|attribute| named(attribute, &["values", "files"])),
+            FnArg::Typed(parameter) => {
+                parameter.attrs.iter().any(|attribute| named(attribute, &["values", "files"]))
+            }
             FnArg::Receiver(_) => false,
         });
-        parameters
-            || self
-                .attributes
-                .iter()
-                .any(|attribute| named(attribute, &["apply"]))
+        parameters || self.attributes.iter().any(|attribute| named(attribute, &["apply"]))
     }
 
     /// Reads the string that the attribute of this kind carries.
@@ -146,9 +116,7 @@ impl Function {
         errors: &mut Option<Error>,
     ) -> Option<String> {
         let attribute = self.of_kind(wanted).next()?;
-        read(&attribute.meta)
-            .map_err(|error| add(errors, error))
-            .ok()
+        read(&attribute.meta).map_err(|error| add(errors, error)).ok()
     }
 }
 
@@ -180,25 +148,14 @@ pub(crate) fn should_panic(meta: &Meta) -> syn::Result<String> {
 
 fn string_value(pair: &MetaNameValue) -> Option<String> {
     match &pair.value {
-        Expr::Lit(ExprLit {
-            lit: Lit::Str(text),
-            ..
-        }) => Some(text.value()),
+        Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) => Some(text.value()),
         _ => None,
     }
 }
 
 /// Refuses what a test cannot be. Only the last pass may: a foreign attribute may have consumed it.
 pub(crate) fn check_signature(attribute: &str, signature: &Signature, errors: &mut Option<Error>) {
-    let Signature {
-        asyncness,
-        safety,
-        abi,
-        generics,
-        inputs,
-        variadic,
-        ..
-    } = signature;
+    let Signature { asyncness, safety, abi, generics, inputs, variadic, .. } = signature;
     let mut refuse = |at: &dyn ToTokens, message: String| {
         add(errors, Error::new_spanned(at.to_token_stream(), message));
     };
@@ -211,61 +168,36 @@ pub(crate) fn check_signature(attribute: &str, signature: &Signature, errors: &m
         );
     }
     if let Safety::Unsafe(token) = safety {
-        refuse(
-            token,
-            "a test cannot be an `unsafe fn`: put the `unsafe` into its body".to_owned(),
-        );
+        refuse(token, "a test cannot be an `unsafe fn`: put the `unsafe` into its body".to_owned());
     }
     if let Some(abi) = abi {
-        refuse(
-            abi,
-            "a test has the Rust calling convention: remove the `extern`".to_owned(),
-        );
+        refuse(abi, "a test has the Rust calling convention: remove the `extern`".to_owned());
     }
     if !generics.params.is_empty() {
         refuse(
             generics,
-            "a test has no generic parameters: remove them, and call a generic function from it"
-                .to_owned(),
+            "a test has no generic parameters: remove them, and call a generic function from it".to_owned(),
         );
     }
     match inputs.first() {
         Some(FnArg::Receiver(receiver)) => refuse(
             receiver,
-            format!(
-                "{} goes on a free function: move this one out of its `impl`",
-                attribute
-            ),
+            format!("{} goes on a free function: move this one out of its `impl`", attribute),
         ),
-        Some(FnArg::Typed(_)) => refuse(
-            inputs,
-            "a test has no parameters: remove them, or let `#[rstest]` supply them".to_owned(),
-        ),
+        Some(FnArg::Typed(_)) => {
+            refuse(inputs, "a test has no parameters: remove them, or let `#[rstest]` supply them".to_owned())
+        }
         None => {}
     }
     if let Some(variadic) = variadic {
-        refuse(
-            variadic,
-            "a test has no parameters: remove the `...`".to_owned(),
-        );
+        refuse(variadic, "a test has no parameters: remove the `...`".to_owned());
     }
 }
 
 /// Says what stands there instead of a function.
 pub(crate) fn not_a_function(attribute: &str, item: &TokenStream, error: Error) -> Error {
-    const ITEMS: [&str; 11] = [
-        "struct",
-        "enum",
-        "union",
-        "mod",
-        "impl",
-        "trait",
-        "const",
-        "static",
-        "use",
-        "type",
-        "macro_rules",
-    ];
+    const ITEMS: [&str; 11] =
+        ["struct", "enum", "union", "mod", "impl", "trait", "const", "static", "use", "type", "macro_rules"];
     let mut keyword = None;
     for token in item.clone() {
         if let TokenTree::Ident(ident) = token {

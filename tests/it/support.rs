@@ -36,11 +36,7 @@ impl Fixture {
             .env_remove("RUSTFLAGS")
             .output()
             .unwrap();
-        assert!(
-            output.status.success(),
-            "fixture {name}:\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "fixture {name}:\n{}", String::from_utf8_lossy(&output.stderr));
         let binaries = String::from_utf8_lossy(&output.stdout)
             .lines()
             .filter_map(|line| serde_json::from_str::<Value>(line).ok())
@@ -55,19 +51,14 @@ impl Fixture {
     /// The path of one target's test binary.
     pub fn binary(&self, target: &str) -> &Path {
         let found = self.binaries.iter().find(|(name, _)| name == target);
-        &found
-            .unwrap_or_else(|| panic!("no target `{target}` in {:?}", self.binaries))
-            .1
+        &found.unwrap_or_else(|| panic!("no target `{target}` in {:?}", self.binaries)).1
     }
 
     /// A command that runs one target with these arguments, without the environment of the
     /// harness that runs this test.
     pub fn command(&self, target: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.binary(target));
-        command
-            .args(arguments)
-            .stdin(Stdio::null())
-            .env_remove("RUST_BACKTRACE");
+        command.args(arguments).stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             if text.starts_with("CHILDPROOF_")
@@ -93,14 +84,8 @@ impl Fixture {
         arguments.extend(more);
         let ran = self.run(target, &arguments);
         let lines = fs::read_to_string(&json).unwrap_or_default();
-        let line = lines
-            .lines()
-            .last()
-            .unwrap_or_else(|| panic!("no JSON for {name}\n{}", ran.all()));
-        Judged {
-            json: serde_json::from_str(line).unwrap(),
-            ran,
-        }
+        let line = lines.lines().last().unwrap_or_else(|| panic!("no JSON for {name}\n{}", ran.all()));
+        Judged { json: serde_json::from_str(line).unwrap(), ran }
     }
 }
 
@@ -116,10 +101,7 @@ impl Judged {
         let causes = self.json["causes"].as_array().unwrap();
         (
             self.json["outcome"].as_str().unwrap().to_owned(),
-            causes
-                .iter()
-                .map(|cause| cause.as_str().unwrap().to_owned())
-                .collect(),
+            causes.iter().map(|cause| cause.as_str().unwrap().to_owned()).collect(),
         )
     }
 }
@@ -133,11 +115,7 @@ pub struct Ran {
 
 impl Ran {
     pub fn of(command: &mut Command) -> Ran {
-        let Output {
-            status,
-            stdout,
-            stderr,
-        } = command.output().unwrap();
+        let Output { status, stdout, stderr } = command.output().unwrap();
         Ran {
             code: status.code(),
             stdout: String::from_utf8_lossy(&stdout).into_owned(),
@@ -179,9 +157,7 @@ pub fn marked(name: &str, value: &str) -> Vec<i32> {
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     pids.filter(|pid| {
         let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environ
-            .split(|byte| *byte == 0)
-            .any(|variable| variable == marker)
+        environ.split(|byte| *byte == 0).any(|variable| variable == marker)
     })
     .filter(|pid| alive(*pid))
     .collect()
@@ -192,19 +168,12 @@ pub fn alive(pid: i32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;
     };
-    !matches!(
-        stat.rsplit(") ")
-            .next()
-            .and_then(|rest| rest.chars().next()),
-        Some('Z' | 'X') | None
-    )
+    !matches!(stat.rsplit(") ").next().and_then(|rest| rest.chars().next()), Some('Z' | 'X') | None)
 }
 
 fn nix_lock(file: &File) -> nix::fcntl::Flock<File> {
     let file = file.try_clone().unwrap();
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
-        .map_err(|(_, error)| error)
-        .unwrap()
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive).map_err(|(_, error)| error).unwrap()
 }
 
 /// A run of a fixture that is watched while it goes on. Everything in it carries a mark in its

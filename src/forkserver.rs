@@ -8,7 +8,7 @@
 //!
 //! It is the second net too: a subreaper that kills what a killed supervisor leaves.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -166,22 +166,26 @@ impl ForkServer {
     ///
     /// Calls `slow` once if the test runs for more than 60 s. Waits for the test's timeout, its
     /// grace and a kill's limit, and no longer.
-    pub(crate) fn run(&self, job: &Job, output: [BorrowedFd<'_>; 2], slow: impl FnOnce()) -> Facts {
+    pub(crate) fn run(&self, job: &Job, output: &[BorrowedFd<'_>], slow: impl FnOnce()) -> Facts {
         let slot = match self.slot() {
             Ok(slot) => slot,
             Err(error) => return Facts::lost(format!("no supervisor: {error}")),
         };
-        if let Err(error) = slot.channel.send(&job.encode(), &output) {
+        if let Err(error) = slot.channel.send(&job.encode(), output) {
             return Facts::lost(format!("cannot reach supervisor {}: {error}", slot.pid));
         }
         let begin = Instant::now();
         let settings = &job.settings;
         let limit = settings.timeout.map(|limit| limit + settings.grace + kill::LIMIT + PATIENCE);
         let announce = Duration::from_secs(60);
-        if limit.is_none_or(|limit| limit > announce) && !readable(&slot.channel, Some(announce)) {
-            slow();
+        let mut answered = readable(&slot.channel, Some(limit.map_or(announce, |limit| limit.min(announce))));
+        if !answered {
+            if limit.is_none_or(|limit| limit > announce) {
+                slow();
+            }
+            answered = readable(&slot.channel, limit.map(|limit| limit.saturating_sub(begin.elapsed())));
         }
-        if !readable(&slot.channel, limit.map(|limit| limit.saturating_sub(begin.elapsed()))) {
+        if !answered {
             let kill = Request::Kill { pid: slot.pid }.encode();
             let _ = lock(&self.control).send(&kill, &[]);
             return Facts::lost(format!("supervisor {} does not answer and was killed", slot.pid));
@@ -299,13 +303,13 @@ pub(crate) fn take_over_late(run_later_constructors: impl FnOnce()) {
     run_later_constructors();
     // Once for all tests: it reads the process's mappings, and what it sets up outlives a fork.
     sys::watch_stack();
+    let tests = registry::registered();
     let Served::Test(test) = start.serve() else {
         return;
     };
     let job = test.job();
-    let found = usize::try_from(job.index).ok().and_then(|index| registry::all().get(index).copied());
-    match found {
-        Some(found) if found.full_name() == job.name => test.run(found.body, found.attribute.should_panic),
+    match usize::try_from(job.index).ok().and_then(|index| tests.get(index)) {
+        Some(found) if job.name.ends_with(found.name) => test.run(found.body, found.attribute.should_panic),
         _ => sys::exit_now(1),
     }
 }
@@ -430,7 +434,7 @@ impl Server {
                 signals,
                 title,
                 // An exec'ed server is called `exe`, after the link it was started by.
-                comm: Stat::read(harness).map_or(stat.comm, |harness| harness.comm),
+                comm: CString::new(Stat::read(harness).map_or(stat.comm, |harness| harness.comm))?,
                 server: nix::unistd::getpid().as_raw(),
             },
             runner: runner_of(harness),

@@ -8,7 +8,7 @@ use std::sync::{Mutex, OnceLock};
 use crate::forkserver::{self, ForkServer, Takeover};
 use crate::harness::guard;
 use crate::policy::{self, Policy};
-use crate::registry::{self, Test};
+use crate::registry::Test;
 use crate::report;
 use crate::supervisor::Job;
 use crate::sys;
@@ -37,11 +37,8 @@ impl Test {
             (Ok(server), Ok(environment)) => (server, environment),
             (Err(error), _) | (_, Err(error)) => fail(&format!("error: {error}")),
         };
-        let Some(index) = registry::all().iter().position(|test| std::ptr::eq(*test, self)) else {
-            fail(&format!("error: `{name}` is not registered: its constructor did not run"));
-        };
         let settings = environment.clone().over(&self.attribute.policy()).settle();
-        let job = Job { index: index as u64, name, settings };
+        let job = Job { index: self.index() as u64, name, settings };
         let (verdict, output) = guard(server, &job, shows_output(), &CAPTURES);
         // Printed and not written: libtest catches what is printed, and shows it with the test.
         if !output.is_empty() {

@@ -234,30 +234,23 @@ impl Page {
     }
 }
 
-/// Which of two fd tables' differences count under a policy.
+/// Whether an open fd counts under a policy; `before` is the table from before the
+/// body, ascending.
 ///
-/// `before` and `after` are sorted by fd. An fd counts if that number was not open before, or
-/// was another file: numbers and counts say nothing, since a body may close one fd and open
-/// another in its place.
-pub(crate) fn stray<'a>(
-    before: &'a [(RawFd, FdIdentity)],
-    after: &'a [(RawFd, FdIdentity)],
-    fds: Fds,
-) -> impl Iterator<Item = &'a (RawFd, FdIdentity)> {
-    after.iter().filter(move |(fd, identity)| {
-        let same = before.binary_search_by_key(fd, |(fd, _)| *fd);
-        if same.is_ok_and(|at| before[at].1 == *identity) {
-            return false;
+/// It counts if that number was not open before, or was another file: numbers and counts say
+/// nothing, since a body may close one fd and open another in its place.
+pub(crate) fn is_stray(before: &[(RawFd, FdIdentity)], fd: RawFd, identity: &FdIdentity, fds: Fds) -> bool {
+    if before.binary_search_by_key(&fd, |(fd, _)| *fd).is_ok_and(|at| before[at].1 == *identity) {
+        return false;
+    }
+    match fds {
+        Fds::Off => false,
+        Fds::All => true,
+        // A second number for a pipe that was there before (a logger's copy of stderr, a
+        // jobserver) keeps nobody waiting who was not waiting before.
+        Fds::Pipes => {
+            identity.kind == nix::libc::S_IFIFO
+                && !before.iter().any(|(_, old)| (old.dev, old.ino) == (identity.dev, identity.ino))
         }
-        match fds {
-            Fds::Off => false,
-            Fds::All => true,
-            // A second number for a pipe that was there before (a logger's copy of stderr, a
-            // jobserver) keeps nobody waiting who was not waiting before.
-            Fds::Pipes => {
-                identity.kind == nix::libc::S_IFIFO
-                    && !before.iter().any(|(_, old)| (old.dev, old.ino) == (identity.dev, identity.ino))
-            }
-        }
-    })
+    }
 }

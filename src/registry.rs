@@ -5,7 +5,7 @@
 //! no section that a linker's garbage collection could drop (`.init_array` is always kept).
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::policy::{Fds, Policy};
@@ -72,9 +72,12 @@ pub struct Test {
     pub(crate) body: fn() -> ExitCode,
     pub(crate) attribute: Attribute,
     next: AtomicPtr<Test>,
+    /// The place in the order of registration, which is the same in every process of a binary.
+    index: AtomicUsize,
 }
 
 static HEAD: AtomicPtr<Test> = AtomicPtr::new(std::ptr::null_mut());
+static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 impl Test {
     /// Describes a test. `module` is `module_path!()`, `name` the function's name.
@@ -84,13 +87,20 @@ impl Test {
         body: fn() -> ExitCode,
         attribute: Attribute,
     ) -> Test {
-        Test { module, name, body, attribute, next: AtomicPtr::new(std::ptr::null_mut()) }
+        let next = AtomicPtr::new(std::ptr::null_mut());
+        Test { module, name, body, attribute, next, index: AtomicUsize::new(0) }
     }
 
     /// Adds the test to the list. Runs before `main`, once a test, in one thread.
     pub fn register(&'static self) {
+        self.index.store(COUNT.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
         self.next.store(HEAD.load(Ordering::Relaxed), Ordering::Relaxed);
         HEAD.store((&raw const *self).cast_mut(), Ordering::Release);
+    }
+
+    /// The place in [`registered`]'s list.
+    pub(crate) fn index(&self) -> usize {
+        self.index.load(Ordering::Relaxed)
     }
 
     /// The name as libtest spells it: the path inside the crate.
@@ -102,14 +112,21 @@ impl Test {
     }
 }
 
-/// Lists every registered test in the order of their names, as libtest does.
-pub(crate) fn all() -> Vec<&'static Test> {
-    let mut tests = Vec::new();
+/// Lists every registered test in the order of registration.
+pub(crate) fn registered() -> Vec<&'static Test> {
+    let mut tests = Vec::with_capacity(COUNT.load(Ordering::Relaxed));
     let mut at = HEAD.load(Ordering::Acquire);
     while let Some(test) = crate::sys::registered(at) {
         tests.push(test);
         at = test.next.load(Ordering::Relaxed);
     }
+    tests.reverse();
+    tests
+}
+
+/// Lists every registered test in the order of their names, as libtest does.
+pub(crate) fn all() -> Vec<&'static Test> {
+    let mut tests = registered();
     tests.sort_by_cached_key(|test| test.full_name());
     tests
 }

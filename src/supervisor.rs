@@ -6,8 +6,10 @@
 //!
 //! It takes the next test only after the kernel has said `ECHILD`.
 
+use std::ffi::CString;
 use std::fs::{self, File, FileTimes};
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -45,10 +47,36 @@ pub(crate) struct World {
     pub(crate) harness: OwnedFd,
     pub(crate) signals: Signals,
     pub(crate) title: sys::Argv,
-    pub(crate) comm: String,
+    pub(crate) comm: CString,
     /// The fork server's pid.
     pub(crate) server: Pid,
 }
+
+/// Where a test's output goes.
+pub(crate) struct Output {
+    stdout: OwnedFd,
+    /// `None`: to the same file.
+    stderr: Option<OwnedFd>,
+}
+
+impl Output {
+    /// Takes the fds that came with a job: one, or stdout and stderr.
+    fn new(fds: Vec<OwnedFd>) -> Option<Output> {
+        let mut fds = fds.into_iter();
+        Some(Output { stdout: fds.next()?, stderr: fds.next() })
+    }
+
+    pub(crate) fn stdout(&self) -> &OwnedFd {
+        &self.stdout
+    }
+
+    pub(crate) fn stderr(&self) -> &OwnedFd {
+        self.stderr.as_ref().unwrap_or(&self.stdout)
+    }
+}
+
+/// How long a supervisor without work shows the name of its last test.
+const IDLE: Duration = Duration::from_millis(50);
 
 /// How a test's watch ended.
 enum Ending {
@@ -67,6 +95,8 @@ pub(crate) struct Supervisor {
     scratch: Scratch,
     /// What a test process finds open: the fds from before the harness began.
     inherited: Vec<(RawFd, FdIdentity)>,
+    /// Who fd 0 is.
+    input: Option<FdIdentity>,
     pid: Pid,
 }
 
@@ -113,37 +143,47 @@ impl Supervisor {
             page: Shared::zeroed()?,
             scratch: Scratch::make(scratch)?,
             inherited: Vec::new(),
+            input: sys::fd_identity(0),
             pid,
         };
+        let _ = nix::sys::prctl::set_name(c"childproof");
         supervisor.show("idle");
+        // Every test of this supervisor has the same one.
+        sys::set_env("TMPDIR", supervisor.scratch.path.as_os_str());
         let private = supervisor.private_fds();
-        supervisor.inherited = sys::open_fds()
-            .into_iter()
-            .filter(|fd| *fd > 2 && !private.contains(fd))
-            .filter_map(|fd| Some((fd, sys::fd_identity(fd)?)))
-            .collect();
+        let mut inherited = Vec::new();
+        sys::each_open_fd(|fd| {
+            if fd > 2 && !private.contains(&fd) {
+                inherited.extend(sys::fd_identity(fd).map(|identity| (fd, identity)));
+            }
+        });
+        supervisor.inherited = inherited;
         Ok(supervisor)
     }
 
     /// Runs tests until there are no more.
     pub(crate) fn serve(self) -> Served {
         loop {
-            if self.wait(None, true) == Event::Abandoned {
+            let mut event = self.wait(Some(Instant::now() + IDLE), true);
+            if event == Event::Deadline {
+                self.show("idle");
+                event = self.wait(None, true);
+            }
+            if event == Event::Abandoned {
                 return self.leave(0);
             }
-            let (job, output) = match self.slot.receive() {
-                Ok(Some((bytes, mut fds))) if fds.len() == 2 => {
-                    match (Job::decode(&bytes), fds.pop(), fds.pop()) {
-                        (Some(job), Some(stderr), Some(stdout)) => (job, [stdout, stderr]),
-                        _ => return self.leave(1),
-                    }
-                }
-                _ => return self.leave(0),
+            let Ok(Some((bytes, fds))) = self.slot.receive() else { return self.leave(0) };
+            let (Some(job), Some(output)) = (Job::decode(&bytes), Output::new(fds)) else {
+                return self.leave(1);
             };
             self.show(&job.name);
-            let facts = match self.guard(&job, output) {
-                // Dropping the supervisor on the way out closes every fd that is not the test's.
-                Guarded::Test(test) => return Served::Test(test),
+            let facts = match self.guard(job, output) {
+                Guarded::Test(test) => {
+                    self.close();
+                    // Its memory goes with the process: to free it would be to copy the heap.
+                    mem::forget((self, bytes));
+                    return Served::Test(test);
+                }
                 Guarded::Abandoned => return self.leave(0),
                 Guarded::Judged(facts) => facts,
             };
@@ -152,19 +192,23 @@ impl Supervisor {
                 // What could not be killed must not be taken for the next test's.
                 return self.leave(i32::from(!empty));
             }
-            self.show("idle");
         }
     }
 
     /// Guards one test, from the fork to the verdict.
-    fn guard(&self, job: &Job, output: [OwnedFd; 2]) -> Guarded {
+    fn guard(&self, job: Job, output: Output) -> Guarded {
         let begin = Instant::now();
-        let foreign = self.foreign_pipes(&output);
+        let before = self.before(&output);
+        let foreign: Vec<u64> = before.iter().map(|(_, identity)| identity.ino).collect();
+        let deadline = job.settings.timeout.map(|limit| begin + limit);
+        let grace = job.settings.grace;
         let mut notes: Vec<String> = Vec::new();
         self.page.reset();
+        let mut ready = TestProcess::new(job, self.page.another(), before);
         let test = match sys::fork() {
             Ok(Fork::Child) => {
-                return Guarded::Test(Box::new(TestProcess::enter(self, job, output)));
+                ready.enter(self, output);
+                return Guarded::Test(ready);
             }
             Ok(Fork::Parent(pid)) => pid,
             Err(error) => {
@@ -172,7 +216,6 @@ impl Supervisor {
             }
         };
         drop(output);
-        let deadline = job.settings.timeout.map(|limit| begin + limit);
         let mut at_end = None;
         let mut facts = Facts::lost(String::new());
         facts.pid = test;
@@ -185,7 +228,7 @@ impl Supervisor {
                 return Guarded::Abandoned;
             }
         };
-        if self.tear_down(test, job.settings.grace, &foreign, at_end, &mut facts) == Event::Abandoned {
+        if self.tear_down(test, grace, &foreign, at_end, &mut facts) == Event::Abandoned {
             return Guarded::Abandoned;
         }
         if let Err(error) = self.scratch.reset() {
@@ -301,13 +344,15 @@ impl Supervisor {
         Event::Children
     }
 
-    /// The inodes of what a test finds open: its output, and the fds from before the harness.
-    fn foreign_pipes(&self, output: &[OwnedFd; 2]) -> Vec<u64> {
-        let output = output.iter().filter_map(|fd| sys::fd_identity(fd.as_raw_fd()));
-        output
-            .chain(self.inherited.iter().map(|(_, identity)| *identity))
-            .map(|identity| identity.ino)
-            .collect()
+    /// What a test finds open: its input and output, and the fds from before the harness.
+    fn before(&self, output: &Output) -> Vec<(RawFd, FdIdentity)> {
+        let mut before = Vec::with_capacity(3 + self.inherited.len());
+        let stdout = sys::fd_identity(output.stdout.as_raw_fd());
+        let stderr = output.stderr.as_ref().map_or(stdout, |stderr| sys::fd_identity(stderr.as_raw_fd()));
+        let standard = [self.input, stdout, stderr];
+        before.extend((0..).zip(standard).filter_map(|(fd, identity)| Some((fd, identity?))));
+        before.extend_from_slice(&self.inherited);
+        before
     }
 
     /// The kernel's word for "clean": no child, so no descendant, is left.
@@ -358,7 +403,8 @@ impl Supervisor {
                 return Event::Abandoned;
             }
             if !children.is_empty() {
-                while let Ok(Some(_)) = self.children.read_signal() {}
+                // One is all there can be: a signal that is pending already is not queued again.
+                let _ = self.children.read_signal();
                 return Event::Children;
             }
         }
@@ -375,16 +421,20 @@ impl Supervisor {
         Served::Done(code)
     }
 
+    /// Closes what a test process has no use for.
+    fn close(&self) {
+        for fd in self.private_fds() {
+            sys::close(fd);
+        }
+    }
+
     /// Shows what this process is and guards, where `ps` and `pkill -f` look.
     fn show(&self, what: &str) {
         self.world.title.show(&format!("childproof: {what}"));
-        let _ = nix::sys::prctl::set_name(c"childproof");
     }
 
-    // What the test process takes from the supervisor it was forked from.
-
     /// The fds that are none of a test's business.
-    pub(crate) fn private_fds(&self) -> [RawFd; 4] {
+    fn private_fds(&self) -> [RawFd; 4] {
         [
             self.slot.as_raw_fd(),
             self.children.as_raw_fd(),
@@ -393,24 +443,14 @@ impl Supervisor {
         ]
     }
 
+    // What the test process takes from the supervisor it was forked from.
+
     pub(crate) fn world(&self) -> &World {
         &self.world
     }
 
     pub(crate) fn pid(&self) -> Pid {
         self.pid
-    }
-
-    pub(crate) fn scratch(&self) -> &Path {
-        &self.scratch.path
-    }
-
-    pub(crate) fn inherited(&self) -> &[(RawFd, FdIdentity)] {
-        &self.inherited
-    }
-
-    pub(crate) fn page(&self) -> Shared<Page> {
-        self.page.another()
     }
 }
 

@@ -306,6 +306,12 @@ pub(crate) fn dup2(from: RawFd, to: RawFd) -> io::Result<()> {
     check(unsafe { libc::dup2(from, to) }).map(drop)
 }
 
+/// `close(fd)` — in a test process, whose owner of the fd was forgotten.
+pub(crate) fn close(fd: RawFd) {
+    // SAFETY: the caller owns the fd and forgets its owner: nobody uses the number again.
+    unsafe { libc::close(fd) };
+}
+
 /// What makes an open file the same one: two fds with equal identities are one open file to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FdIdentity {
@@ -341,31 +347,32 @@ pub(crate) fn is_cloexec(fd: RawFd) -> Option<bool> {
     Some(flags & libc::FD_CLOEXEC != 0)
 }
 
-/// The numbers of this process's open fds, ascending, without the one that was used to look.
+/// Calls `see` with the number of each open fd of this process, ascending, but for the one that is
+/// used to look.
 ///
-/// Reads `/proc/self/fd` with `getdents64`. Where that cannot be opened (every fd in use, no
-/// `/proc` in a chroot, another uid) each number up to the limit is asked for instead.
-pub(crate) fn open_fds() -> Vec<RawFd> {
-    let mut fds = list_fds(c"/proc/self/fd").unwrap_or_else(|_| probe_fds());
-    fds.sort_unstable();
-    fds
+/// Reads `/proc/self/fd` with `getdents64`, without allocating. Where that cannot be opened (every
+/// fd in use, no `/proc` in a chroot, another uid) each number up to the limit is asked for instead.
+pub(crate) fn each_open_fd(mut see: impl FnMut(RawFd)) {
+    if list_fds(c"/proc/self/fd", &mut see).is_err() {
+        probe_fds(see);
+    }
 }
 
-fn list_fds(directory: &std::ffi::CStr) -> io::Result<Vec<RawFd>> {
+fn list_fds(directory: &std::ffi::CStr, see: &mut impl FnMut(RawFd)) -> io::Result<()> {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
     // SAFETY: the path is NUL-terminated.
     let directory = own(check(unsafe { libc::open(directory.as_ptr(), flags) })?);
     let own_number = directory.as_raw_fd();
-    let mut fds = Vec::with_capacity(64);
-    // Aligned for `linux_dirent64`; a few hundred entries a call.
-    let mut buffer = [0u64; 1024];
+    // Aligned for `linux_dirent64`; some eighty entries a call. More would be a page of stack that
+    // every test process has to copy.
+    let mut buffer = [0u64; 256];
     loop {
         let size = mem::size_of_val(&buffer);
         // SAFETY: the kernel writes at most `size` bytes into the buffer.
         let filled = unsafe { libc::syscall(libc::SYS_getdents64, own_number, buffer.as_mut_ptr(), size) };
         let filled = check(filled as c_int)? as usize;
         if filled == 0 {
-            return Ok(fds);
+            return Ok(());
         }
         // SAFETY: the first `filled` bytes were just written, and u8 has no alignment.
         let bytes = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), filled) };
@@ -375,10 +382,9 @@ fn list_fds(directory: &std::ffi::CStr) -> io::Result<Vec<RawFd>> {
             let length = usize::from(u16::from_le_bytes([low, high]));
             let name = bytes.get(at + 19..at + length).unwrap_or_default();
             let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-            if let Some(fd) = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok())
-                && fd != own_number
-            {
-                fds.push(fd);
+            let fd: Option<RawFd> = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
+            if let Some(fd) = fd.filter(|fd| *fd != own_number) {
+                see(fd);
             }
             if length == 0 {
                 break;
@@ -388,13 +394,13 @@ fn list_fds(directory: &std::ffi::CStr) -> io::Result<Vec<RawFd>> {
     }
 }
 
-fn probe_fds() -> Vec<RawFd> {
+fn probe_fds(see: impl FnMut(RawFd)) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a writable rlimit.
     let known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0;
     // A limit may have been lowered below fds that are open, or be "infinite".
     let most = if known { limit.rlim_max.clamp(4096, 1 << 20) as RawFd } else { 4096 };
-    (0..most).filter(|fd| is_cloexec(*fd).is_some()).collect()
+    (0..most).filter(|fd| is_cloexec(*fd).is_some()).for_each(see);
 }
 
 /// A borrow of one of the standard fds.
@@ -418,7 +424,7 @@ pub(crate) fn limit_sends(socket: &OwnedFd, seconds: i64) -> io::Result<()> {
 
 /// `setenv` — in a process with one thread.
 pub(crate) fn set_env(name: &str, value: &OsStr) {
-    // SAFETY: called in test processes and fork servers before any user code, with one thread.
+    // SAFETY: called in supervisors, which have one thread.
     unsafe { std::env::set_var(name, value) };
 }
 

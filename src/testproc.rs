@@ -3,16 +3,16 @@
 use std::any::Any;
 use std::fs;
 use std::io::Write;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use nix::libc;
 
-use crate::outcome::{Body, Page, Phase, stray};
+use crate::outcome::{Body, Page, Phase, is_stray};
 use crate::policy::Fds;
-use crate::supervisor::{Job, Supervisor};
+use crate::supervisor::{Job, Output, Supervisor};
 use crate::sys::{self, Children, FdIdentity, Pid, Shared};
 
 /// A forked process that is about to run, or has run, one body.
@@ -25,31 +25,36 @@ pub(crate) struct TestProcess {
 }
 
 impl TestProcess {
+    /// Makes ready what a test process needs, before the fork: every page that is written in a
+    /// test process is copied for every test.
+    pub(crate) fn new(job: Job, page: Shared<Page>, before: Vec<(RawFd, FdIdentity)>) -> Box<TestProcess> {
+        Box::new(TestProcess { job, page, pid: 0, before })
+    }
+
     /// Makes the world of a fresh fork that of a test. Nothing of the harness is left in it.
-    pub(crate) fn enter(supervisor: &Supervisor, job: &Job, output: [OwnedFd; 2]) -> TestProcess {
-        let pid = nix::unistd::getpid().as_raw();
+    pub(crate) fn enter(&mut self, supervisor: &Supervisor, output: Output) {
+        self.pid = nix::unistd::getpid().as_raw();
         let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
         if nix::unistd::getppid().as_raw() != supervisor.pid() {
             // It died between the fork and the line above.
             sys::exit_now(1);
         }
         let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
-        let [stdout, stderr] = &output;
-        let attached = sys::dup2(stdout.as_raw_fd(), 1).and_then(|()| sys::dup2(stderr.as_raw_fd(), 2));
+        let attached = sys::dup2(output.stdout().as_raw_fd(), 1)
+            .and_then(|()| sys::dup2(output.stderr().as_raw_fd(), 2));
         if attached.is_err() {
             sys::exit_now(1);
         }
         drop(output);
         let world = supervisor.world();
         world.title.restore();
-        if let Ok(comm) = std::ffi::CString::new(world.comm.as_str()) {
-            let _ = nix::sys::prctl::set_name(&comm);
-        }
+        let _ = nix::sys::prctl::set_name(&world.comm);
         world.signals.restore();
-        sys::set_env("TMPDIR", supervisor.scratch().as_os_str());
-        let standard = (0..=2).filter_map(|fd| Some((fd, sys::fd_identity(fd)?)));
-        let before = standard.chain(supervisor.inherited().iter().copied()).collect();
-        TestProcess { job: job.clone(), page: supervisor.page(), pid, before }
+    }
+
+    /// The place of its body in the list of all.
+    pub(crate) fn index(&self) -> usize {
+        usize::try_from(self.job.index).unwrap_or(usize::MAX)
     }
 
     /// Which test this process is for.
@@ -59,7 +64,8 @@ impl TestProcess {
 
     /// Takes what is open now for what was open before the body: `main` has run since the fork.
     pub(crate) fn rebase(&mut self) {
-        self.before = table();
+        self.before.clear();
+        sys::each_open_fd(|fd| self.before.extend(sys::fd_identity(fd).map(|identity| (fd, identity))));
     }
 
     /// Runs the body, tells what came of it, and ends the process.
@@ -76,7 +82,6 @@ impl TestProcess {
             let _ = std::io::stdout().flush();
             sys::exit_now(if body == Body::Passed { 0 } else { 101 });
         }
-        let _ = std::io::stdout().flush();
         self.page.end_body(&body, took);
         if self.leaves_something() {
             self.page.set_phase(Phase::Stopped);
@@ -94,22 +99,19 @@ impl TestProcess {
         }
         let mut strays = 0;
         if settings.fds != Fds::Off {
-            let after = table();
-            for (fd, identity) in stray(&self.before, &after, settings.fds) {
-                let Some(target) = target(*fd, settings.fds) else {
-                    continue;
-                };
-                self.page.add_stray(*fd, &target, identity, sys::is_cloexec(*fd).unwrap_or(false));
+            sys::each_open_fd(|fd| {
+                let Some(identity) = sys::fd_identity(fd) else { return };
+                if !is_stray(&self.before, fd, &identity, settings.fds) {
+                    return;
+                }
+                let Some(target) = target(fd, settings.fds) else { return };
+                self.page.add_stray(fd, &target, &identity, sys::is_cloexec(fd).unwrap_or(false));
                 strays += 1;
-            }
+            });
         }
         let children = sys::waitid(None, libc::WEXITED | libc::WNOWAIT);
         strays > 0 || !matches!(children, Ok(Children::None))
     }
-}
-
-fn table() -> Vec<(RawFd, FdIdentity)> {
-    sys::open_fds().into_iter().filter_map(|fd| Some((fd, sys::fd_identity(fd)?))).collect()
 }
 
 /// What an fd is, in the kernel's words; `None` if the policy has nothing to do with it.

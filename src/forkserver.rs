@@ -446,7 +446,7 @@ impl Server {
     }
 
     fn run(mut self) -> Served {
-        loop {
+        let slot = loop {
             let mut fds = vec![
                 PollFd::new(self.control.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.world.lifeline.as_fd(), PollFlags::POLLIN),
@@ -486,7 +486,7 @@ impl Server {
                 (Some(Request::Slot), Some(slot)) => {
                     let slot = Channel::from_fd(slot);
                     if let Some(Fork::Child) = self.fork_supervisor(&slot) {
-                        return self.become_supervisor(slot);
+                        break slot;
                     }
                 }
                 (Some(Request::Kill { pid }), _) => {
@@ -497,7 +497,9 @@ impl Server {
                 (Some(Request::End), _) => return self.wind_down(),
                 _ => {}
             }
-        }
+        };
+        // Out here nothing of the loop is left to be freed, in every test process once more.
+        self.become_supervisor(slot)
     }
 
     /// Forks a supervisor for `slot`; the child goes on in [`Server::become_supervisor`].
@@ -525,6 +527,7 @@ impl Server {
         let Server { world, directory, forked, control, runner, supervisors, .. } = self;
         drop((control, runner, supervisors));
         let scratch = directory.join(forked.to_string());
+        drop(directory);
         match Supervisor::new(world, slot, scratch) {
             Ok(supervisor) => supervisor.serve(),
             Err(_) => Served::Done(1),

@@ -23,6 +23,7 @@ use crate::report;
 use crate::serial;
 use crate::supervisor::Job;
 use crate::sys;
+use crate::testproc::TestProcess;
 
 /// A test target's harness: what `childproof::main!()` makes and runs.
 ///
@@ -120,7 +121,7 @@ impl Harness {
                 // Somebody added tests that depend on time or chance.
                 sys::exit_now(1);
             }
-            run_body(*test, &entries);
+            run_body(&test, &entries);
         }
         let mut options = match Options::read(std::env::args_os(), |name| std::env::var_os(name)) {
             Ok(options) => options,
@@ -141,7 +142,7 @@ impl Harness {
         }
         let server = match start() {
             Ok(Started::Harness(server)) => server,
-            Ok(Started::Test(test)) => run_body(*test, &entries),
+            Ok(Started::Test(test)) => run_body(&test, &entries),
             Err(error) => {
                 return say(&format!("error: cannot start the fork server: {error}\n"), 2);
             }
@@ -234,7 +235,7 @@ impl Entry {
 }
 
 /// Runs the body that this process was forked for.
-fn run_body(test: crate::testproc::TestProcess, entries: &[Entry]) -> ! {
+fn run_body(test: &TestProcess, entries: &[Entry]) -> ! {
     match entries.get(test.index()) {
         Some(Entry::Registered(found)) => test.run(found.body, found.attribute.should_panic),
         Some(Entry::Added(added)) => test.run(&added.body, None),

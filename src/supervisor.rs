@@ -199,7 +199,6 @@ impl Supervisor {
     fn guard(&self, job: Job, output: Output) -> Guarded {
         let begin = Instant::now();
         let before = self.before(&output);
-        let foreign: Vec<u64> = before.iter().map(|(_, identity)| identity.ino).collect();
         let deadline = job.settings.timeout.map(|limit| begin + limit);
         let grace = job.settings.grace;
         let mut notes: Vec<String> = Vec::new();
@@ -216,6 +215,7 @@ impl Supervisor {
             }
         };
         drop(output);
+        let foreign: Vec<u64> = ready.before().iter().map(|(_, identity)| identity.ino).collect();
         let mut at_end = None;
         let mut facts = Facts::lost(String::new());
         facts.pid = test;

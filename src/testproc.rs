@@ -52,6 +52,11 @@ impl TestProcess {
         world.signals.restore();
     }
 
+    /// The fd table as the body finds it: what was there before the harness, and its output.
+    pub(crate) fn before(&self) -> &[(RawFd, FdIdentity)] {
+        &self.before
+    }
+
     /// The place of its body in the list of all.
     pub(crate) fn index(&self) -> usize {
         usize::try_from(self.job.index).unwrap_or(usize::MAX)
@@ -69,7 +74,7 @@ impl TestProcess {
     }
 
     /// Runs the body, tells what came of it, and ends the process.
-    pub(crate) fn run(self, body: impl FnOnce() -> ExitCode, should_panic: Option<&str>) -> ! {
+    pub(crate) fn run(&self, body: impl FnOnce() -> ExitCode, should_panic: Option<&str>) -> ! {
         self.page.set_phase(Phase::Running);
         let begin = Instant::now();
         let result = catch_unwind(AssertUnwindSafe(body));

@@ -180,7 +180,9 @@ fn of_all_supervisors_and_the_harness() {
         let server = parent(supervisors[0]);
         // So that it cannot act in between.
         send(server, Signal::SIGSTOP);
-        supervisors.map(|supervisor| send(supervisor, Signal::SIGKILL));
+        for supervisor in supervisors {
+            send(supervisor, Signal::SIGKILL);
+        }
         send(run.pid(), Signal::SIGKILL);
         send(server, Signal::SIGCONT);
         expect_the_end(target, count, run);

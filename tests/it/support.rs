@@ -11,18 +11,18 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// Longer than anything takes on a loaded machine; a test that needs it all is broken.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The test binaries of a fixture crate, by target name (`harness`, `stock`, ..; the unit tests
 /// by the crate's name).
-pub struct Fixture {
+pub(crate) struct Fixture {
     binaries: Vec<(String, PathBuf)>,
 }
 
 impl Fixture {
     /// Builds `tests/fixtures/NAME`, or finds it built: a test process forgets what the one before
     /// knew, but cargo does not.
-    pub fn build(name: &str) -> Fixture {
+    pub(crate) fn build(name: &str) -> Fixture {
         let directory = root().join("tests/fixtures").join(name);
         let target = root().join("target/fixtures");
         fs::create_dir_all(&target).unwrap();
@@ -49,14 +49,14 @@ impl Fixture {
     }
 
     /// The path of one target's test binary.
-    pub fn binary(&self, target: &str) -> &Path {
+    pub(crate) fn binary(&self, target: &str) -> &Path {
         let found = self.binaries.iter().find(|(name, _)| name == target);
         &found.unwrap_or_else(|| panic!("no target `{target}` in {:?}", self.binaries)).1
     }
 
     /// A command that runs one target with these arguments, without the environment of the
     /// harness that runs this test.
-    pub fn command(&self, target: &str, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, target: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.binary(target));
         command.args(arguments).stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
         for (name, _) in std::env::vars_os() {
@@ -72,12 +72,12 @@ impl Fixture {
     }
 
     /// Runs one target to its end.
-    pub fn run(&self, target: &str, arguments: &[&str]) -> Ran {
+    pub(crate) fn run(&self, target: &str, arguments: &[&str]) -> Ran {
         Ran::of(&mut self.command(target, arguments))
     }
 
     /// Runs just the test `name` of a `harness = false` target and reads its JSON.
-    pub fn judge(&self, target: &str, name: &str, more: &[&str]) -> Judged {
+    pub(crate) fn judge(&self, target: &str, name: &str, more: &[&str]) -> Judged {
         let json = scratch().join("report.json");
         let path = json.to_str().unwrap();
         let mut arguments = vec!["--exact", name, "--include-ignored", "--json", path];
@@ -90,14 +90,14 @@ impl Fixture {
 }
 
 /// What a test came to.
-pub struct Judged {
-    pub json: Value,
-    pub ran: Ran,
+pub(crate) struct Judged {
+    pub(crate) json: Value,
+    pub(crate) ran: Ran,
 }
 
 impl Judged {
     /// The outcome, and the causes in their order.
-    pub fn verdict(&self) -> (String, Vec<String>) {
+    pub(crate) fn verdict(&self) -> (String, Vec<String>) {
         let causes = self.json["causes"].as_array().unwrap();
         (
             self.json["outcome"].as_str().unwrap().to_owned(),
@@ -107,14 +107,14 @@ impl Judged {
 }
 
 /// A finished run.
-pub struct Ran {
-    pub code: Option<i32>,
-    pub stdout: String,
-    pub stderr: String,
+pub(crate) struct Ran {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Ran {
-    pub fn of(command: &mut Command) -> Ran {
+    pub(crate) fn of(command: &mut Command) -> Ran {
         let Output { status, stdout, stderr } = command.output().unwrap();
         Ran {
             code: status.code(),
@@ -123,23 +123,23 @@ impl Ran {
         }
     }
 
-    pub fn all(&self) -> String {
+    pub(crate) fn all(&self) -> String {
         format!("exit {:?}\n{}\n{}", self.code, self.stdout, self.stderr)
     }
 }
 
 /// The repository.
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// The scratch directory of the test that runs.
-pub fn scratch() -> PathBuf {
+pub(crate) fn scratch() -> PathBuf {
     std::env::temp_dir()
 }
 
 /// Waits until `condition` holds; fails with `what` if it never does.
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < end, "waited {PATIENCE:?} for {what}");
@@ -151,7 +151,7 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
 ///
 /// A marker in the environment is inherited by everything that a fixture starts, whatever it is
 /// called and wherever in the tree it ends up.
-pub fn marked(name: &str, value: &str) -> Vec<i32> {
+pub(crate) fn marked(name: &str, value: &str) -> Vec<i32> {
     let marker = format!("{name}={value}").into_bytes();
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -164,7 +164,7 @@ pub fn marked(name: &str, value: &str) -> Vec<i32> {
 }
 
 /// Whether a process exists and is no zombie.
-pub fn alive(pid: i32) -> bool {
+pub(crate) fn alive(pid: i32) -> bool {
     let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;
     };

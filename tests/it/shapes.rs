@@ -1,0 +1,227 @@
+//! Every shape of a leak, and of what looks like one, gets the right verdict, also in a crowd and
+//! also on a loaded machine.
+//!
+//! `tests/fixtures/leaky` has the bodies.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::{Fixture, Run};
+
+/// Name, outcome, causes, and what was left: processes by class, fds.
+const SHAPES: &[(&str, &str, &str, &str)] = &[
+    ("nothing_at_all", "passed", "", ""),
+    ("child_waited_for", "passed", "", ""),
+    ("child_killed_and_waited_for", "passed", "", ""),
+    ("pipeline_waited_for", "passed", "", ""),
+    ("group_killed_whole", "passed", "", ""),
+    ("straggler_within_the_grace", "passed", "", "straggler=1"),
+    ("orphan_that_ends_within_the_grace", "passed", "", "straggler=2"),
+    ("pipe_made_and_closed", "passed", "", ""),
+    ("every_fd_closed", "passed", "", ""),
+    ("its_own_output_closed", "passed", "", ""),
+    ("second_number_for_its_output", "passed", "", ""),
+    ("file_left_open", "passed", "", ""),
+    ("socketpair_left_open", "passed", "", ""),
+    ("thread_left_running", "passed", "", ""),
+    ("directory_and_environment_changed", "passed", "", ""),
+    ("scratch_left_dirty", "passed", "", ""),
+    ("much_output", "passed", "", ""),
+    ("zombie", "passed", "", "unwaited=1"),
+    ("returns_ok", "passed", "", ""),
+    ("panics_as_it_should", "passed", "", ""),
+    ("panics_with_the_words_it_should", "passed", "", ""),
+    ("stray_pipe_that_is_off", "passed", "", ""),
+    ("process_that_is_allowed", "passed", "", "leaked=1"),
+    ("process_that_is_allowed_by_name", "passed", "", "leaked=1"),
+    ("threaded_spawn", "passed", "", ""),
+    ("signals_its_own_group", "passed", "", ""),
+    ("ignored", "ignored", "", ""),
+    ("child_dropped", "failed", "leaked_process", "leaked=1"),
+    ("three_children_dropped", "failed", "leaked_process", "leaked=3"),
+    ("background_job_of_a_shell", "failed", "leaked_process", "leaked=1"),
+    ("shell_killed_and_its_child_not", "failed", "leaked_process", "leaked=1"),
+    ("daemon_forked_twice", "failed", "leaked_process", "leaked=1"),
+    ("group_of_its_own", "failed", "leaked_process", "leaked=1"),
+    ("session_of_its_own", "failed", "leaked_process", "leaked=1"),
+    ("fork_without_exec", "failed", "leaked_process", "leaked=1"),
+    ("child_deaf_to_sigterm", "failed", "leaked_process", "leaked=2"),
+    ("child_that_is_stopped", "failed", "leaked_process", "leaked=1"),
+    ("child_with_another_exit_signal", "failed", "leaked_process", "leaked=1"),
+    ("chain_of_five", "failed", "leaked_process", "leaked=5"),
+    ("forty_children", "failed", "leaked_process", "leaked=40"),
+    ("child_with_a_long_command_line", "failed", "leaked_process", "leaked=2"),
+    ("child_with_a_nasty_name", "failed", "leaked_process", "leaked=1"),
+    ("child_of_another_user", "failed", "leaked_process", "leaked=1"),
+    ("process_of_another_name_than_allowed", "failed", "leaked_process", "leaked=1"),
+    ("one_allowed_and_one_not", "failed", "leaked_process", "leaked=2"),
+    ("child_that_holds_a_pipe", "failed", "stray_fd", "straggler=1 fds=1"),
+    ("both_ends_left_open", "failed", "stray_fd", "fds=2"),
+    ("read_end_left_open", "failed", "stray_fd", "fds=1"),
+    ("write_end_left_open", "failed", "stray_fd", "fds=1"),
+    ("second_number_for_an_end", "failed", "stray_fd", "fds=1"),
+    ("forty_pipes", "failed", "stray_fd", "fds=80"),
+    ("three_hundred_pipe_ends", "failed", "stray_fd", "fds=256"),
+    ("pipe_in_place_of_its_stdin", "failed", "stray_fd", "fds=1"),
+    ("file_left_open_where_all_count", "failed", "stray_fd", "fds=1"),
+    ("socketpair_left_open_where_all_count", "failed", "stray_fd", "fds=2"),
+    ("zombie_where_it_is_denied", "failed", "unwaited", "unwaited=1"),
+    ("thread_where_it_is_denied", "failed", "threads", ""),
+    ("thread_joined_where_it_is_denied", "passed", "", ""),
+    ("panics", "failed", "panicked", ""),
+    ("panics_and_leaks", "failed", "panicked leaked_process stray_fd", "leaked=1 fds=2"),
+    ("returns_an_error", "failed", "error", ""),
+    ("returns_an_error_and_leaks", "failed", "error leaked_process", "leaked=1"),
+    ("does_not_panic_as_it_should", "failed", "panicked", ""),
+    ("panics_with_other_words_than_it_should", "failed", "panicked", ""),
+    ("panics_as_it_should_and_leaks", "failed", "leaked_process", "leaked=1"),
+    ("exits_in_the_middle", "failed", "ended_early", ""),
+    ("exits_in_the_middle_and_leaks", "failed", "ended_early leaked_process", "leaked=1"),
+    ("becomes_another_program", "failed", "ended_early", ""),
+    ("becomes_another_program_that_stays", "failed", "ended_early leaked_process", "leaked=1"),
+    ("aborts", "failed", "signal", ""),
+    ("kills_itself", "failed", "signal", ""),
+    ("kills_itself_by_a_real_time_signal", "failed", "signal", ""),
+    ("overflows_its_stack", "failed", "signal", ""),
+    ("child_comes_back_through_the_body", "failed", "ended_early", ""),
+    ("sleeps_too_long", "failed", "timed_out", "leaked=1"),
+    ("spins_too_long", "failed", "timed_out", "leaked=1"),
+    ("waits_for_a_child_that_never_ends", "failed", "timed_out", "leaked=2"),
+    ("stops_itself", "failed", "timed_out", "leaked=1"),
+    ("never_exits", "failed", "timed_out", "leaked=1"),
+];
+
+/// What the JSON says of one test, in the words of [`SHAPES`].
+fn seen(line: &Value) -> [String; 3] {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let mut left: BTreeMap<String, usize> = BTreeMap::new();
+    for process in line["processes"].as_array().unwrap() {
+        *left.entry(text(&process["class"])).or_default() += 1;
+    }
+    let fds = line["fds"].as_array().unwrap().len();
+    let mut left: Vec<String> = left.into_iter().map(|(class, count)| format!("{class}={count}")).collect();
+    left.extend((fds > 0).then(|| format!("fds={fds}")));
+    let causes: Vec<String> = line["causes"].as_array().unwrap().iter().map(text).collect();
+    [text(&line["outcome"]), causes.join(" "), left.join(" ")]
+}
+
+fn report(run: &Run) -> BTreeMap<String, Value> {
+    let lines = run.told("report.json").unwrap_or_default();
+    let parsed = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    parsed.map(|line| (line["test"].as_str().unwrap().to_owned(), line)).collect()
+}
+
+/// Runs every shape in the `harness = false` target and compares.
+#[track_caller]
+fn assert_every_verdict(fixture: &Fixture, arguments: &[&str]) {
+    let mut run = Run::start(fixture, "harness", arguments);
+    let text = run.finish();
+    let report = report(&run);
+    let mut wrong = Vec::new();
+    for (name, outcome, causes, left) in SHAPES {
+        let Some(line) = report.get(&format!("shapes::{name}")) else {
+            wrong.push(format!("{name}: no line"));
+            continue;
+        };
+        let seen = seen(line);
+        // Whoever ends within the grace may also have ended before anybody looked.
+        let same_left = seen[2] == *left || left.contains("straggler");
+        if seen[0] != *outcome || seen[1] != *causes || !same_left {
+            wrong.push(format!("{name}: {seen:?} in place of {:?}", [outcome, causes, left]));
+        }
+    }
+    assert!(wrong.is_empty(), "{}\n{text}", wrong.join("\n"));
+    assert_eq!(report.len(), SHAPES.len(), "a shape without a line in the table");
+    assert_eq!(run.code(), Some(101));
+    run.assert_nothing_left(Duration::from_secs(5));
+}
+
+fn leaky() -> Fixture {
+    Fixture::build("leaky")
+}
+
+#[childproof::test]
+fn get_the_right_verdict() {
+    assert_every_verdict(&leaky(), &["--test-threads=8"]);
+}
+
+#[childproof::test]
+fn get_the_same_verdict_in_a_stock_target() {
+    let fixture = leaky();
+    let mut run = Run::start(&fixture, "stock", &["--test-threads=8"]);
+    let text = run.finish();
+    for (name, outcome, ..) in SHAPES {
+        let prefix = format!("test shapes::{name} ");
+        let line = text.lines().find(|line| line.starts_with(&prefix));
+        let line = line.unwrap_or_else(|| panic!("no line of {name} in\n{text}"));
+        let expected = match *outcome {
+            "passed" => "ok",
+            "failed" => "FAILED",
+            _ => "ignored, not today",
+        };
+        assert!(line.ends_with(&format!("... {expected}")), "{line}\n{text}");
+    }
+    assert_eq!(run.code(), Some(101), "{text}");
+    run.assert_nothing_left(Duration::from_secs(5));
+}
+
+#[childproof::test]
+fn of_a_crowd_are_charged_to_the_test_that_made_them() {
+    let fixture = leaky();
+    let mut command = fixture.command("harness", &["crowd::", "--test-threads=64"]);
+    let json = crate::support::scratch().join("crowd.json");
+    command.arg("--json").arg(&json).env("LEAKY_CROWD", "256");
+    let mut run = Run::spawn(command);
+    let text = run.finish();
+    let lines = fs::read_to_string(json).unwrap();
+    let mut count = 0;
+    for line in lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        let name = line["test"].as_str().unwrap();
+        let number: usize = name.strip_prefix("crowd::").unwrap().parse().unwrap();
+        let left: Vec<String> = line["processes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|process| process["cmdline"][1].as_str().unwrap_or_default().to_owned())
+            .collect();
+        if number % 2 == 1 {
+            assert_eq!(line["outcome"], "failed", "{name}\n{text}");
+            assert_eq!(left, [format!("86399.{number:03}")], "{name}\n{text}");
+        } else {
+            assert_eq!(line["outcome"], "passed", "{name}\n{text}");
+            assert!(left.is_empty(), "{name} {left:?}\n{text}");
+        }
+        count += 1;
+    }
+    assert_eq!(count, 256, "{text}");
+    run.assert_nothing_left(Duration::from_secs(5));
+}
+
+#[childproof::test(timeout = "1h")]
+#[ignore = "takes minutes: run it by name"]
+fn get_the_right_verdict_fifty_times_on_a_loaded_machine() {
+    struct Load(Vec<Child>);
+    impl Drop for Load {
+        fn drop(&mut self) {
+            for child in &mut self.0 {
+                child.kill().unwrap();
+                child.wait().unwrap();
+            }
+        }
+    }
+    let fixture = leaky();
+    for _ in 0..50 {
+        assert_every_verdict(&fixture, &["--test-threads=8"]);
+    }
+    let busy =
+        || Command::new("sh").args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn().unwrap();
+    let load = Load((0..8).map(|_| busy()).collect());
+    for _ in 0..50 {
+        assert_every_verdict(&fixture, &["--test-threads=8"]);
+    }
+    drop(load);
+}

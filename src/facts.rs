@@ -67,6 +67,8 @@ wire_struct! {
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub(crate) struct Facts {
         pub(crate) pid: i32,
+        /// The session that the test was started in: the supervisor's. 0 if there was none.
+        pub(crate) session: i32,
         pub(crate) body: Body,
         pub(crate) body_time: Option<Duration>,
         pub(crate) end: End,
@@ -89,6 +91,7 @@ impl Facts {
     pub(crate) fn lost(why: String) -> Facts {
         Facts {
             pid: 0,
+            session: 0,
             body: Body::Unfinished,
             body_time: None,
             end: End::Lost { why },

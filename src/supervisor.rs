@@ -219,6 +219,7 @@ impl Supervisor {
         let mut at_end = None;
         let mut facts = Facts::lost(String::new());
         facts.pid = test;
+        facts.session = self.pid;
         facts.end = match self.watch(test, deadline, &foreign, &mut at_end) {
             Ending::Ended(ChildState::Exited(code)) => End::Exited { code },
             Ending::Ended(ChildState::Signalled(signal)) => End::Signalled { signal },

@@ -45,15 +45,16 @@ pub(super) fn find(facts: &Facts, settings: &Settings, findings: &mut Vec<Findin
         cause: Cause::LeakedProcess,
         sentence,
         fix: Some(fix(first, facts)),
-        allow: Some(format!("allow_process = \"{}\"", glob_for(first))),
+        allow: glob_for(first).map(|glob| format!("allow_process = \"{glob}\"")),
     });
 }
 
 fn fix(process: &Process, facts: &Facts) -> String {
     let pid = process.pid;
-    if process.sid == pid {
+    // The test and all it starts are in the supervisor's session, unless they leave it.
+    if is_daemon(process, facts) {
         return format!(
-            "pid {pid} made itself a daemon (a session of its own): stop it the way it is meant to be stopped, \
+            "pid {pid} made itself a daemon (it left the session): stop it the way it is meant to be stopped, \
              by its command or its pid file, and wait until it is gone."
         );
     }
@@ -61,9 +62,13 @@ fn fix(process: &Process, facts: &Facts) -> String {
         return format!("pid {pid} leads its own process group: `killpg({pid}, SIGTERM)`, then wait for it.");
     }
     if process.adopted {
+        return "its parent died and it did not: start the parent with `process_group(0)` and kill the whole \
+                group, or let the parent `exec` it."
+            .to_owned();
+    }
+    if process.forked_without_exec {
         return format!(
-            "its parent died and it did not: start the parent with `process_group(0)` and kill the whole group, \
-             or let the parent `exec` it."
+            "`kill({pid}, SIGKILL)` and `waitpid({pid})` before the test ends, also when it panics."
         );
     }
     if process.lineage.first() == Some(&facts.pid) {
@@ -74,19 +79,36 @@ fn fix(process: &Process, facts: &Facts) -> String {
     "stop it where its parent is stopped, and wait for both.".to_owned()
 }
 
+/// Whether a process has left the session that the test was started in.
+pub(crate) fn is_daemon(process: &Process, facts: &Facts) -> bool {
+    facts.session != 0 && process.sid != facts.session
+}
+
 fn is_allowed(process: &Process, settings: &Settings) -> bool {
     let line = process.command_line.join(" ");
     let line = if line.is_empty() { &process.comm } else { &line };
     settings.allow_process.iter().any(|glob| matches(glob, line))
 }
 
-/// A glob that matches this process and its like: the program, any arguments.
-fn glob_for(process: &Process) -> String {
-    match process.command_line.split_first() {
-        Some((program, [])) => escape::text(program),
-        Some((program, _)) => format!("{} *", escape::text(program)),
-        None => escape::text(&process.comm),
+/// A glob that matches this process and its like: the program wherever it lies, any arguments.
+/// `None` for a copy of the test binary itself, which has no name of its own.
+fn glob_for(process: &Process) -> Option<String> {
+    if process.forked_without_exec {
+        return None;
     }
+    let Some((program, arguments)) = process.command_line.split_first() else {
+        return Some(escape::text(&process.comm));
+    };
+    // A program that rewrites its title puts it all into one argument: `nginx: master process ..`.
+    let (name, cut) = match program.split_once(' ') {
+        Some((name, _)) if !program.starts_with('/') => (name, true),
+        _ => (program.as_str(), false),
+    };
+    let name = match name.rsplit_once('/') {
+        Some((_, name)) => format!("*/{}", escape::text(name)),
+        None => escape::text(name),
+    };
+    Some(if cut || !arguments.is_empty() { format!("{name} *") } else { name })
 }
 
 /// Matches `*` (any run of characters) and `?` (one character) against the whole of `text`.

@@ -7,6 +7,7 @@ use crate::facts::{Class, Facts, Process};
 use crate::outcome::{Body, End};
 use crate::policy::Settings;
 
+pub(crate) use leaked::is_daemon;
 pub(crate) use stray::{Holder, Pipe, Stray};
 
 /// Why a test failed. Several may hold at once, and all are told.

@@ -89,16 +89,23 @@ pub(super) fn find(facts: &Facts, strays: &[Stray], findings: &mut Vec<Finding>)
     findings.push(Finding {
         cause: Cause::StrayFd,
         sentence: format!("the body left {} open: fd {}{more}.", plural(count, noun), numbers.join(", ")),
-        fix: Some(fix(first)),
+        fix: Some(fix(first, facts.pid)),
         allow: Some("fds = \"off\"".to_owned()),
     });
 }
 
-fn fix(stray: &Stray) -> String {
+fn fix(stray: &Stray, test: i32) -> String {
     let fd = stray.fd.fd;
     if !stray.is_pipe() {
         return format!(
             "close fd {fd} before the test ends: drop its owner, or do not `forget` or `leak` it."
+        );
+    }
+    let other = stray.holders.iter().find(|holder| holder.pid == test && holder.access != stray.fd.access);
+    if let Some(other) = other {
+        return format!(
+            "close fd {fd} and fd {}, the ends of one pipe, before the test ends: drop their owners.",
+            other.fd
         );
     }
     let (this, effect) = match stray.fd.access {

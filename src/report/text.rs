@@ -7,8 +7,8 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 
 use super::escape;
-use crate::diagnosis::{Cause, Holder, Stray, Verdict, plural, signal_name};
-use crate::facts::{Class, Process};
+use crate::diagnosis::{Cause, Holder, Stray, Verdict, is_daemon, plural, signal_name};
+use crate::facts::{Class, Facts, Process};
 use crate::outcome::{Body, End};
 use crate::proc::fds::{Fd, end};
 
@@ -76,8 +76,11 @@ impl Text {
         let label = match &facts.end {
             End::TimedOut => "HUNG",
             End::Lost { .. } => "LOST",
-            _ if facts.body == Body::Passed && !verdict.has(Cause::Signal) => "LEAK",
-            _ => "FAIL",
+            _ if facts.body != Body::Passed => "FAIL",
+            _ if verdict.causes().iter().any(|cause| matches!(cause, Cause::Signal | Cause::EndedEarly)) => {
+                "FAIL"
+            }
+            _ => "LEAK",
         };
         let time = |time: Option<Duration>| seconds(time.unwrap_or(facts.time));
         let body = match (&facts.body, &facts.end) {
@@ -120,7 +123,7 @@ impl Text {
             End::Signalled { signal } => signal_name(*signal),
             End::TimedOut | End::Lost { .. } => {
                 match facts.processes.iter().find(|process| process.is_test) {
-                    Some(test) => describe(test),
+                    Some(test) => describe(test, facts),
                     None => String::new(),
                 }
             }
@@ -134,7 +137,7 @@ impl Text {
             let known = process.lineage.iter().filter(|pid| below.iter().any(|other| other.pid == **pid));
             let indent = "   ".repeat(known.count());
             let name = self.styled(Style::new().bold(), &escape::command(process));
-            self.line(&format!("  {indent}`- {} {name}   {}", process.pid, describe(process)));
+            self.line(&format!("  {indent}`- {} {name}   {}", process.pid, describe(process, facts)));
             self.wait_and_fds(verdict, process, &format!("{indent}       "));
         }
         if below.len() > LISTED {
@@ -259,7 +262,7 @@ fn left(verdict: &Verdict) -> String {
 }
 
 /// State, age, and how the process stands in the tree.
-fn describe(process: &Process) -> String {
+fn describe(process: &Process, facts: &Facts) -> String {
     let mut parts = vec![process.state.clone()];
     if let Some(age) = process.age {
         parts.push(format!("age {:.1} s", age.as_secs_f64()));
@@ -268,8 +271,8 @@ fn describe(process: &Process) -> String {
         parts.push(format!("{} threads", process.threads));
     }
     if !process.is_test {
-        if process.sid == process.pid {
-            parts.push("own session".to_owned());
+        if is_daemon(process, facts) {
+            parts.push(if process.sid == process.pid { "own session" } else { "another session" }.to_owned());
         } else if process.pgid == process.pid {
             parts.push("own process group".to_owned());
         }
@@ -284,19 +287,24 @@ fn describe(process: &Process) -> String {
 }
 
 fn pipe_line(fd: &Fd, holders: &[Holder], test: i32) -> String {
-    let cloexec = if fd.cloexec { "" } else { ", no CLOEXEC" };
     format!(
-        "{}  {}  {} end{cloexec}; {}",
+        "{}  {}  {} end{}; {}",
         fd.fd,
         fd.target,
         end(fd.access),
+        no_cloexec(fd.fd, fd.cloexec),
         other_end(fd.access, holders, test)
     )
 }
 
+/// Worth a word but for the standard fds, which are meant to be inherited.
+fn no_cloexec(fd: i32, cloexec: bool) -> &'static str {
+    if cloexec || fd <= 2 { "" } else { ", no CLOEXEC" }
+}
+
 fn stray_line(stray: &Stray, test: i32) -> String {
     let fd = &stray.fd;
-    let cloexec = if fd.cloexec { "" } else { ", no CLOEXEC" };
+    let cloexec = no_cloexec(fd.fd, fd.cloexec);
     if stray.is_pipe() {
         let others = other_end(fd.access, &stray.holders, test);
         format!("{}  {}  {} end{cloexec}; {others}", fd.fd, fd.target, end(fd.access))

@@ -3,8 +3,13 @@
 //! The suite runs under childproof itself: whatever a broken guard lets go in here, the outer
 //! guard ends. The tests drive the crates in `tests/fixtures` as a user would.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod command_line;
 mod death;
 mod invariants;
+mod output;
+mod policy;
 mod shapes;
 mod support;
 

@@ -1,0 +1,55 @@
+//! Every value of the policy, from each of the places where it can be set, the strongest first:
+//! command line, environment, attribute, harness.
+
+use crate::support::{Fixture, Ran};
+
+/// Runs one shape with this environment and these arguments; tells whether it passed.
+#[track_caller]
+fn passes(environment: &[(&str, &str)], shape: &str, arguments: &[&str]) -> bool {
+    let fixture = Fixture::build("leaky");
+    let name = format!("shapes::{shape}");
+    let mut command = fixture.command("harness", &[&["--exact", &name], arguments].concat());
+    let output = Ran::of(command.envs(environment.iter().copied()));
+    let (passed, failed) =
+        (output.stdout.contains(" 1 passed; 0 failed"), output.stdout.contains(" 0 passed; 1 failed"));
+    assert!(passed != failed, "{}", output.all());
+    assert_eq!(output.code, Some(if passed { 0 } else { 101 }));
+    passed
+}
+
+#[childproof::test]
+fn of_the_environment_wins_over_the_attribute_and_the_default() {
+    for (name, value, shape, before, after) in [
+        ("CHILDPROOF_FDS", "off", "both_ends_left_open", false, true),
+        ("CHILDPROOF_FDS", "all", "file_left_open", true, false),
+        ("CHILDPROOF_FDS", "pipes", "file_left_open_where_all_count", false, true),
+        ("CHILDPROOF_PROCESSES", "allow", "child_dropped", false, true),
+        ("CHILDPROOF_PROCESSES", "deny", "process_that_is_allowed", true, false),
+        ("CHILDPROOF_UNWAITED", "deny", "zombie", true, false),
+        ("CHILDPROOF_UNWAITED", "allow", "zombie_where_it_is_denied", false, true),
+        ("CHILDPROOF_THREADS", "deny", "thread_left_running", true, false),
+        ("CHILDPROOF_THREADS", "allow", "thread_where_it_is_denied", false, true),
+        ("CHILDPROOF_GRACE", "0ms", "straggler_within_the_grace", true, false),
+        ("CHILDPROOF_TIMEOUT", "100ms", "child_that_takes_its_time", true, false),
+    ] {
+        assert_eq!(passes(&[], shape, &[]), before, "{shape}");
+        assert_eq!(passes(&[(name, value)], shape, &[]), after, "{shape} with {name}={value}");
+    }
+}
+
+#[childproof::test]
+fn of_the_command_line_wins_over_the_environment() {
+    let shape = "straggler_within_the_grace";
+    assert!(!passes(&[("CHILDPROOF_GRACE", "20s")], shape, &["--grace", "0ms"]));
+    assert!(passes(&[("CHILDPROOF_GRACE", "0ms")], shape, &["--grace", "20s"]));
+    let shape = "child_that_takes_its_time";
+    assert!(!passes(&[("CHILDPROOF_TIMEOUT", "none")], shape, &["--timeout", "100ms"]));
+    assert!(passes(&[("CHILDPROOF_TIMEOUT", "100ms")], shape, &["--timeout", "none"]));
+}
+
+#[childproof::test]
+fn of_the_attribute_wins_over_the_harness_and_that_over_the_default() {
+    let all = [("LEAKY_ALL_FDS", "yes")];
+    assert!(!passes(&all, "file_left_open", &[]));
+    assert!(passes(&all, "stray_pipe_that_is_off", &[]));
+}

@@ -20,8 +20,11 @@ pub(crate) fn text(raw: &str) -> String {
 }
 
 /// The command line of a process as one would type it, cut to one line.
+///
+/// A copy of the test that never called exec has the command line of the test, which says
+/// nothing: its name may.
 pub(crate) fn command(process: &Process) -> String {
-    let full = if process.command_line.is_empty() {
+    let full = if process.command_line.is_empty() || process.forked_without_exec {
         text(&process.comm)
     } else {
         let words: Vec<String> = process.command_line.iter().map(|word| quote(word)).collect();

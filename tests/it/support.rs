@@ -75,35 +75,6 @@ impl Fixture {
     pub(crate) fn run(&self, target: &str, arguments: &[&str]) -> Ran {
         Ran::of(&mut self.command(target, arguments))
     }
-
-    /// Runs just the test `name` of a `harness = false` target and reads its JSON.
-    pub(crate) fn judge(&self, target: &str, name: &str, more: &[&str]) -> Judged {
-        let json = scratch().join("report.json");
-        let path = json.to_str().unwrap();
-        let mut arguments = vec!["--exact", name, "--include-ignored", "--json", path];
-        arguments.extend(more);
-        let ran = self.run(target, &arguments);
-        let lines = fs::read_to_string(&json).unwrap_or_default();
-        let line = lines.lines().last().unwrap_or_else(|| panic!("no JSON for {name}\n{}", ran.all()));
-        Judged { json: serde_json::from_str(line).unwrap(), ran }
-    }
-}
-
-/// What a test came to.
-pub(crate) struct Judged {
-    pub(crate) json: Value,
-    pub(crate) ran: Ran,
-}
-
-impl Judged {
-    /// The outcome, and the causes in their order.
-    pub(crate) fn verdict(&self) -> (String, Vec<String>) {
-        let causes = self.json["causes"].as_array().unwrap();
-        (
-            self.json["outcome"].as_str().unwrap().to_owned(),
-            causes.iter().map(|cause| cause.as_str().unwrap().to_owned()).collect(),
-        )
-    }
 }
 
 /// A finished run.

@@ -1,0 +1,51 @@
+//! The attributes compose with those of tokio, rstest and test_log in either order, in both kinds
+//! of target, under `forbid(unsafe_code)` and `deny(warnings, missing_docs)`, in both editions.
+//!
+//! The crates `tests/fixtures/compose*` have the compositions; that they compile is half the test.
+
+use std::collections::BTreeSet;
+
+use crate::support::Fixture;
+
+/// The names that a target lists.
+fn listed(fixture: &Fixture, target: &str) -> BTreeSet<String> {
+    let output = fixture.run(target, &["--list", "--format", "terse"]);
+    let names = output.stdout.lines().map(|line| line.trim_end_matches(": test").to_owned());
+    let names: BTreeSet<String> = names.collect();
+    assert!(!names.is_empty(), "{}", output.all());
+    names
+}
+
+#[childproof::test]
+fn every_order_gives_the_same_tests_in_both_kinds_of_target() {
+    for name in ["compose", "compose-2021"] {
+        let fixture = Fixture::build(name);
+        assert_eq!(listed(&fixture, "harness"), listed(&fixture, "stock"), "{name}");
+    }
+}
+
+#[childproof::test]
+fn every_order_runs() {
+    for (name, targets) in
+        [("compose", &["harness", "stock", "compose"][..]), ("compose-2021", &["harness", "stock"])]
+    {
+        let fixture = Fixture::build(name);
+        for target in targets {
+            let output = fixture.run(target, &["--skip", "leaks::"]);
+            assert_eq!(output.code, Some(0), "{name} {target}\n{}", output.all());
+        }
+    }
+}
+
+#[childproof::test]
+fn every_order_is_guarded() {
+    let fixture = Fixture::build("compose");
+    for target in ["harness", "stock"] {
+        let output = fixture.run(target, &["leaks::"]);
+        assert_eq!(output.code, Some(101), "{target}\n{}", output.all());
+        let (text, count) = (output.all(), listed(&fixture, target));
+        let count = count.iter().filter(|name| name.contains("leaks::")).count();
+        assert!(count >= 9);
+        assert_eq!(text.matches("LEAK  shared::leaks::").count(), count, "{target}\n{text}");
+    }
+}

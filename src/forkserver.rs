@@ -178,12 +178,13 @@ impl ForkServer {
         let settings = &job.settings;
         let limit = settings.timeout.map(|limit| limit + settings.grace + kill::LIMIT + PATIENCE);
         let announce = Duration::from_secs(60);
-        let mut answered = readable(&slot.channel, Some(limit.map_or(announce, |limit| limit.min(announce))));
+        let mut answered =
+            sys::readable(&slot.channel, Some(limit.map_or(announce, |limit| limit.min(announce))));
         if !answered {
             if limit.is_none_or(|limit| limit > announce) {
                 slow();
             }
-            answered = readable(&slot.channel, limit.map(|limit| limit.saturating_sub(begin.elapsed())));
+            answered = sys::readable(&slot.channel, limit.map(|limit| limit.saturating_sub(begin.elapsed())));
         }
         if !answered {
             let kill = Request::Kill { pid: slot.pid }.encode();
@@ -211,7 +212,7 @@ impl ForkServer {
         let (channel, theirs) = Channel::pair()?;
         lock(&self.control).send(&Request::Slot.encode(), &[theirs.as_fd()])?;
         drop(theirs);
-        if !readable(&channel, Some(PATIENCE)) {
+        if !sys::readable(&channel, Some(PATIENCE)) {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the fork server does not answer"));
         }
         let hello = channel.receive()?.and_then(|(bytes, _)| Hello::decode(&bytes));
@@ -253,9 +254,9 @@ fn wait_for(pid: Pid) -> bool {
     let Ok(pidfd) = sys::pidfd_open(pid) else {
         return false;
     };
-    if !readable(&pidfd, Some(PATIENCE)) {
+    if !sys::readable(&pidfd, Some(PATIENCE)) {
         let _ = sys::pidfd_send_signal(&pidfd, libc::SIGKILL);
-        readable(&pidfd, Some(PATIENCE));
+        sys::readable(&pidfd, Some(PATIENCE));
     }
     let ended = sys::waitid(Some(pid), libc::WEXITED);
     matches!(ended, Ok(Children::Ready(child)) if child.state == sys::ChildState::Exited(0))
@@ -264,22 +265,6 @@ fn wait_for(pid: Pid) -> bool {
 /// Locks even if a panicking thread held the lock: the values in here are whole at any time.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-/// Waits until `fd` has something to say, at most for `limit` (`None`: as long as it takes).
-fn readable(fd: &impl AsFd, limit: Option<Duration>) -> bool {
-    let until = limit.map(|limit| Instant::now() + limit);
-    loop {
-        let timeout = match until.map(|until| until.saturating_duration_since(Instant::now())) {
-            Some(left) => PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX),
-            None => PollTimeout::NONE,
-        };
-        match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) {
-            Ok(0) if until.is_some_and(|until| Instant::now() >= until) => return false,
-            Ok(0) | Err(_) => {}
-            Ok(_) => return true,
-        }
-    }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -429,7 +414,7 @@ impl Server {
         Ok(Server {
             control,
             world: World {
-                lifeline: Watch::from_fd(lifeline),
+                lifeline: Watch::from(lifeline),
                 harness: harness_fd,
                 signals,
                 title,
@@ -558,7 +543,7 @@ impl Server {
             if left.is_zero() {
                 break;
             }
-            readable(&live.pidfd, Some(left));
+            sys::readable(&live.pidfd, Some(left));
             self.reap_supervisors();
         }
         let clean = matches!(sys::waitid(None, libc::WEXITED | libc::WNOWAIT), Ok(Children::None));

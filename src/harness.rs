@@ -168,7 +168,10 @@ impl Harness {
             aside: Mutex::new(Vec::new()),
             captures: Mutex::new(Vec::new()),
         });
+        // Rust ignores SIGPIPE, and libtest-mimic would panic when `| head` has read enough.
+        sys::default_signal(nix::libc::SIGPIPE);
         let failed = rounds(&run, &arguments);
+        sys::ignore_signal(nix::libc::SIGPIPE);
         run.server.shut_down();
         if failed { ExitCode::from(101) } else { ExitCode::SUCCESS }
     }

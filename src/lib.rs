@@ -1,4 +1,31 @@
-//! A test harness for code that starts processes.
+//! Runs every test in a guarded process tree of its own, and fails it if it leaves a process or a
+//! pipe behind.
+//!
+//! Put [`#[childproof::test]`](macro@test) where tests start processes, in place of `#[test]`. When the
+//! body has ended, everything that it started must have ended too, within a grace of 200 ms, and
+//! every pipe that it opened must be closed; otherwise the test fails with a report that names
+//! the process, what it is blocked in and who holds which end of which pipe. What is left is
+//! killed, also when the test, the harness or cargo itself is killed in the middle.
+//!
+//! ```
+//! #[childproof::test(timeout = "5s")]
+//! fn restarts() {
+//!     let mut server = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+//!     server.kill().unwrap();
+//!     server.wait().unwrap();
+//! }
+//! ```
+//!
+//! The attribute works in stock targets, under `cargo test` and `cargo nextest run`. For a whole
+//! target of such tests set `harness = false` and write [`main!`]; tests that are made of data are
+//! added to a [`Harness`], and a [`Policy`] says what is checked. A [`Lifeline`] guards a child of
+//! your own.
+//!
+//! Linux 5.9 or newer. What cannot be guarded is told in PLATFORM.md.
+//!
+//! # Features
+//!
+//! `json` (on by default): `--json PATH`, one object per test and line.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("childproof runs on Linux 5.9 or newer: it is built on subreapers and pidfds");
@@ -25,9 +52,20 @@ mod wire;
 
 pub use childproof_macros::{guard, test};
 pub use harness::Harness;
+pub use lifeline::{Lifeline, Watch};
 pub use policy::{Fds, Policy};
 
-/// Makes the `main` of a test target with `harness = false`.
+/// Makes the `main` of a test target with `harness = false`: a [`Harness`] with the tests of the
+/// target and nothing else.
+///
+/// # Example
+///
+/// ```no_run
+/// childproof::main!();
+///
+/// #[childproof::test]
+/// fn restarts() {}
+/// ```
 #[macro_export]
 macro_rules! main {
     () => {

@@ -8,11 +8,13 @@
 use std::ffi::{OsStr, c_char, c_int, c_void};
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::registry::Test;
 
@@ -417,6 +419,23 @@ pub(crate) fn limit_sends(socket: &OwnedFd, seconds: i64) -> io::Result<()> {
     // SAFETY: `value` points to a timeval of `size` bytes for the length of the call.
     check(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDTIMEO, value, size) })
         .map(drop)
+}
+
+/// Waits until `fd` has something to say, at most for `limit` (`None`: as long as it takes).
+pub(crate) fn readable(fd: &impl AsFd, limit: Option<Duration>) -> bool {
+    // A limit beyond the end of time is none.
+    let until = limit.and_then(|limit| Instant::now().checked_add(limit));
+    loop {
+        let timeout = match until.map(|until| until.saturating_duration_since(Instant::now())) {
+            Some(left) => PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX),
+            None => PollTimeout::NONE,
+        };
+        match poll(&mut [PollFd::new(fd.as_fd(), PollFlags::POLLIN)], timeout) {
+            Ok(0) if until.is_some_and(|until| Instant::now() >= until) => return false,
+            Ok(0) | Err(_) => {}
+            Ok(_) => return true,
+        }
+    }
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -50,7 +50,64 @@ mod sys;
 mod testproc;
 mod wire;
 
-pub use childproof_macros::{guard, test};
+/// Guards a function that already has a foreign `#[test]` above or below it.
+///
+/// For attributes that insist on making the test themselves. Takes the arguments of
+/// [`test`](macro@test). It needs libtest: in a `harness = false` target rustc deletes what stands below
+/// a `#[test]`.
+///
+/// # Example
+///
+/// ```
+/// #[test]
+/// #[childproof::guard(timeout = "5s")]
+/// fn restarts() {}
+/// ```
+pub use childproof_macros::guard;
+/// Makes a function a test that runs in a guarded process tree of its own.
+///
+/// It takes the place of `#[test]`, and like `#[test]` it vanishes where tests are not compiled.
+/// The function has no parameters and is not generic; it returns what `main` may return
+/// ([`Termination`](std::process::Termination)).
+///
+/// # Arguments
+///
+/// All are optional. A duration is a number directly followed by `us`, `ms`, `s`, `m` or `h`.
+///
+/// | argument | values, the default first | meaning |
+/// | --- | --- | --- |
+/// | `timeout` | `"300s"`, a duration, `"none"` | the body must end in time |
+/// | `grace` | `"200ms"`, a duration | how long descendants may take to end by themselves |
+/// | `processes` | `"deny"`, `"allow"` | descendants that are alive after the grace fail the test |
+/// | `allow_process` | a glob on the command line, repeatable | left behind, but expected |
+/// | `fds` | `"pipes"`, `"all"`, `"off"` | which kinds of fds the body must have closed |
+/// | `unwaited` | `"allow"`, `"deny"` | zombies: children that nobody waited for |
+/// | `threads` | `"allow"`, `"deny"` | threads that still run when the body returns |
+/// | `serial` | a key | tests with one key never run at the same time |
+/// | `crate` | a path | where this crate is, if it was renamed |
+///
+/// Something else is an error at the place where it stands, which says what would be valid.
+///
+/// `#[ignore]` and `#[should_panic]` are obeyed, above or below. Attributes that change the
+/// function, such as `#[tokio::test]`, `#[rstest]` and `#[test_log::test]`, may stand above or
+/// below too.
+///
+/// # Example
+///
+/// ```
+/// #[childproof::test(timeout = "5s", grace = "1s")]
+/// fn drains() -> std::io::Result<()> {
+///     let mut server = std::process::Command::new("sleep").arg("600").spawn()?;
+///     server.kill()?;
+///     server.wait().map(drop)
+/// }
+/// ```
+///
+/// # Safety
+///
+/// The body runs in a forked process with one thread. It may fork in turn; code that caches the
+/// pid of the process before `main` sees another one.
+pub use childproof_macros::test;
 pub use harness::Harness;
 pub use lifeline::{Lifeline, Watch};
 pub use policy::{Fds, Policy};

@@ -27,6 +27,8 @@
 //!
 //! `json` (on by default): `--json PATH`, one object per test and line.
 
+#![allow(clippy::test_attr_in_doctest, reason = "that is what this crate is about")]
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("childproof runs on Linux 5.9 or newer: it is built on subreapers and pidfds");
 

@@ -43,6 +43,7 @@ wire_struct! {
         pub(crate) pgid: i32,
         pub(crate) sid: i32,
         pub(crate) threads: u32,
+        /// A fork of the test that has not called exec since: it runs the test's own program.
         pub(crate) forked_without_exec: bool,
         pub(crate) age: Option<Duration>,
         pub(crate) wait: Option<Wait>,
@@ -114,10 +115,21 @@ pub(crate) struct Snapshot {
     processes: Vec<Process>,
 }
 
+/// What is known of a test before anybody looks.
+pub(crate) struct Scene<'a> {
+    pub(crate) supervisor: Pid,
+    /// The test process, dead or alive.
+    pub(crate) test: Pid,
+    /// The inodes of pipes that were there before the test, and are none of its doing.
+    pub(crate) foreign: Vec<u64>,
+    /// The test binary's arguments.
+    pub(crate) command_line: &'a [String],
+}
+
 impl Snapshot {
-    /// Looks at everything below `supervisor`. `test` is the test process, dead or alive; pipes
-    /// whose inode is in `foreign` were there before the test and are none of its doing.
-    pub(crate) fn take(supervisor: Pid, test: Pid, foreign: &[u64]) -> Snapshot {
+    /// Looks at everything below the supervisor.
+    pub(crate) fn take(scene: &Scene<'_>) -> Snapshot {
+        let Scene { supervisor, test, .. } = *scene;
         let tree = Tree::read();
         let uptime = uptime();
         let processes = tree
@@ -125,10 +137,7 @@ impl Snapshot {
             .into_iter()
             // A zombie below another descendant is that parent's business, and it may still wait.
             .filter(|stat| !stat.is_zombie() || stat.ppid == test || stat.pid == test)
-            .map(|stat| Process {
-                fds: pipes_of(stat, foreign),
-                ..look(stat, &tree, supervisor, test, uptime)
-            })
+            .map(|stat| Process { fds: pipes_of(stat, &scene.foreign), ..look(stat, &tree, scene, uptime) })
             .collect();
         Snapshot { tree, processes }
     }
@@ -161,7 +170,8 @@ impl Snapshot {
     }
 }
 
-fn look(stat: &Stat, tree: &Tree, supervisor: Pid, test: Pid, uptime: Option<Duration>) -> Process {
+fn look(stat: &Stat, tree: &Tree, scene: &Scene<'_>, uptime: Option<Duration>) -> Process {
+    let Scene { supervisor, test, .. } = *scene;
     let zombie = stat.is_zombie();
     let mut lineage = Vec::new();
     let mut parent = stat.ppid;
@@ -172,6 +182,7 @@ fn look(stat: &Stat, tree: &Tree, supervisor: Pid, test: Pid, uptime: Option<Dur
             None => break,
         }
     }
+    let command_line = if zombie { Vec::new() } else { process::command_line(stat.pid) };
     Process {
         pid: stat.pid,
         class: if zombie { Class::Unwaited } else { Class::Leaked },
@@ -179,12 +190,13 @@ fn look(stat: &Stat, tree: &Tree, supervisor: Pid, test: Pid, uptime: Option<Dur
         is_test: stat.pid == test,
         lineage,
         comm: stat.comm.clone(),
-        command_line: if zombie { Vec::new() } else { process::command_line(stat.pid) },
         state: stat.state.to_string(),
         pgid: stat.pgid,
         sid: stat.sid,
         threads: stat.threads,
-        forked_without_exec: stat.forked_without_exec,
+        // The flag is set for forks of other programs too.
+        forked_without_exec: stat.forked_without_exec && command_line == scene.command_line,
+        command_line,
         age: uptime.and_then(|now| now.checked_sub(since_boot(stat.start_ticks))),
         wait: if zombie { None } else { waits::read(stat.pid) },
         fds: None,

@@ -417,6 +417,7 @@ impl Server {
                 lifeline: Watch::from(lifeline),
                 harness: harness_fd,
                 signals,
+                command_line: title.arguments(),
                 title,
                 // An exec'ed server is called `exe`, after the link it was started by.
                 comm: CString::new(Stat::read(harness).map_or(stat.comm, |harness| harness.comm))?,

@@ -21,7 +21,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::channel::Channel;
-use crate::facts::{Class, Facts, Process, Snapshot};
+use crate::facts::{Class, Facts, Process, Scene, Snapshot};
 use crate::forkserver::Hello;
 use crate::kill;
 use crate::lifeline::Watch;
@@ -48,6 +48,8 @@ pub(crate) struct World {
     pub(crate) signals: Signals,
     pub(crate) title: sys::Argv,
     pub(crate) comm: CString,
+    /// The test binary's arguments.
+    pub(crate) command_line: Vec<String>,
     /// The fork server's pid.
     pub(crate) server: Pid,
 }
@@ -215,12 +217,17 @@ impl Supervisor {
             }
         };
         drop(output);
-        let foreign: Vec<u64> = ready.before().iter().map(|(_, identity)| identity.ino).collect();
+        let scene = Scene {
+            supervisor: self.pid,
+            test,
+            foreign: ready.before().iter().map(|(_, identity)| identity.ino).collect(),
+            command_line: &self.world.command_line,
+        };
         let mut at_end = None;
         let mut facts = Facts::lost(String::new());
         facts.pid = test;
         facts.session = self.pid;
-        facts.end = match self.watch(test, deadline, &foreign, &mut at_end) {
+        facts.end = match self.watch(&scene, deadline, &mut at_end) {
             Ending::Ended(ChildState::Exited(code)) => End::Exited { code },
             Ending::Ended(ChildState::Signalled(signal)) => End::Signalled { signal },
             Ending::Ended(ChildState::Stopped) | Ending::TimedOut => End::TimedOut,
@@ -229,7 +236,7 @@ impl Supervisor {
                 return Guarded::Abandoned;
             }
         };
-        if self.tear_down(test, grace, &foreign, at_end, &mut facts) == Event::Abandoned {
+        if self.tear_down(&scene, grace, at_end, &mut facts) == Event::Abandoned {
             return Guarded::Abandoned;
         }
         if let Err(error) = self.scratch.reset() {
@@ -248,13 +255,8 @@ impl Supervisor {
     }
 
     /// Follows the test process to its end, its deadline or the harness's death.
-    fn watch(
-        &self,
-        test: Pid,
-        deadline: Option<Instant>,
-        foreign: &[u64],
-        at_end: &mut Option<Snapshot>,
-    ) -> Ending {
+    fn watch(&self, scene: &Scene<'_>, deadline: Option<Instant>, at_end: &mut Option<Snapshot>) -> Ending {
+        let test = scene.test;
         loop {
             match sys::waitid(Some(test), libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT) {
                 Ok(Children::Ready(child)) if child.state != ChildState::Stopped => {
@@ -265,7 +267,7 @@ impl Supervisor {
                 Ok(Children::Ready(_)) => {
                     let _ = sys::waitid(Some(test), libc::WSTOPPED);
                     if self.page.phase() == Phase::Stopped && at_end.is_none() {
-                        *at_end = Some(Snapshot::take(self.pid, test, foreign));
+                        *at_end = Some(Snapshot::take(scene));
                         let _ = sys::kill(test, libc::SIGCONT);
                     }
                 }
@@ -286,12 +288,12 @@ impl Supervisor {
     /// Leaves nothing of the test, and notes what there was.
     fn tear_down(
         &self,
-        test: Pid,
+        scene: &Scene<'_>,
         grace: Duration,
-        foreign: &[u64],
         at_end: Option<Snapshot>,
         facts: &mut Facts,
     ) -> Event {
+        let test = scene.test;
         let timed_out = facts.end == End::TimedOut;
         if !timed_out {
             let _ = sys::waitid(Some(test), libc::WEXITED);
@@ -299,7 +301,7 @@ impl Supervisor {
                 return Event::Children;
             }
         }
-        let at_end = at_end.unwrap_or_else(|| Snapshot::take(self.pid, test, foreign));
+        let at_end = at_end.unwrap_or_else(|| Snapshot::take(scene));
         let until = Instant::now() + grace;
         // After a timeout nobody gets a grace.
         let mut ending = if timed_out { Event::Deadline } else { Event::Children };
@@ -321,7 +323,7 @@ impl Supervisor {
         let mut left = Vec::new();
         if !clean {
             // Evidence first, then the kill.
-            let mut now = Snapshot::take(self.pid, test, foreign);
+            let mut now = Snapshot::take(scene);
             now.remember(&at_end);
             let killed = kill::kill_below(self.pid, &[]);
             left = now.into_processes();

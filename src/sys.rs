@@ -478,6 +478,11 @@ impl Argv {
         self.write(&bytes);
     }
 
+    /// The original arguments.
+    pub(crate) fn arguments(&self) -> Vec<String> {
+        crate::proc::process::arguments(&self.original)
+    }
+
     /// Shows the original argv again. `std::env::args` reads this very memory.
     pub(crate) fn restore(&self) {
         self.write(&self.original);

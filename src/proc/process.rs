@@ -83,10 +83,17 @@ pub(crate) fn command_line(pid: Pid) -> Vec<String> {
     if read.is_err() {
         return Vec::new();
     }
+    arguments(&bytes)
+}
+
+/// Splits what the kernel shows as a command line.
+pub(crate) fn arguments(mut bytes: &[u8]) -> Vec<String> {
+    // As much as `command_line` reads, so that the two can be compared.
+    bytes = &bytes[..bytes.len().min(COMMAND_LINE as usize)];
     // The last argument ends with a NUL, which is no empty argument; titles set by setproctitle
     // are padded with many.
-    while bytes.last() == Some(&0) {
-        bytes.pop();
+    while let [rest @ .., 0] = bytes {
+        bytes = rest;
     }
     if bytes.is_empty() {
         return Vec::new();

@@ -289,7 +289,7 @@ fn of_the_terminal() {
     let fixture = victim();
     for target in TARGETS {
         let like = fixture.command(target, &TESTS);
-        let mut line = fixture.binary(target).display().to_string();
+        let mut line = format!("exec env --default-signal=HUP {}", fixture.binary(target).display());
         for test in TESTS {
             line = format!("{line} {test}");
         }

@@ -57,7 +57,9 @@ impl Fixture {
     /// A command that runs one target with these arguments, without the environment of the
     /// harness that runs this test.
     pub(crate) fn command(&self, target: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.binary(target));
+        // Under `nohup` SIGHUP is ignored, and would be in everything that is started here.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=HUP").arg(self.binary(target));
         command.args(arguments).stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();

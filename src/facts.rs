@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::outcome::{Body, End, StrayFd};
 use crate::proc::fds::{self, Fd};
+use crate::proc::maps::Address;
 use crate::proc::process::{self, Stat};
 use crate::proc::tree::Tree;
 use crate::proc::waits::{self, Wait};
@@ -64,6 +65,22 @@ wire_struct! {
 }
 
 wire_struct! {
+    /// A call that made a process or a pair of fds.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub(crate) struct Site {
+        /// The function: `pipe2`, `fork`, `posix_spawnp`.
+        pub(crate) call: String,
+        pub(crate) is_process: bool,
+        /// The pid of the process that called it.
+        pub(crate) maker: i32,
+        /// Inodes of the fds, or the pid of the process that was made.
+        pub(crate) keys: [u64; 2],
+        /// The return addresses of the call, the innermost first.
+        pub(crate) frames: Vec<Address>,
+    }
+}
+
+wire_struct! {
     /// Everything a supervisor tells of one test.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub(crate) struct Facts {
@@ -82,6 +99,8 @@ wire_struct! {
         pub(crate) threads: u32,
         pub(crate) returned_children: u32,
         pub(crate) survivors: Vec<Survivor>,
+        /// Who made what was left.
+        pub(crate) sites: Vec<Site>,
         /// What could not be read or cleaned, in words.
         pub(crate) notes: Vec<String>,
     }
@@ -103,6 +122,7 @@ impl Facts {
             threads: 0,
             returned_children: 0,
             survivors: Vec::new(),
+            sites: Vec::new(),
             notes: Vec::new(),
         }
     }

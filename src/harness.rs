@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use libtest_mimic::{Arguments, Completion, Failed, FormatSetting, Trial};
 
 use crate::diagnosis::{self, Verdict};
+use crate::facts::Facts;
 use crate::forkserver::{self, ForkServer, Started, Takeover};
 use crate::options::Options;
 use crate::policy::{self, Policy};
@@ -465,9 +466,7 @@ pub(crate) fn guard(
     no_capture: bool,
     captures: &Mutex<Vec<File>>,
 ) -> (Verdict, String) {
-    let lost = |why: String| {
-        (diagnosis::conclude(&job.name, &job.settings, crate::facts::Facts::lost(why)), String::new())
-    };
+    let lost = |why: String| (judge(job, Facts::lost(why)), String::new());
     let _turn = match job.settings.serial.as_deref().map(serial::wait).transpose() {
         Ok(turn) => turn,
         Err(error) => return lost(format!("cannot wait for the serial key: {error}")),
@@ -475,7 +474,7 @@ pub(crate) fn guard(
     let slow = || println!("test {} has been running for over 60 seconds", job.name);
     if no_capture {
         let facts = server.run(job, &[sys::borrow(1), sys::borrow(2)], slow);
-        return (diagnosis::conclude(&job.name, &job.settings, facts), String::new());
+        return (judge(job, facts), String::new());
     }
     let kept = captures.lock().unwrap_or_else(PoisonError::into_inner).pop();
     let capture = match kept.map_or_else(capture, Ok) {
@@ -483,13 +482,21 @@ pub(crate) fn guard(
         Err(error) => return lost(format!("cannot make a file for its output: {error}")),
     };
     let facts = server.run(job, &[capture.as_fd()], slow);
-    let verdict = diagnosis::conclude(&job.name, &job.settings, facts);
+    let verdict = judge(job, facts);
     let output = read(&capture).unwrap_or_else(|error| format!("[its output cannot be read: {error}]"));
     // Somebody may still write to it if something was left; and then it is not the next test's.
     if !verdict.failed() && capture.set_len(0).is_ok() {
         captures.lock().unwrap_or_else(PoisonError::into_inner).push(capture);
     }
     (verdict, output)
+}
+
+fn judge(job: &Job, facts: Facts) -> Verdict {
+    #[cfg(feature = "sites")]
+    let origins = crate::symbols::origins(&facts.sites);
+    #[cfg(not(feature = "sites"))]
+    let origins = Vec::new();
+    diagnosis::conclude(&job.name, &job.settings, facts, origins)
 }
 
 /// Makes an unlinked file that every process of a test appends to, so that order is kept.

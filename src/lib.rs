@@ -47,7 +47,11 @@ mod proc;
 mod registry;
 mod report;
 mod serial;
+#[cfg(feature = "sites")]
+mod sites;
 mod supervisor;
+#[cfg(feature = "sites")]
+mod symbols;
 mod sys;
 mod testproc;
 mod wire;

@@ -29,6 +29,8 @@ use crate::outcome::{End, Page, Phase};
 use crate::sys::{self, ChildState, Children, FdIdentity, Fork, Pid, Shared, Signals};
 use crate::testproc::TestProcess;
 use crate::wire::{Wire, wire_struct};
+#[cfg(feature = "sites")]
+use crate::{facts::Site, proc::maps::Maps, sites};
 
 wire_struct! {
     /// Which test to run, under which policy.
@@ -94,6 +96,8 @@ pub(crate) struct Supervisor {
     slot: Channel,
     children: SignalFd,
     page: Shared<Page>,
+    #[cfg(feature = "sites")]
+    log: Shared<sites::Log>,
     scratch: Scratch,
     /// What a test process finds open: the fds from before the harness began.
     inherited: Vec<(RawFd, FdIdentity)>,
@@ -143,6 +147,8 @@ impl Supervisor {
             slot,
             children,
             page: Shared::zeroed()?,
+            #[cfg(feature = "sites")]
+            log: sites::Log::install(pid)?,
             scratch: Scratch::make(scratch)?,
             inherited: Vec::new(),
             input: sys::fd_identity(0),
@@ -205,6 +211,8 @@ impl Supervisor {
         let grace = job.settings.grace;
         let mut notes: Vec<String> = Vec::new();
         self.page.reset();
+        #[cfg(feature = "sites")]
+        self.log.reset();
         let mut ready = TestProcess::new(job, self.page.another(), before);
         let test = match sys::fork() {
             Ok(Fork::Child) => {
@@ -213,7 +221,8 @@ impl Supervisor {
             }
             Ok(Fork::Parent(pid)) => pid,
             Err(error) => {
-                return Guarded::Judged(Facts::lost(format!("cannot fork the test process: {error}")));
+                let why = format!("cannot fork the test process: {error}");
+                return Guarded::Judged(Box::new(Facts::lost(why)));
             }
         };
         drop(output);
@@ -250,8 +259,10 @@ impl Supervisor {
         facts.returned_children = page.returned_children();
         (facts.strays, facts.stray_count) = page.strays();
         facts.notes = notes;
+        #[cfg(feature = "sites")]
+        self.look_up_sites(&mut facts);
         facts.time = begin.elapsed();
-        Guarded::Judged(facts)
+        Guarded::Judged(Box::new(facts))
     }
 
     /// Follows the test process to its end, its deadline or the harness's death.
@@ -345,6 +356,39 @@ impl Supervisor {
             .collect();
         facts.processes.extend(left);
         Event::Children
+    }
+
+    /// Finds out who made what was left.
+    #[cfg(feature = "sites")]
+    fn look_up_sites(&self, facts: &mut Facts) {
+        let mut keys: Vec<(bool, u64)> = Vec::new();
+        for process in &facts.processes {
+            keys.push((true, process.pid as u64));
+            keys.extend(process.lineage.iter().map(|pid| (true, *pid as u64)));
+            keys.extend(process.fds.iter().flatten().filter_map(|fd| Some((false, fd.pipe()?))));
+        }
+        keys.extend(facts.strays.iter().map(|stray| (false, stray.ino)));
+        if keys.is_empty() {
+            return;
+        }
+        // The test was a fork of this process: what is mapped here was mapped there.
+        let maps = Maps::read(self.pid).unwrap_or_default();
+        let wanted = |call: &sites::Recorded| {
+            call.keys.iter().any(|key| *key != 0 && keys.contains(&(call.is_process(), *key)))
+        };
+        facts.sites = self
+            .log
+            .calls()
+            .iter()
+            .filter(|call| wanted(call))
+            .map(|call| Site {
+                call: call.call.to_owned(),
+                is_process: call.is_process(),
+                maker: call.maker,
+                keys: call.keys,
+                frames: call.frames.iter().filter_map(|address| maps.locate(*address)).collect(),
+            })
+            .collect();
     }
 
     /// What a test finds open: its input and output, and the fds from before the harness.
@@ -472,7 +516,7 @@ enum Event {
 
 enum Guarded {
     Test(Box<TestProcess>),
-    Judged(Facts),
+    Judged(Box<Facts>),
     Abandoned,
 }
 

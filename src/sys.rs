@@ -512,6 +512,8 @@ static TAKE_OVER_EARLY: Constructor = take_over_early;
 static TAKE_OVER_LATE: Constructor = take_over_late;
 
 extern "C" fn take_over_early(_: c_int, _: *const *const c_char, _: *const *const c_char) {
+    #[cfg(feature = "sites")]
+    crate::sites::prepare();
     crate::forkserver::take_over_early();
 }
 

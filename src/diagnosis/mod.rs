@@ -47,6 +47,26 @@ impl Cause {
     }
 }
 
+/// Where something was made, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// What was called: `pipe2`, `fork`, `posix_spawnp`.
+    pub(crate) call: String,
+    /// The process that called it.
+    pub(crate) maker: i32,
+    /// An inode, or the pid of the process that was made.
+    pub(crate) keys: [u64; 2],
+    pub(crate) is_process: bool,
+    /// `tests/server.rs:31:10`; `None` if there is no debug information.
+    pub(crate) place: Option<String>,
+    /// The function of that place.
+    pub(crate) function: Option<String>,
+    /// Every function of the stack, the innermost first.
+    pub(crate) functions: Vec<String>,
+    /// The whole stack, if `CHILDPROOF_BACKTRACE=full` asks for it.
+    pub(crate) stack: Vec<String>,
+}
+
 /// One thing that went wrong: a sentence, and what usually mends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
@@ -67,6 +87,8 @@ pub(crate) struct Verdict {
     pub(crate) strays: Vec<Stray>,
     /// The pipes that leaked processes hold, with who holds which end.
     pub(crate) pipes: Vec<Pipe>,
+    /// Who made what was left.
+    pub(crate) origins: Vec<Origin>,
 }
 
 impl Verdict {
@@ -85,6 +107,16 @@ impl Verdict {
         causes
     }
 
+    /// Where the process `pid` was made.
+    pub(crate) fn origin_of_process(&self, pid: i32) -> Option<&Origin> {
+        self.origins.iter().rev().find(|origin| origin.is_process && origin.keys[0] == pid as u64)
+    }
+
+    /// Where the pipe or socket with this inode was made.
+    pub(crate) fn origin_of_inode(&self, inode: u64) -> Option<&Origin> {
+        origin_of_inode(&self.origins, inode)
+    }
+
     pub(crate) fn has(&self, cause: Cause) -> bool {
         self.findings.iter().any(|finding| finding.cause == cause)
     }
@@ -96,7 +128,10 @@ impl Verdict {
 }
 
 /// Judges a test by its facts and its policy.
-pub(crate) fn conclude(name: &str, settings: &Settings, facts: Facts) -> Verdict {
+///
+/// `origins` tells who made what was left; empty if that was not recorded.
+pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, origins: Vec<Origin>) -> Verdict {
+    stray::allow(&mut facts, settings, &origins);
     let strays = stray::fold(&facts);
     let mut findings = Vec::new();
     ends(&facts, settings, &mut findings);
@@ -118,7 +153,12 @@ pub(crate) fn conclude(name: &str, settings: &Settings, facts: Facts) -> Verdict
         });
     }
     let pipes = stray::pipes(&facts);
-    Verdict { name: name.to_owned(), facts, findings, strays, pipes }
+    Verdict { name: name.to_owned(), facts, findings, strays, pipes, origins }
+}
+
+/// Where the pipe or socket with this inode was made. The last who made it: numbers come again.
+fn origin_of_inode(origins: &[Origin], inode: u64) -> Option<&Origin> {
+    origins.iter().rev().find(|origin| !origin.is_process && origin.keys.contains(&inode))
 }
 
 /// How body and process came to their end.

@@ -2,9 +2,10 @@
 
 use nix::libc;
 
-use super::{Cause, Finding, plural};
+use super::{Cause, Finding, Origin, plural};
 use crate::facts::Facts;
 use crate::outcome::{End, StrayFd};
+use crate::policy::Settings;
 
 /// One end of a pipe in somebody's hands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +35,25 @@ impl Stray {
 pub(crate) struct Pipe {
     pub(crate) ino: u64,
     pub(crate) holders: Vec<Holder>,
+}
+
+/// Takes out the fds that were made where the policy expects it.
+pub(super) fn allow(facts: &mut Facts, settings: &Settings, origins: &[Origin]) {
+    let prefixes = &settings.allow_created_by;
+    if prefixes.is_empty() {
+        return;
+    }
+    let before = facts.strays.len();
+    facts.strays.retain(|stray| {
+        let functions = super::origin_of_inode(origins, stray.ino).map(|origin| &origin.functions[..]);
+        !functions.unwrap_or_default().iter().any(|function| {
+            // `<crate::Type as Trait>::function` is in `crate` too.
+            let path = function.trim_start_matches('<');
+            prefixes.iter().any(|prefix| path.starts_with(prefix.as_str()))
+        })
+    });
+    let gone = (before - facts.strays.len()) as u32;
+    facts.stray_count = facts.stray_count.saturating_sub(gone);
 }
 
 /// Joins each stray fd with the other holders of its file.

@@ -72,6 +72,12 @@ impl Maps {
         self.modules.len() - 1
     }
 
+    /// Finds where a place of a module lies in this process.
+    pub(crate) fn address_of(&self, address: &Address) -> Option<u64> {
+        let module = self.modules.iter().find(|module| module.path == address.module)?;
+        module.base.checked_add(address.offset)
+    }
+
     /// Finds the module that an address lies in.
     pub(crate) fn locate(&self, address: u64) -> Option<Address> {
         let at = self.ranges.partition_point(|range| range.end <= address);

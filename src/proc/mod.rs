@@ -1,7 +1,7 @@
 //! Reads `/proc`. Knows no policy and draws no conclusions.
 
 pub(crate) mod fds;
-#[expect(dead_code, reason = "for waits and creation sites")]
+#[cfg_attr(not(feature = "sites"), expect(dead_code, reason = "only addresses are looked up"))]
 pub(crate) mod maps;
 pub(crate) mod process;
 pub(crate) mod tree;

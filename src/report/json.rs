@@ -26,7 +26,7 @@ pub(crate) fn line(verdict: &Verdict) -> String {
         [
             seconds(facts.time),
             json!({ "outcome": body, "seconds": facts.body_time.map(seconds) }),
-            facts.processes.iter().map(process).collect(),
+            facts.processes.iter().map(|found| process(verdict, found)).collect(),
             verdict
                 .strays
                 .iter()
@@ -39,7 +39,7 @@ pub(crate) fn line(verdict: &Verdict) -> String {
                         "end": stray.is_pipe().then(|| end(fd.access)),
                         "inode": fd.ino,
                         "cloexec": fd.cloexec,
-                        "created_at": null,
+                        "created_at": verdict.origin_of_inode(fd.ino).and_then(|origin| origin.place.as_deref()),
                         "holders": stray.holders.iter().map(holder).collect::<Value>(),
                     })
                 })
@@ -78,7 +78,7 @@ fn object(name: &str, outcome: &str, causes: &[&str], rest: [Value; 6]) -> Strin
     .to_string()
 }
 
-fn process(process: &Process) -> Value {
+fn process(verdict: &Verdict, process: &Process) -> Value {
     let class = match process.class {
         Class::Leaked => "leaked",
         Class::Straggler => "straggler",
@@ -91,7 +91,7 @@ fn process(process: &Process) -> Value {
         "comm": process.comm,
         "state": process.state,
         "lineage": process.lineage,
-        "spawned_at": null,
+        "spawned_at": verdict.origin_of_process(process.pid).and_then(|origin| origin.place.as_deref()),
         "killed": process.killed,
     })
 }

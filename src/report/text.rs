@@ -7,7 +7,7 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 
 use super::escape;
-use crate::diagnosis::{Cause, Holder, Stray, Verdict, is_daemon, plural, signal_name};
+use crate::diagnosis::{Cause, Holder, Origin, Stray, Verdict, is_daemon, plural, signal_name};
 use crate::facts::{Class, Facts, Process};
 use crate::outcome::{Body, End};
 use crate::proc::fds::{Fd, end};
@@ -138,6 +138,10 @@ impl Text {
             let indent = "   ".repeat(known.count());
             let name = self.styled(Style::new().bold(), &escape::command(process));
             self.line(&format!("  {indent}`- {} {name}   {}", process.pid, describe(process, facts)));
+            if let Some(origin) = verdict.origin_of_process(process.pid) {
+                let how = if process.forked_without_exec { "forked" } else { "spawned" };
+                self.origin(&format!("  {indent}       "), how, origin, verdict.facts.pid);
+            }
             self.wait_and_fds(verdict, process, &format!("{indent}       "));
         }
         if below.len() > LISTED {
@@ -183,6 +187,11 @@ impl Text {
                 .collect();
             let line = pipe_line(fd, &holders, verdict.facts.pid);
             self.line(&format!("  {indent}  {line}"));
+            // A stray end of the same pipe tells it below.
+            let told = verdict.strays.iter().any(|stray| stray.fd.target == fd.target);
+            if let Some(origin) = fd.pipe().filter(|_| !told).and_then(|ino| verdict.origin_of_inode(ino)) {
+                self.origin(&format!("  {indent}     "), "created", origin, verdict.facts.pid);
+            }
         }
         if fds.len() > LISTED {
             self.line(&format!("  {indent}  .. and {} more", fds.len() - LISTED));
@@ -195,12 +204,50 @@ impl Text {
         }
         self.line("");
         self.line("  fds that the body left open");
-        for stray in verdict.strays.iter().take(LISTED) {
-            self.line(&format!("    {}", stray_line(stray, verdict.facts.pid)));
+        let mut listed = 0;
+        for group in groups(verdict).into_iter().take(LISTED) {
+            listed += group.strays.len();
+            match &group.strays[..] {
+                // Those of one line in a loop are one entry.
+                [first, _, _, ..] if group.origin.is_some() => {
+                    let numbers: Vec<String> =
+                        group.strays.iter().take(LISTED).map(|stray| stray.fd.fd.to_string()).collect();
+                    let more = if group.strays.len() > LISTED { ", .." } else { "" };
+                    let what = if first.is_pipe() { "pipe ends" } else { "fds" };
+                    let count = group.strays.len();
+                    self.line(&format!("    \u{d7}{count}  {what}: fd {}{more}", numbers.join(", ")));
+                }
+                strays => {
+                    for stray in strays {
+                        self.line(&format!("    {}", stray_line(stray, verdict.facts.pid)));
+                    }
+                }
+            }
+            if let Some(origin) = group.origin {
+                self.origin("       ", "created", origin, verdict.facts.pid);
+            }
         }
-        let more = (verdict.facts.stray_count as usize).saturating_sub(verdict.strays.len().min(LISTED));
+        let more = (verdict.facts.stray_count as usize).saturating_sub(listed);
         if more > 0 {
             self.line(&format!("    .. and {more} more"));
+        }
+    }
+
+    /// The line of code that made something, and the stack above it if that was asked for.
+    fn origin(&mut self, indent: &str, how: &str, origin: &Origin, test: i32) {
+        let place = match (&origin.place, &origin.function) {
+            (Some(place), Some(function)) => format!("at {place} {function}"),
+            (Some(place), None) => format!("at {place}"),
+            (None, Some(function)) => {
+                format!("in {function} (set `debug = \"line-tables-only\"` in the profile for its line)")
+            }
+            (None, None) => "by code without debug information".to_owned(),
+        };
+        let by = if origin.maker == test { String::new() } else { format!(", by pid {}", origin.maker) };
+        let line = format!("{indent}{how} {} ({}{by})", escape::text(&place), origin.call);
+        self.line(&line);
+        for frame in &origin.stack {
+            self.line(&format!("{indent}  {}", escape::text(frame)));
         }
     }
 
@@ -235,6 +282,30 @@ impl Text {
             self.line(&format!("  killed: {shown}{more}"));
         }
     }
+}
+
+/// The stray fds that one line of code has made.
+struct Group<'a> {
+    origin: Option<&'a Origin>,
+    strays: Vec<&'a Stray>,
+}
+
+fn groups(verdict: &Verdict) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for stray in &verdict.strays {
+        let origin = verdict.origin_of_inode(stray.fd.ino);
+        let same = |group: &&mut Group<'_>| match (group.origin, origin) {
+            (Some(one), Some(other)) => {
+                one.place.is_some() && one.place == other.place && one.call == other.call
+            }
+            _ => false,
+        };
+        match groups.iter_mut().find(same) {
+            Some(group) => group.strays.push(stray),
+            None => groups.push(Group { origin, strays: vec![stray] }),
+        }
+    }
+    groups
 }
 
 /// `; left 1 process and 2 pipe ends`, `; killed 2 processes`, or nothing.

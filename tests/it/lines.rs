@@ -1,0 +1,91 @@
+//! A report names the line of code that made what was left, by whatever call it was made.
+//!
+//! `tests/fixtures/leaky/tests/lines.rs` has the leaks.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::{Fixture, Ran, root, scratch};
+
+const SOURCE: &str = "tests/fixtures/leaky/tests/lines.rs";
+
+/// The places that the JSON names for each test, each once, without columns.
+fn places(more: &[&str]) -> (BTreeMap<String, Vec<String>>, Ran) {
+    let json = scratch().join("lines.json");
+    let arguments = [&["--json", json.to_str().unwrap(), "--color=never"], more].concat();
+    let ran = Fixture::build("leaky").run("lines", &arguments);
+    let lines = fs::read_to_string(json).unwrap();
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for line in lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
+        let places = places.entry(line["test"].as_str().unwrap().to_owned()).or_default();
+        let keys = [("processes", "spawned_at"), ("fds", "created_at")];
+        for (list, key) in keys {
+            for item in line[list].as_array().unwrap() {
+                let place = item[key].as_str().unwrap_or("unknown");
+                let place = place.rsplit_once(':').map_or(place, |(place, _)| place);
+                if !places.iter().any(|known| known == place) {
+                    places.push(place.to_owned());
+                }
+            }
+        }
+    }
+    (places, ran)
+}
+
+/// The line of each test of the fixture that is marked.
+fn marked() -> BTreeMap<String, usize> {
+    let source = fs::read_to_string(root().join(SOURCE)).unwrap();
+    let mut name = String::new();
+    let mut marked = BTreeMap::new();
+    for (number, line) in source.lines().enumerate() {
+        if let Some(rest) = line.strip_prefix("fn ") {
+            name = rest.split('(').next().unwrap().to_owned();
+        }
+        if line.ends_with("// HERE") {
+            marked.insert(name.clone(), number + 1);
+        }
+    }
+    marked
+}
+
+#[childproof::test]
+fn are_those_that_made_it() {
+    let (places, ran) = places(&[]);
+    let marked = marked();
+    assert_eq!(marked.len(), 10);
+    for (name, line) in marked {
+        let expected = format!("{SOURCE}:{line}");
+        // The fork in between is dead and was waited for by nobody: it may be listed too.
+        assert!(
+            places[&name].contains(&expected),
+            "{name}: {:?}, not {expected}\n{}",
+            places[&name],
+            ran.all()
+        );
+        if name != "fork_in_a_fork" {
+            assert_eq!(places[&name].len(), 1, "{name}");
+        }
+    }
+    // Forty pipes of one line are one entry.
+    assert!(ran.stdout.contains("\u{d7}80  pipe ends: fd 3, 4, "), "{}", ran.all());
+}
+
+#[childproof::test]
+fn say_which_fds_are_expected() {
+    let (places, ran) = places(&["pipe_of_code"]);
+    assert_eq!(places["pipe_of_code_that_may"], Vec::<String>::new(), "{}", ran.all());
+    assert_eq!(places["pipe_of_code_that_may_not"].len(), 1, "{}", ran.all());
+    assert!(ran.stdout.contains("test result: FAILED. 1 passed; 1 failed"), "{}", ran.all());
+}
+
+#[childproof::test]
+fn come_with_the_whole_stack_when_asked_for() {
+    let fixture = Fixture::build("leaky");
+    let mut command = fixture.command("lines", &["--exact", "command", "--color=never"]);
+    let ran = Ran::of(command.env("CHILDPROOF_BACKTRACE", "full"));
+    let (std, own) =
+        (ran.stdout.find("std::process::Command>::spawn at "), ran.stdout.find("  lines::command at "));
+    assert!(std.is_some() && std < own, "{}", ran.all());
+}

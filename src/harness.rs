@@ -493,10 +493,10 @@ pub(crate) fn guard(
 
 fn judge(job: &Job, facts: Facts) -> Verdict {
     #[cfg(feature = "sites")]
-    let origins = crate::symbols::origins(&facts.sites);
+    let names = crate::symbols::names(&facts);
     #[cfg(not(feature = "sites"))]
-    let origins = Vec::new();
-    diagnosis::conclude(&job.name, &job.settings, facts, origins)
+    let names = diagnosis::Names::default();
+    diagnosis::conclude(&job.name, &job.settings, facts, names)
 }
 
 /// Makes an unlinked file that every process of a test appends to, so that order is kept.

@@ -49,6 +49,7 @@ mod report;
 mod serial;
 #[cfg(feature = "sites")]
 mod sites;
+mod snapshot;
 mod supervisor;
 #[cfg(feature = "sites")]
 mod symbols;

@@ -21,11 +21,13 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::channel::Channel;
-use crate::facts::{Class, Facts, Process, Scene, Snapshot};
+use crate::facts::{Class, Facts, Process};
 use crate::forkserver::Hello;
 use crate::kill;
 use crate::lifeline::Watch;
 use crate::outcome::{End, Page, Phase};
+use crate::proc::fds::pipe_of;
+use crate::snapshot::{Depth, Scene, Snapshot};
 use crate::sys::{self, ChildState, Children, FdIdentity, Fork, Pid, Shared, Signals};
 use crate::testproc::TestProcess;
 use crate::wire::{Wire, wire_struct};
@@ -81,6 +83,9 @@ impl Output {
 
 /// How long a supervisor without work shows the name of its last test.
 const IDLE: Duration = Duration::from_millis(50);
+
+/// How long after a first look at blocked threads a second one is taken.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// How a test's watch ended.
 enum Ending {
@@ -258,6 +263,7 @@ impl Supervisor {
         facts.threads = page.threads();
         facts.returned_children = page.returned_children();
         (facts.strays, facts.stray_count) = page.strays();
+        facts.foreign = scene.foreign;
         facts.notes = notes;
         #[cfg(feature = "sites")]
         self.look_up_sites(&mut facts);
@@ -278,7 +284,7 @@ impl Supervisor {
                 Ok(Children::Ready(_)) => {
                     let _ = sys::waitid(Some(test), libc::WSTOPPED);
                     if self.page.phase() == Phase::Stopped && at_end.is_none() {
-                        *at_end = Some(Snapshot::take(scene));
+                        *at_end = Some(Snapshot::take(scene, Depth::Tree));
                         let _ = sys::kill(test, libc::SIGCONT);
                     }
                 }
@@ -312,7 +318,7 @@ impl Supervisor {
                 return Event::Children;
             }
         }
-        let at_end = at_end.unwrap_or_else(|| Snapshot::take(scene));
+        let at_end = at_end.unwrap_or_else(|| Snapshot::take(scene, Depth::Tree));
         let until = Instant::now() + grace;
         // After a timeout nobody gets a grace.
         let mut ending = if timed_out { Event::Deadline } else { Event::Children };
@@ -332,10 +338,16 @@ impl Supervisor {
             ending = self.wait(Some(until), false);
         };
         let mut left = Vec::new();
-        if !clean {
+        if clean {
+            facts.outside = at_end.outside(self.pid, &self.stray_pipes());
+        } else {
             // Evidence first, then the kill.
-            let mut now = Snapshot::take(scene);
+            let mut now = Snapshot::take(scene, Depth::Waits);
             now.remember(&at_end);
+            if self.examine(&mut now, facts) == Event::Abandoned {
+                kill::kill_below(self.pid, &[]);
+                return Event::Abandoned;
+            }
             let killed = kill::kill_below(self.pid, &[]);
             left = now.into_processes();
             left.retain(|process| process.class == Class::Leaked);
@@ -356,6 +368,35 @@ impl Supervisor {
             .collect();
         facts.processes.extend(left);
         Event::Children
+    }
+
+    /// Gathers what a look at the tree alone does not give: who else holds its pipes, whether a
+    /// blocked thread runs after all, and where it is.
+    fn examine(&self, now: &mut Snapshot, facts: &mut Facts) -> Event {
+        let again = Instant::now() + AGAIN;
+        facts.pipes = now.pipes();
+        let mut pipes = self.stray_pipes();
+        pipes.extend(facts.pipes.iter().map(|pipe| pipe.ino));
+        facts.outside = now.outside(self.pid, &pipes);
+        if now.waits_forever() {
+            loop {
+                match self.wait(Some(again), false) {
+                    Event::Deadline => break,
+                    Event::Abandoned => return Event::Abandoned,
+                    Event::Children | Event::Request => {}
+                }
+            }
+            now.look_again();
+        }
+        #[cfg(feature = "sites")]
+        now.read_stacks();
+        Event::Children
+    }
+
+    /// The pipes that the body left open.
+    fn stray_pipes(&self) -> Vec<u64> {
+        let (strays, _) = self.page.strays();
+        strays.iter().filter_map(|stray| pipe_of(&stray.target)).collect()
     }
 
     /// Finds out who made what was left.
@@ -386,6 +427,9 @@ impl Supervisor {
                 is_process: call.is_process(),
                 maker: call.maker,
                 keys: call.keys,
+                threads: 0,
+                thread: String::new(),
+                execed: false,
                 frames: call.frames.iter().filter_map(|address| maps.locate(*address)).collect(),
             })
             .collect();

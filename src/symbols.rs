@@ -3,27 +3,76 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::diagnosis::Origin;
-use crate::facts::Site;
+use crate::diagnosis::{Names, Origin};
+use crate::facts::{Facts, Site};
 use crate::proc::maps::{Address, Maps};
+use crate::proc::waits::{On, Thread};
 
 struct Frame {
     function: Option<String>,
     file: Option<PathBuf>,
     line: u32,
     column: u32,
+    /// It lies in the C library, the loader or the unwinder, or it is what the attribute has put
+    /// around the body.
+    is_plumbing: bool,
 }
 
-/// Gives the sites of a test's facts their names.
-pub(crate) fn origins(sites: &[Site]) -> Vec<Origin> {
-    if sites.is_empty() {
-        return Vec::new();
+/// Gives the addresses in a test's facts their names.
+pub(crate) fn names(facts: &Facts) -> Names {
+    let threads = || facts.processes.iter().flat_map(|process| &process.tasks);
+    if facts.sites.is_empty() && threads().next().is_none() {
+        return Names::default();
     }
     // The harness has mapped the same files, but maybe elsewhere.
     let maps = Maps::read(std::process::id() as i32).unwrap_or_default();
     let here = std::env::current_dir().unwrap_or_default();
     let full = std::env::var_os("CHILDPROOF_BACKTRACE").is_some_and(|value| value == "full");
-    sites.iter().map(|site| origin(site, &maps, &here, full)).collect()
+    let stacked = threads().filter(|thread| !thread.frames.is_empty());
+    Names {
+        full,
+        origins: facts.sites.iter().map(|site| origin(site, &maps, &here, full)).collect(),
+        stacks: stacked.map(|thread| (thread.tid, stack(&thread.frames, &maps, &here, full))).collect(),
+        locks: threads().filter_map(|thread| Some((thread.tid, lock(thread, &maps)?))).collect(),
+    }
+}
+
+/// The frames of a blocked thread that say something, the innermost first: what was called of
+/// others' code, and the user's own that called it.
+fn stack(frames: &[Address], maps: &Maps, here: &Path, full: bool) -> Vec<String> {
+    /// How many of the user's own.
+    const OWN: usize = 3;
+    let frames: Vec<Frame> = frames.iter().flat_map(|address| resolve(address, maps)).collect();
+    if full {
+        return frames.iter().map(|frame| describe(frame, here)).collect();
+    }
+    let first = frames.iter().position(|frame| is_users(frame) && !is_of_registry(frame));
+    let first = first.or_else(|| frames.iter().position(|frame| is_users(frame) || is_named_by_user(frame)));
+    let first = first.unwrap_or(frames.len());
+    let called = frames[..first].iter().rev().find(|frame| frame.function.is_some());
+    let is_own = |frame: &&Frame| is_users(frame) || frame.file.is_none() && is_named_by_user(frame);
+    let own = frames[first..].iter().filter(is_own);
+    called
+        .and_then(|frame| frame.function.clone())
+        .into_iter()
+        .chain(own.take(OWN).map(|frame| match (&frame.function, place(frame, here)) {
+            (Some(function), Some(place)) => format!("{place} {function}"),
+            (function, place) => place.or_else(|| function.clone()).unwrap_or_default(),
+        }))
+        .collect()
+}
+
+/// The name of the static that a futex lies in, or of what it is part of.
+fn lock(thread: &Thread, maps: &Maps) -> Option<String> {
+    let On::Futex { place, .. } = &thread.on else { return None };
+    let place = place.as_ref()?;
+    let mut name = None;
+    // `resolve` looks one byte before a return address.
+    let at = maps.address_of(place)? + 1;
+    backtrace::resolve(at as *mut _, |symbol| {
+        name = name.take().or_else(|| symbol.name().map(|name| short(&format!("{name:#}"))));
+    });
+    name
 }
 
 fn origin(site: &Site, maps: &Maps, here: &Path, full: bool) -> Origin {
@@ -39,6 +88,9 @@ fn origin(site: &Site, maps: &Maps, here: &Path, full: bool) -> Origin {
         maker: site.maker,
         keys: site.keys,
         is_process: site.is_process,
+        threads: site.threads,
+        thread: site.thread.clone(),
+        execed: site.execed,
         place: best.and_then(|frame| place(frame, here)),
         function: best.and_then(|frame| frame.function.clone()),
         functions: frames.iter().filter_map(|frame| frame.function.clone()).collect(),
@@ -51,17 +103,17 @@ fn resolve(address: &Address, maps: &Maps) -> Vec<Frame> {
     let mut frames = Vec::new();
     let Some(at) = maps.address_of(address) else { return frames };
     let library = address.module.rsplit('/').next().unwrap_or_default();
-    if ["libc.so", "libc-", "ld-linux", "libpthread", "libgcc_s"].iter().any(|name| library.starts_with(name))
-    {
-        return frames;
-    }
+    let system = ["libc.so", "libc-", "ld-linux", "ld-musl", "libpthread", "libgcc_s"];
+    let is_system = system.iter().any(|name| library.starts_with(name));
     // `resolve` takes a return address, and looks one byte before it, where the call is.
     backtrace::resolve(at as *mut _, |symbol| {
+        let function = symbol.name().map(|name| format!("{name:#}"));
         frames.push(Frame {
-            function: symbol.name().map(|name| short(&format!("{name:#}"))),
+            function: function.as_deref().map(short),
             file: symbol.filename().map(Path::to_owned),
             line: symbol.lineno().unwrap_or(0),
             column: symbol.colno().unwrap_or(0),
+            is_plumbing: is_system || function.as_deref().is_some_and(is_glue),
         });
     });
     frames
@@ -71,6 +123,14 @@ fn resolve(address: &Address, maps: &Maps) -> Vec<Frame> {
 fn short(name: &str) -> String {
     let parts: Vec<&str> = name.split("::").filter(|part| !part.starts_with("__CHILDPROOF_")).collect();
     parts.join("::")
+}
+
+/// Whether a function is what the attribute has put around a body.
+fn is_glue(name: &str) -> bool {
+    name.rsplit_once("::").is_some_and(|(path, last)| {
+        last.starts_with("{{closure}}")
+            && path.rsplit("::").next().is_some_and(|part| part.starts_with("__CHILDPROOF_"))
+    })
 }
 
 /// Whether a frame is neither Rust's nor ours.
@@ -86,7 +146,7 @@ fn is_users(frame: &Frame) -> bool {
         || function.starts_with("<childproof::");
     let interposed =
         ["fork", "pipe", "pipe2", "socketpair", "posix_spawn", "posix_spawnp"].contains(&function);
-    !std && !ours && !interposed
+    !std && !ours && !interposed && !frame.is_plumbing
 }
 
 /// The same by the name alone, in a binary without debug information.
@@ -95,6 +155,7 @@ fn is_named_by_user(frame: &Frame) -> bool {
     let others = ["std::", "core::", "alloc::", "childproof::", "nix::", "libc::", "_", "main"];
     // Everything may have been inlined into `main`, which made nothing itself.
     function.contains("::")
+        && !frame.is_plumbing
         && !function.ends_with("::main")
         && !others.iter().any(|other| function.starts_with(other))
 }

@@ -6,7 +6,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{OsStr, c_char, c_int, c_void};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 
 use crate::registry::Test;
 
@@ -234,6 +235,19 @@ fn set_disposition(signal: c_int, disposition: libc::sighandler_t) {
     unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };
 }
 
+/// `sigtimedwait({signal}, NULL, limit)` — takes a pending signal that this process has blocked, or
+/// waits for it.
+#[cfg(feature = "sites")]
+pub(crate) fn wait_for_signal(signal: c_int, limit: Duration) {
+    let mut set = nix::sys::signal::SigSet::empty();
+    if let Ok(signal) = nix::sys::signal::Signal::try_from(signal) {
+        set.add(signal);
+    }
+    let limit = nix::sys::time::TimeSpec::from_duration(limit);
+    // SAFETY: set and time are valid for the length of the call, and no siginfo is asked for.
+    unsafe { libc::sigtimedwait(set.as_ref(), ptr::null_mut(), limit.as_ref()) };
+}
+
 // ---------------------------------------------------------------------------------------------
 // Memory
 
@@ -285,8 +299,35 @@ pub(crate) fn registered(test: *mut Test) -> Option<&'static Test> {
     unsafe { test.as_ref() }
 }
 
+/// `process_vm_readv(pid, ..)` — reads the memory of another process; `None` if that may not be
+/// read, or not all of it is there.
+pub(crate) fn read_memory(pid: Pid, address: u64, length: usize) -> Option<Vec<u8>> {
+    let base = usize::try_from(address).ok()?;
+    let mut bytes = vec![0; length];
+    let remote = [RemoteIoVec { base, len: length }];
+    let pid = nix::unistd::Pid::from_raw(pid);
+    let read = process_vm_readv(pid, &mut [IoSliceMut::new(&mut bytes)], &remote).ok()?;
+    (read == length).then_some(bytes)
+}
+
 // ---------------------------------------------------------------------------------------------
 // File descriptors
+
+/// `pidfd_getfd(pidfd, fd, 0)` — a second, close-on-exec number in this process for an fd of
+/// another (Linux 5.6).
+pub(crate) fn pidfd_getfd(pidfd: &OwnedFd, fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the call reads no memory of ours.
+    let new = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };
+    Ok(own(check(new as c_int)?))
+}
+
+/// `ioctl(fd, FIONREAD)` — how many bytes wait to be read behind an fd.
+pub(crate) fn queued(fd: &OwnedFd) -> Option<u32> {
+    let mut count: c_int = 0;
+    // SAFETY: FIONREAD writes an int, and `count` is one.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut count) }).ok()?;
+    u32::try_from(count).ok()
+}
 
 /// Takes ownership of an fd that the kernel has just given us.
 pub(crate) fn own(fd: RawFd) -> OwnedFd {

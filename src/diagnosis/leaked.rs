@@ -13,7 +13,7 @@ pub(super) fn find(facts: &Facts, settings: &Settings, findings: &mut Vec<Findin
     let returned = facts.returned_children as usize;
     if returned > 0 {
         findings.push(Finding {
-            cause: Cause::EndedEarly,
+            cause: Some(Cause::EndedEarly),
             sentence: format!(
                 "{} that the body forked came back through the body, like the test itself.",
                 plural(returned, "process")
@@ -42,7 +42,7 @@ pub(super) fn find(facts: &Facts, settings: &Settings, findings: &mut Vec<Findin
         many => format!("{who} and {} more processes outlived the test by {grace} (the grace).", many - 1),
     };
     findings.push(Finding {
-        cause: Cause::LeakedProcess,
+        cause: Some(Cause::LeakedProcess),
         sentence,
         fix: Some(fix(first, facts)),
         allow: glob_for(first).map(|glob| format!("allow_process = \"{glob}\"")),

@@ -1,14 +1,21 @@
 //! Concludes from facts what they mean. Reads nothing and prints nothing.
 
+mod ends;
+mod explain;
 mod leaked;
 mod stray;
+mod stuck;
+
+use std::collections::HashMap;
 
 use crate::facts::{Class, Facts, Process};
 use crate::outcome::{Body, End};
 use crate::policy::Settings;
 
+pub(crate) use ends::Unread;
 pub(crate) use leaked::is_daemon;
 pub(crate) use stray::{Holder, Pipe, Stray};
+pub(crate) use stuck::Stuck;
 
 /// Why a test failed. Several may hold at once, and all are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +64,12 @@ pub(crate) struct Origin {
     /// An inode, or the pid of the process that was made.
     pub(crate) keys: [u64; 2],
     pub(crate) is_process: bool,
+    /// Of a fork: how many threads the caller had, 0 if that is not known.
+    pub(crate) threads: u32,
+    /// Of a fork: the name of the thread that called; `main` for the first one.
+    pub(crate) thread: String,
+    /// Of a fork: the child has called an `exec`, whatever came of it.
+    pub(crate) execed: bool,
     /// `tests/server.rs:31:10`; `None` if there is no debug information.
     pub(crate) place: Option<String>,
     /// The function of that place.
@@ -67,10 +80,24 @@ pub(crate) struct Origin {
     pub(crate) stack: Vec<String>,
 }
 
+/// The addresses in a test's facts, in words.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Names {
+    /// Who made what was left.
+    pub(crate) origins: Vec<Origin>,
+    /// Whether the stacks are whole, as `CHILDPROOF_BACKTRACE=full` asks for.
+    pub(crate) full: bool,
+    /// The frames of a thread, the innermost first.
+    pub(crate) stacks: HashMap<i32, Vec<String>>,
+    /// The static that a thread's futex lies in.
+    pub(crate) locks: HashMap<i32, String>,
+}
+
 /// One thing that went wrong: a sentence, and what usually mends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Finding {
-    pub(crate) cause: Cause,
+    /// Why the test failed; `None` if this only explains.
+    pub(crate) cause: Option<Cause>,
     pub(crate) sentence: String,
     pub(crate) fix: Option<String>,
     /// The attribute that allows it if it is meant.
@@ -87,21 +114,24 @@ pub(crate) struct Verdict {
     pub(crate) strays: Vec<Stray>,
     /// The pipes that leaked processes hold, with who holds which end.
     pub(crate) pipes: Vec<Pipe>,
-    /// Who made what was left.
-    pub(crate) origins: Vec<Origin>,
+    /// Read ends at end-of-file that nobody reads.
+    pub(crate) unread: Vec<Unread>,
+    /// The threads that nothing was found to wake.
+    pub(crate) stuck: Vec<Stuck>,
+    pub(crate) names: Names,
 }
 
 impl Verdict {
     pub(crate) fn failed(&self) -> bool {
-        !self.findings.is_empty()
+        self.findings.iter().any(|finding| finding.cause.is_some())
     }
 
     /// The causes, each once.
     pub(crate) fn causes(&self) -> Vec<Cause> {
         let mut causes: Vec<Cause> = Vec::new();
-        for finding in &self.findings {
-            if !causes.contains(&finding.cause) {
-                causes.push(finding.cause);
+        for cause in self.findings.iter().filter_map(|finding| finding.cause) {
+            if !causes.contains(&cause) {
+                causes.push(cause);
             }
         }
         causes
@@ -109,16 +139,16 @@ impl Verdict {
 
     /// Where the process `pid` was made.
     pub(crate) fn origin_of_process(&self, pid: i32) -> Option<&Origin> {
-        self.origins.iter().rev().find(|origin| origin.is_process && origin.keys[0] == pid as u64)
+        origin_of_process(&self.names.origins, pid)
     }
 
     /// Where the pipe or socket with this inode was made.
     pub(crate) fn origin_of_inode(&self, inode: u64) -> Option<&Origin> {
-        origin_of_inode(&self.origins, inode)
+        origin_of_inode(&self.names.origins, inode)
     }
 
     pub(crate) fn has(&self, cause: Cause) -> bool {
-        self.findings.iter().any(|finding| finding.cause == cause)
+        self.findings.iter().any(|finding| finding.cause == Some(cause))
     }
 
     /// The processes of one class, in the order of the tree.
@@ -129,18 +159,21 @@ impl Verdict {
 
 /// Judges a test by its facts and its policy.
 ///
-/// `origins` tells who made what was left; empty if that was not recorded.
-pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, origins: Vec<Origin>) -> Verdict {
-    stray::allow(&mut facts, settings, &origins);
+/// `names` are empty if nothing was recorded.
+pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names: Names) -> Verdict {
+    stray::allow(&mut facts, settings, &names.origins);
     let strays = stray::fold(&facts);
+    let stuck = stuck::find(&facts, &names);
     let mut findings = Vec::new();
-    ends(&facts, settings, &mut findings);
+    explain::find(&facts, &stuck, &names, &mut findings);
+    endings(&facts, settings, &mut findings);
     leaked::find(&facts, settings, &mut findings);
     stray::find(&facts, &strays, &mut findings);
+    ends::find(&facts, &names, &mut findings);
     counts(&facts, settings, &mut findings);
     for survivor in &facts.survivors {
         findings.push(Finding {
-            cause: Cause::Unkillable,
+            cause: Some(Cause::Unkillable),
             sentence: format!(
                 "pid {} `{}` could not be killed: {}.",
                 survivor.pid, survivor.name, survivor.why
@@ -153,7 +186,13 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, origin
         });
     }
     let pipes = stray::pipes(&facts);
-    Verdict { name: name.to_owned(), facts, findings, strays, pipes, origins }
+    let unread = ends::unread(&facts);
+    Verdict { name: name.to_owned(), facts, findings, strays, pipes, unread, stuck, names }
+}
+
+/// Where the process `pid` was made.
+fn origin_of_process(origins: &[Origin], pid: i32) -> Option<&Origin> {
+    origins.iter().rev().find(|origin| origin.is_process && origin.keys[0] == pid as u64)
 }
 
 /// Where the pipe or socket with this inode was made. The last who made it: numbers come again.
@@ -162,9 +201,9 @@ fn origin_of_inode(origins: &[Origin], inode: u64) -> Option<&Origin> {
 }
 
 /// How body and process came to their end.
-fn ends(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
+fn endings(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
     let mut add = |cause, sentence: String, fix: Option<&str>, allow: Option<String>| {
-        findings.push(Finding { cause, sentence, fix: fix.map(str::to_owned), allow });
+        findings.push(Finding { cause: Some(cause), sentence, fix: fix.map(str::to_owned), allow });
     };
     match &facts.body {
         Body::Unfinished | Body::Passed => {}
@@ -242,7 +281,7 @@ fn counts(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
         .collect();
     if settings.deny_unwaited && !unwaited.is_empty() {
         findings.push(Finding {
-            cause: Cause::Unwaited,
+            cause: Some(Cause::Unwaited),
             sentence: format!("{} had exited and nobody waited for it: pid {}.", plural(unwaited.len(), "child"), unwaited.join(", ")),
             fix: Some("call `wait` on every `Child`, also after `kill`: a `Child` that is dropped is not waited for.".to_owned()),
             allow: Some("unwaited = \"allow\"".to_owned()),
@@ -250,7 +289,7 @@ fn counts(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
     }
     if settings.deny_threads && facts.threads > 0 {
         findings.push(Finding {
-            cause: Cause::Threads,
+            cause: Some(Cause::Threads),
             sentence: format!(
                 "{} still ran when the body came back.",
                 plural(facts.threads as usize, "thread")

@@ -107,7 +107,7 @@ pub(super) fn find(facts: &Facts, strays: &[Stray], findings: &mut Vec<Finding>)
     let numbers: Vec<String> = strays.iter().take(8).map(|stray| stray.fd.fd.to_string()).collect();
     let more = if count > numbers.len() { ", .." } else { "" };
     findings.push(Finding {
-        cause: Cause::StrayFd,
+        cause: Some(Cause::StrayFd),
         sentence: format!("the body left {} open: fd {}{more}.", plural(count, noun), numbers.join(", ")),
         fix: Some(fix(first, facts.pid)),
         allow: Some("fds = \"off\"".to_owned()),

@@ -18,14 +18,60 @@ wire_struct! {
         /// `O_ACCMODE`.
         pub(crate) access: i32,
         pub(crate) cloexec: bool,
+        /// What two fds of one eventfd have in common; 0 for everything else.
+        pub(crate) event: u64,
+        /// Whether a lock on the file is held through this fd.
+        pub(crate) locks: bool,
     }
 }
 
 impl Fd {
     /// The inode number in `pipe:[..]`.
     pub(crate) fn pipe(&self) -> Option<u64> {
-        self.target.strip_prefix("pipe:[")?.strip_suffix(']')?.parse().ok()
+        pipe_of(&self.target)
     }
+
+    /// Whether it is a socket, through which other fds may have gone.
+    pub(crate) fn is_socket(&self) -> bool {
+        self.target.starts_with("socket:[")
+    }
+
+    /// Whether it can be read from.
+    pub(crate) fn reads(&self) -> bool {
+        self.access != libc::O_WRONLY
+    }
+
+    /// Whether it can be written to.
+    pub(crate) fn writes(&self) -> bool {
+        self.access != libc::O_RDONLY
+    }
+}
+
+/// The inode number in `pipe:[..]`.
+pub(crate) fn pipe_of(target: &str) -> Option<u64> {
+    target.strip_prefix("pipe:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// Who holds one of these pipes: the fds of `pid` that are their ends. `None` if its table may not
+/// be read; empty if it is gone.
+pub(crate) fn ends_of(pid: Pid, pipes: &[u64]) -> Option<Vec<Fd>> {
+    let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return None,
+        Err(_) => return Some(Vec::new()),
+    };
+    let mut ends = Vec::new();
+    for entry in entries.flatten() {
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        let target = target.to_string_lossy();
+        if !pipe_of(&target).is_some_and(|ino| pipes.contains(&ino)) {
+            continue;
+        }
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        ends.extend(number.and_then(|fd| look(pid, fd, target.into_owned())));
+    }
+    ends.sort_by_key(|fd| fd.fd);
+    Some(ends)
 }
 
 /// Reads the fd table of `pid`. Fds that close meanwhile are left out.
@@ -43,19 +89,38 @@ pub(crate) fn read(pid: Pid) -> io::Result<Vec<Fd>> {
         let Ok(target) = fs::read_link(entry.path()) else {
             continue;
         };
-        let Ok(info) = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")) else {
-            continue;
-        };
-        let flags = flags(&info).unwrap_or(0);
-        fds.push(Fd {
-            fd,
-            target: target.to_string_lossy().into_owned(),
-            access: flags & libc::O_ACCMODE,
-            cloexec: flags & libc::O_CLOEXEC != 0,
-        });
+        fds.extend(look(pid, fd, target.to_string_lossy().into_owned()));
     }
     fds.sort_by_key(|fd| fd.fd);
     Ok(fds)
+}
+
+fn look(pid: Pid, fd: i32, target: String) -> Option<Fd> {
+    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?;
+    Some(parse(fd, target, &info))
+}
+
+fn parse(fd: i32, target: String, info: &str) -> Fd {
+    let flags = flags(info).unwrap_or(0);
+    let event = info.lines().find_map(|line| line.strip_prefix("eventfd-id:"));
+    Fd {
+        fd,
+        target,
+        access: flags & libc::O_ACCMODE,
+        cloexec: flags & libc::O_CLOEXEC != 0,
+        // Since Linux 5.2; before, eventfds cannot be told apart.
+        event: event.and_then(|id| id.trim().parse::<u64>().ok()).map_or(0, |id| id + 1),
+        locks: info.lines().any(|line| line.starts_with("lock:")),
+    }
+}
+
+/// The fds that are on their way to `pid` over its unix sockets, as the kernel counts them.
+pub(crate) fn in_flight(pid: Pid, fds: &[Fd]) -> bool {
+    fds.iter().filter(|fd| fd.is_socket()).any(|fd| {
+        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", fd.fd)).unwrap_or_default();
+        let count = info.lines().find_map(|line| line.strip_prefix("scm_fds:"));
+        count.is_some_and(|count| count.trim() != "0")
+    })
 }
 
 /// The `flags:` line of an fdinfo, which is octal (proc_pid_fdinfo(5)).
@@ -70,5 +135,23 @@ pub(crate) fn end(access: i32) -> &'static str {
         libc::O_RDONLY => "read",
         libc::O_WRONLY => "write",
         _ => "both",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn an_fdinfo_tells_mode_close_on_exec_and_locks() {
+        let info = "pos:\t0\nflags:\t02000001\nmnt_id:\t29\nino:\t3\n\
+                    lock:\t1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF\n";
+        let fd = parse(7, "/tmp/x".to_owned(), info);
+        assert!(fd.cloexec && fd.locks && fd.writes() && !fd.reads());
+        let fd = parse(8, "anon_inode:[eventfd]".to_owned(), "flags:\t02\neventfd-id: 0\n");
+        assert_eq!((fd.event, fd.locks, fd.cloexec), (1, false, false));
+        assert!(fd.reads() && fd.writes());
+        let fd = parse(8, "pipe:[12]".to_owned(), "");
+        assert_eq!((fd.pipe(), fd.access), (Some(12), 0));
     }
 }

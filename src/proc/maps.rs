@@ -22,6 +22,8 @@ wire_struct! {
 pub(crate) struct Maps {
     ranges: Vec<Range>,
     modules: Vec<Module>,
+    /// Beginning and end of the memory that other processes may have mapped too.
+    shared: Vec<(u64, u64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -51,7 +53,10 @@ impl Maps {
     pub(crate) fn parse(text: &str) -> Maps {
         let mut maps = Maps::default();
         for line in text.lines() {
-            let Some((start, end, path)) = parse_line(line) else { continue };
+            let Some((start, end, shared, path)) = parse_line(line) else { continue };
+            if shared {
+                maps.shared.push((start, end));
+            }
             let last = maps.ranges.last().filter(|last| last.end == start).map(|last| last.module);
             let module = match (path, last) {
                 // The zeroed statics of a module lie in an anonymous mapping right behind it.
@@ -74,8 +79,17 @@ impl Maps {
 
     /// Finds where a place of a module lies in this process.
     pub(crate) fn address_of(&self, address: &Address) -> Option<u64> {
-        let module = self.modules.iter().find(|module| module.path == address.module)?;
-        module.base.checked_add(address.offset)
+        self.base(&address.module)?.checked_add(address.offset)
+    }
+
+    /// Where a module begins in this process.
+    pub(crate) fn base(&self, module: &str) -> Option<u64> {
+        self.modules.iter().find(|known| known.path == module).map(|module| module.base)
+    }
+
+    /// Whether other processes may have mapped the memory at this address too.
+    pub(crate) fn is_shared(&self, address: u64) -> bool {
+        self.shared.iter().any(|(start, end)| (*start..*end).contains(&address))
     }
 
     /// Finds the module that an address lies in.
@@ -87,18 +101,19 @@ impl Maps {
     }
 }
 
-/// Start, end and path of one line; the path is empty for anonymous memory.
-fn parse_line(line: &str) -> Option<(u64, u64, &str)> {
+/// Start, end, sharing and path of one line; the path is empty for anonymous memory.
+fn parse_line(line: &str) -> Option<(u64, u64, bool, &str)> {
     let (range, rest) = line.split_once(' ')?;
     let (start, end) = range.split_once('-')?;
     let start = u64::from_str_radix(start, 16).ok()?;
     let end = u64::from_str_radix(end, 16).ok()?;
+    let shared = rest.trim_start_matches(' ').as_bytes().get(3) == Some(&b's');
     // Permissions, offset, device and inode stand between; the path is padded with spaces.
     let mut rest = rest;
     for _ in 0..4 {
         rest = rest.trim_start_matches(' ').split_once(' ').map_or("", |(_, rest)| rest);
     }
-    Some((start, end, rest.trim_start_matches(' ')))
+    Some((start, end, shared, rest.trim_start_matches(' ')))
 }
 
 #[cfg(test)]
@@ -121,5 +136,16 @@ mod tests {
         assert_eq!(maps.locate(0x7f000020), address("/lib/libc.so.6", 0x20));
         assert_eq!(maps.locate(0x7f001000), None);
         assert_eq!(maps.locate(0), None);
+    }
+
+    #[test]
+    fn memory_is_shared_if_its_permissions_say_so() {
+        let maps = Maps::parse(
+            "7f000000-7f001000 rw-p 00000000 00:00 0 \n\
+             7f001000-7f002000 rw-s 00000000 00:01 4 /dev/zero (deleted)\n",
+        );
+        assert!(!maps.is_shared(0x7f000010));
+        assert!(maps.is_shared(0x7f001010));
+        assert!(!maps.is_shared(0x7f002000));
     }
 }

@@ -3,10 +3,14 @@
 use std::fs;
 use std::io::Read;
 
+use nix::libc;
+
 use crate::sys::Pid;
 
 /// Forked, and has not called exec since (`PF_FORKNOEXEC`, include/linux/sched.h).
 const PF_FORKNOEXEC: u64 = 0x40;
+/// A thread of the kernel's own (`PF_KTHREAD`).
+const PF_KTHREAD: u64 = 0x0020_0000;
 
 /// The fields of `/proc/PID/stat` that are of use here (proc_pid_stat(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +22,7 @@ pub(crate) struct Stat {
     pub(crate) pgid: Pid,
     pub(crate) sid: Pid,
     pub(crate) forked_without_exec: bool,
+    pub(crate) is_kernel_thread: bool,
     pub(crate) threads: u32,
     /// Clock ticks between boot and the start of the process. With the pid, its identity.
     pub(crate) start_ticks: u64,
@@ -62,6 +67,7 @@ impl Stat {
             pgid: id(5)?,
             sid: id(6)?,
             forked_without_exec: number(9)? & PF_FORKNOEXEC != 0,
+            is_kernel_thread: number(9)? & PF_KTHREAD != 0,
             threads: u32::try_from(number(20)?).ok()?,
             start_ticks: number(22)?,
             argv: (
@@ -99,6 +105,33 @@ pub(crate) fn arguments(mut bytes: &[u8]) -> Vec<String> {
         return Vec::new();
     }
     bytes.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect()
+}
+
+/// What may wake a process and does not show in who holds what, in words.
+pub(crate) fn holes(pid: Pid) -> Vec<String> {
+    let mut holes = Vec::new();
+    let status = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
+    let names: Vec<String> = caught(&String::from_utf8_lossy(&status))
+        .filter_map(|signal| nix::sys::signal::Signal::try_from(signal).ok())
+        .map(|signal| signal.to_string())
+        .collect();
+    if !names.is_empty() {
+        holes.push(format!("it handles {}", names.join(", ")));
+    }
+    // Of timer_create(2). Those of setitimer(2) are not shown, but their signal must be handled.
+    if fs::read(format!("/proc/{pid}/timers")).is_ok_and(|timers| !timers.is_empty()) {
+        holes.push("it has timers".to_owned());
+    }
+    holes
+}
+
+/// The signals that a process handles, but for those that a fault of its own raises.
+fn caught(status: &str) -> impl Iterator<Item = i32> {
+    let faults = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, libc::SIGABRT];
+    let set = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
+    // glibc keeps 32 and 33 for itself: `Signal` has no name for them.
+    (1..=64).filter(move |signal| set >> (signal - 1) & 1 == 1 && !faults.contains(signal))
 }
 
 /// The user that a process runs as, from `/proc/PID/status`: the effective uid.

@@ -29,6 +29,11 @@ impl Tree {
         Tree { processes: processes.into_iter().map(|stat| (stat.pid, stat)).collect() }
     }
 
+    /// Every process that was read, in no order.
+    pub(crate) fn processes(&self) -> impl Iterator<Item = &Stat> {
+        self.processes.values()
+    }
+
     pub(crate) fn get(&self, pid: Pid) -> Option<&Stat> {
         self.processes.get(&pid)
     }

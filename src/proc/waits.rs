@@ -1,124 +1,487 @@
-//! What a thread is blocked in: `/proc/PID/task/TID/syscall` and `wchan`.
+//! What the threads of a process are blocked in: `/proc/PID/task/TID/syscall`, `wchan`, `status`.
 //!
-//! The syscall's number and arguments are the evidence. The name in `wchan` is the kernel's
-//! innermost function, moves between kernels, and is only shown beside it.
+//! An fd table shows what a process holds; only the arguments of a blocked syscall show what it
+//! waits for. The name in `wchan` is the kernel's innermost function, moves between kernels, and
+//! is only shown beside it.
+//!
+//! The race: threads are read one after the other, so a thread that looked blocked may have run
+//! while the next was read. The kernel counts how often each was scheduled away
+//! (`voluntary_ctxt_switches`, proc_pid_status(5)). A thread with the same call and the same
+//! counts in two looks has not run in between, and what it holds has not changed.
 
 use std::fs;
+use std::io::Read;
 
 use nix::libc;
 
-use crate::sys::Pid;
-use crate::wire::wire_struct;
+use super::maps::{Address, Maps};
+use crate::sys::{self, Pid};
+use crate::wire::{wire_enum, wire_struct};
 
-wire_struct! {
-    /// What one thread was doing when it was looked at.
+wire_enum! {
+    /// What a blocked thread waits for.
     #[derive(Clone, Debug, PartialEq, Eq)]
-    pub(crate) struct Wait {
-        pub(crate) tid: i32,
-        /// The syscall by name, `running`, or `syscall 423` for one that is not in the table.
-        pub(crate) syscall: String,
-        /// The fd that the call waits on, if it waits on just one.
-        pub(crate) fd: Option<i32>,
-        /// The pid that the call waits for, if it waits for just one.
-        pub(crate) child: Option<i32>,
-        /// The kernel function it sleeps in.
-        pub(crate) wchan: Option<String>,
+    pub(crate) enum On {
+        /// It runs, or it is in a call that is not understood here.
+        Other,
+        /// Data or end-of-file on an fd.
+        Read { fd: i32 },
+        /// Room behind an fd, or the end of its readers.
+        Write { fd: i32 },
+        /// Whatever else an fd may bring: a connection, an ioctl.
+        Fd { fd: i32 },
+        /// The first of several fds to be ready; as fd, `POLLIN`-style events, fd, events, ..
+        Poll { fds: Vec<i32>, forever: bool },
+        /// The same through an epoll instance. The inodes tell whether an fd of its interest list is
+        /// still the file that was put there; 0 if the kernel does not say.
+        Epoll { epoll: i32, fds: Vec<i32>, inodes: Vec<u64>, forever: bool },
+        /// The end of a child: its pid, or -1 for any.
+        Child { pid: i32 },
+        /// A word of memory.
+        Futex { address: u64, place: Option<Address>, shared: bool, forever: bool },
+        /// The end of a thread of the same process (pthread_join(3)).
+        Thread { tid: i32 },
+        /// A lock on the file behind an fd (flock(2), fcntl_locking(2)).
+        Lock { fd: i32 },
+        /// Time.
+        Sleep,
+        /// A signal (pause(2), sigsuspend(2), sigwaitinfo(2)).
+        Signal,
+        /// The other end of a FIFO, or whatever else the opening of this path waits for.
+        Open { path: String },
     }
 }
 
-/// What the first argument of a call means for who could end the wait.
+wire_struct! {
+    /// One thread at one moment.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub(crate) struct Thread {
+        pub(crate) tid: i32,
+        pub(crate) name: String,
+        pub(crate) state: String,
+        /// The syscall by name, `running`, or `syscall 423` for one that is not in the table.
+        pub(crate) syscall: String,
+        pub(crate) on: On,
+        /// The kernel function it sleeps in.
+        pub(crate) wchan: Option<String>,
+        /// The line of `/proc/PID/task/TID/syscall` and the counts of switches: its fingerprint.
+        pub(crate) moment: String,
+        /// Two looks had the same fingerprint.
+        pub(crate) settled: bool,
+        /// Where it is in the program, the innermost first. Only of forks of the test.
+        pub(crate) frames: Vec<Address>,
+    }
+}
+
+impl Thread {
+    /// Whether it is blocked in something that no clock ends.
+    pub(crate) fn waits_forever(&self) -> bool {
+        match &self.on {
+            On::Read { .. } | On::Write { .. } | On::Child { .. } | On::Thread { .. } | On::Lock { .. } => {
+                true
+            }
+            On::Poll { forever, .. } | On::Epoll { forever, .. } | On::Futex { forever, .. } => *forever,
+            On::Other | On::Fd { .. } | On::Sleep | On::Signal | On::Open { .. } => false,
+        }
+    }
+
+    /// The fds that it waits on.
+    pub(crate) fn fds(&self) -> Vec<i32> {
+        match &self.on {
+            On::Read { fd } | On::Write { fd } | On::Fd { fd } | On::Lock { fd } => vec![*fd],
+            On::Poll { fds, .. } => fds.iter().step_by(2).copied().collect(),
+            On::Epoll { epoll, fds, .. } => {
+                std::iter::once(*epoll).chain(fds.iter().step_by(2).copied()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// What the arguments of a call mean for who could end the wait.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum First {
+enum Kind {
+    Read,
+    Write,
     Fd,
-    Child,
+    /// `poll`: the timeout is a number of milliseconds.
+    Poll,
+    /// `ppoll`: the timeout is behind a pointer.
+    Ppoll,
+    Select,
+    /// `epoll_wait`, `epoll_pwait`.
+    Epoll,
+    /// `epoll_pwait2`.
+    Epoll2,
+    Wait4,
+    Waitid,
+    Futex,
+    Lock,
+    Fcntl,
+    Sleep,
+    Signal,
+    #[cfg(target_arch = "x86_64")]
+    Open,
+    Openat,
     Other,
 }
 
 /// The calls that a process is found waiting in. A name is the same on every architecture, the
 /// number is not: libc knows.
-const CALLS: &[(libc::c_long, &str, First)] = &[
-    (libc::SYS_read, "read", First::Fd),
-    (libc::SYS_write, "write", First::Fd),
-    (libc::SYS_readv, "readv", First::Fd),
-    (libc::SYS_writev, "writev", First::Fd),
-    (libc::SYS_pread64, "pread64", First::Fd),
-    (libc::SYS_pwrite64, "pwrite64", First::Fd),
-    (libc::SYS_recvfrom, "recvfrom", First::Fd),
-    (libc::SYS_recvmsg, "recvmsg", First::Fd),
-    (libc::SYS_recvmmsg, "recvmmsg", First::Fd),
-    (libc::SYS_sendto, "sendto", First::Fd),
-    (libc::SYS_sendmsg, "sendmsg", First::Fd),
-    (libc::SYS_accept, "accept", First::Fd),
-    (libc::SYS_accept4, "accept4", First::Fd),
-    (libc::SYS_connect, "connect", First::Fd),
-    (libc::SYS_flock, "flock", First::Fd),
-    (libc::SYS_fcntl, "fcntl", First::Fd),
-    (libc::SYS_fsync, "fsync", First::Fd),
-    (libc::SYS_ioctl, "ioctl", First::Fd),
-    (libc::SYS_splice, "splice", First::Fd),
-    (libc::SYS_sendfile, "sendfile", First::Other),
-    (libc::SYS_epoll_pwait, "epoll_pwait", First::Fd),
+const CALLS: &[(libc::c_long, &str, Kind)] = &[
+    (libc::SYS_read, "read", Kind::Read),
+    (libc::SYS_readv, "readv", Kind::Read),
+    (libc::SYS_preadv2, "preadv2", Kind::Read),
+    (libc::SYS_pread64, "pread64", Kind::Read),
+    (libc::SYS_write, "write", Kind::Write),
+    (libc::SYS_writev, "writev", Kind::Write),
+    (libc::SYS_pwritev2, "pwritev2", Kind::Write),
+    (libc::SYS_pwrite64, "pwrite64", Kind::Write),
+    (libc::SYS_recvfrom, "recvfrom", Kind::Fd),
+    (libc::SYS_recvmsg, "recvmsg", Kind::Fd),
+    (libc::SYS_recvmmsg, "recvmmsg", Kind::Fd),
+    (libc::SYS_sendto, "sendto", Kind::Fd),
+    (libc::SYS_sendmsg, "sendmsg", Kind::Fd),
+    (libc::SYS_accept, "accept", Kind::Fd),
+    (libc::SYS_accept4, "accept4", Kind::Fd),
+    (libc::SYS_connect, "connect", Kind::Fd),
+    (libc::SYS_flock, "flock", Kind::Lock),
+    (libc::SYS_fcntl, "fcntl", Kind::Fcntl),
+    (libc::SYS_fsync, "fsync", Kind::Fd),
+    (libc::SYS_ioctl, "ioctl", Kind::Fd),
+    (libc::SYS_splice, "splice", Kind::Fd),
+    (libc::SYS_sendfile, "sendfile", Kind::Other),
+    (libc::SYS_epoll_pwait, "epoll_pwait", Kind::Epoll),
+    (libc::SYS_epoll_pwait2, "epoll_pwait2", Kind::Epoll2),
     #[cfg(target_arch = "x86_64")]
-    (libc::SYS_epoll_wait, "epoll_wait", First::Fd),
+    (libc::SYS_epoll_wait, "epoll_wait", Kind::Epoll),
     #[cfg(target_arch = "x86_64")]
-    (libc::SYS_poll, "poll", First::Other),
+    (libc::SYS_poll, "poll", Kind::Poll),
     #[cfg(target_arch = "x86_64")]
-    (libc::SYS_select, "select", First::Other),
+    (libc::SYS_select, "select", Kind::Select),
     #[cfg(target_arch = "x86_64")]
-    (libc::SYS_pause, "pause", First::Other),
+    (libc::SYS_pause, "pause", Kind::Signal),
     #[cfg(target_arch = "x86_64")]
-    (libc::SYS_open, "open", First::Other),
-    (libc::SYS_ppoll, "ppoll", First::Other),
-    (libc::SYS_pselect6, "pselect6", First::Other),
-    (libc::SYS_openat, "openat", First::Other),
-    (libc::SYS_futex, "futex", First::Other),
-    (libc::SYS_wait4, "wait4", First::Child),
-    (libc::SYS_waitid, "waitid", First::Other),
-    (libc::SYS_nanosleep, "nanosleep", First::Other),
-    (libc::SYS_clock_nanosleep, "clock_nanosleep", First::Other),
-    (libc::SYS_rt_sigsuspend, "rt_sigsuspend", First::Other),
-    (libc::SYS_rt_sigtimedwait, "rt_sigtimedwait", First::Other),
-    (libc::SYS_io_uring_enter, "io_uring_enter", First::Fd),
-    (libc::SYS_io_getevents, "io_getevents", First::Other),
-    (libc::SYS_msgrcv, "msgrcv", First::Other),
-    (libc::SYS_semtimedop, "semtimedop", First::Other),
-    (libc::SYS_restart_syscall, "restart_syscall", First::Other),
-    (libc::SYS_exit_group, "exit_group", First::Other),
+    (libc::SYS_open, "open", Kind::Open),
+    #[cfg(target_arch = "x86_64")]
+    (libc::SYS_vfork, "vfork", Kind::Other),
+    (libc::SYS_clone, "clone", Kind::Other),
+    (libc::SYS_clone3, "clone3", Kind::Other),
+    (libc::SYS_ppoll, "ppoll", Kind::Ppoll),
+    (libc::SYS_pselect6, "pselect6", Kind::Select),
+    (libc::SYS_openat, "openat", Kind::Openat),
+    (libc::SYS_futex, "futex", Kind::Futex),
+    (libc::SYS_wait4, "wait4", Kind::Wait4),
+    (libc::SYS_waitid, "waitid", Kind::Waitid),
+    (libc::SYS_nanosleep, "nanosleep", Kind::Sleep),
+    (libc::SYS_clock_nanosleep, "clock_nanosleep", Kind::Sleep),
+    (libc::SYS_rt_sigsuspend, "rt_sigsuspend", Kind::Signal),
+    (libc::SYS_rt_sigtimedwait, "rt_sigtimedwait", Kind::Signal),
+    (libc::SYS_io_uring_enter, "io_uring_enter", Kind::Fd),
+    (libc::SYS_io_getevents, "io_getevents", Kind::Other),
+    (libc::SYS_msgrcv, "msgrcv", Kind::Other),
+    (libc::SYS_semtimedop, "semtimedop", Kind::Other),
+    (libc::SYS_restart_syscall, "restart_syscall", Kind::Other),
+    (libc::SYS_exit_group, "exit_group", Kind::Other),
 ];
 
-/// Looks at the first thread of a process; `None` if it may not be read or is gone.
-pub(crate) fn read(pid: Pid) -> Option<Wait> {
-    let line = fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
-    let wchan = fs::read_to_string(format!("/proc/{pid}/wchan")).ok();
-    let mut wait = parse(pid, &line)?;
-    wait.wchan = wchan.filter(|name| !name.is_empty() && name != "0");
-    Some(wait)
+/// How many threads of one process are looked at.
+pub(crate) const THREADS: usize = 256;
+/// How many fds of one poll set are kept.
+const SET: usize = 1024;
+
+/// Looks at every thread of a process, the first one first. Empty if the process is gone.
+pub(crate) fn read(pid: Pid) -> Vec<Thread> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let mut tids: Vec<Pid> =
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    tids.sort_unstable_by_key(|tid| (*tid != pid, *tid));
+    tids.truncate(THREADS);
+    // The numbers of a 32-bit program on a 64-bit kernel are another table's.
+    let native = is_native(pid);
+    let mut maps = None;
+    tids.iter().filter_map(|tid| read_thread(pid, *tid, &tids, native, &mut maps)).collect()
 }
 
-/// Parses a line of `/proc/PID/syscall` (proc_pid_syscall(5)).
-fn parse(tid: Pid, line: &str) -> Option<Wait> {
-    let mut words = line.split_ascii_whitespace();
-    let empty = Wait { tid, syscall: String::new(), fd: None, child: None, wchan: None };
-    let number: libc::c_long = match words.next()? {
-        "running" => {
-            return Some(Wait { syscall: "running".to_owned(), ..empty });
-        }
-        // Blocked, but in no call: a page fault, or stopped.
-        "-1" => {
-            return Some(Wait { syscall: "no syscall".to_owned(), ..empty });
-        }
-        number => number.parse().ok()?,
+fn read_thread(pid: Pid, tid: Pid, tids: &[Pid], native: bool, maps: &mut Option<Maps>) -> Option<Thread> {
+    let task = format!("/proc/{pid}/task/{tid}");
+    let status = fs::read(format!("{task}/status")).ok()?;
+    let status = String::from_utf8_lossy(&status);
+    let field = |name: &str| {
+        status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t")).unwrap_or_default()
     };
-    let first = words.next().and_then(|word| u64::from_str_radix(word.strip_prefix("0x")?, 16).ok());
-    // An fd or a pid is an int: the upper half of the register says nothing.
-    let first = first.map(|value| value as u32 as i32);
-    let Some((_, name, kind)) = CALLS.iter().find(|(known, ..)| *known == number) else {
-        return Some(Wait { syscall: format!("syscall {number}"), ..empty });
+    let mut thread = Thread {
+        tid,
+        name: unescape(field("Name")),
+        state: field("State").chars().next().unwrap_or('?').to_string(),
+        syscall: String::new(),
+        on: On::Other,
+        wchan: None,
+        moment: String::new(),
+        settled: false,
+        frames: Vec::new(),
     };
-    Some(Wait {
-        syscall: (*name).to_owned(),
-        fd: first.filter(|_| *kind == First::Fd),
-        child: first.filter(|pid| *kind == First::Child && *pid > 0),
-        ..empty
-    })
+    // May not be read (Yama, another user's): told by the empty name of the call.
+    let Ok(line) = fs::read_to_string(format!("{task}/syscall")) else { return Some(thread) };
+    thread.moment = moment(&line, &status);
+    let wchan = fs::read_to_string(format!("{task}/wchan")).ok();
+    thread.wchan = wchan.filter(|name| !name.is_empty() && name != "0");
+    match Call::parse(&line) {
+        Some(Call::Running) => "running".clone_into(&mut thread.syscall),
+        Some(Call::Blocked) => "no syscall".clone_into(&mut thread.syscall),
+        Some(Call::Syscall { number, arguments }) => {
+            match CALLS.iter().find(|(known, ..)| native && *known == number) {
+                None => thread.syscall = format!("syscall {number}"),
+                Some((_, name, kind)) => {
+                    (*name).clone_into(&mut thread.syscall);
+                    thread.on = on(*kind, &arguments, pid, tids, maps);
+                }
+            }
+        }
+        None => {}
+    }
+    Some(thread)
+}
+
+/// Looks once more; tells whether this thread has not run since `before` was read.
+pub(crate) fn has_not_run(pid: Pid, before: &Thread) -> bool {
+    let task = format!("/proc/{pid}/task/{}", before.tid);
+    let line = fs::read_to_string(format!("{task}/syscall")).unwrap_or_default();
+    let status = fs::read(format!("{task}/status")).unwrap_or_default();
+    !before.moment.is_empty() && moment(&line, &String::from_utf8_lossy(&status)) == before.moment
+}
+
+/// The thread ids of a process.
+pub(crate) fn count(pid: Pid) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
+/// A fingerprint of one thread: the same as long as it is blocked in the same call. Empty for one
+/// that is not.
+fn moment(line: &str, status: &str) -> String {
+    if line.starts_with("running") {
+        return String::new();
+    }
+    let switches = status.lines().filter(|line| line.contains("ctxt_switches:"));
+    std::iter::once(line.trim_end()).chain(switches).collect::<Vec<_>>().join(" ")
+}
+
+/// The kernel writes names in `status` with `\n` and `\\` escaped (proc_pid_status(5)).
+fn unescape(name: &str) -> String {
+    name.replace("\\n", "\n").replace("\\\\", "\\")
+}
+
+/// Whether a process runs a program of this program's own word size.
+fn is_native(pid: Pid) -> bool {
+    let mut header = [0; 5];
+    let read = fs::File::open(format!("/proc/{pid}/exe")).and_then(|mut exe| exe.read_exact(&mut header));
+    let class = if cfg!(target_pointer_width = "64") { 2 } else { 1 };
+    // Not readable: then `syscall` is not either.
+    read.is_err() || header[4] == class
+}
+
+/// A line of `/proc/PID/task/TID/syscall` (proc_pid_syscall(5)).
+#[derive(Debug, PartialEq, Eq)]
+enum Call {
+    Running,
+    /// Blocked, but in no call: a page fault, or stopped.
+    Blocked,
+    Syscall {
+        number: libc::c_long,
+        arguments: [u64; 6],
+    },
+}
+
+impl Call {
+    fn parse(line: &str) -> Option<Call> {
+        let mut words = line.split_ascii_whitespace();
+        let number = match words.next()? {
+            "running" => return Some(Call::Running),
+            "-1" => return Some(Call::Blocked),
+            number => number.parse().ok()?,
+        };
+        let mut arguments = [0; 6];
+        for argument in &mut arguments {
+            *argument = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
+        }
+        Some(Call::Syscall { number, arguments })
+    }
+}
+
+/// An int argument: the upper half of the register says nothing.
+fn int(argument: u64) -> i32 {
+    argument as u32 as i32
+}
+
+fn on(kind: Kind, arguments: &[u64; 6], pid: Pid, tids: &[Pid], maps: &mut Option<Maps>) -> On {
+    let [a, b, c, d, e, _] = *arguments;
+    match kind {
+        Kind::Read => On::Read { fd: int(a) },
+        Kind::Write => On::Write { fd: int(a) },
+        Kind::Fd => On::Fd { fd: int(a) },
+        Kind::Lock => On::Lock { fd: int(a) },
+        Kind::Fcntl => match int(b) {
+            libc::F_SETLKW | libc::F_OFD_SETLKW => On::Lock { fd: int(a) },
+            _ => On::Fd { fd: int(a) },
+        },
+        Kind::Poll => On::Poll { fds: poll_set(pid, a, b), forever: int(c) < 0 },
+        Kind::Ppoll => On::Poll { fds: poll_set(pid, a, b), forever: c == 0 },
+        Kind::Select => On::Poll { fds: select_set(pid, int(a), [b, c, d]), forever: e == 0 },
+        Kind::Epoll => epoll(pid, int(a), int(d) < 0),
+        Kind::Epoll2 => epoll(pid, int(a), d == 0),
+        // 0 and below -1 are process groups: any child, as far as we can tell.
+        Kind::Wait4 => On::Child { pid: if int(a) > 0 { int(a) } else { -1 } },
+        Kind::Waitid => match (a as libc::idtype_t, int(b)) {
+            (libc::P_PID, child) => On::Child { pid: child },
+            (libc::P_PIDFD, fd) => pidfd(pid, fd).map_or(On::Fd { fd }, |child| On::Child { pid: child }),
+            _ => On::Child { pid: -1 },
+        },
+        Kind::Futex => futex(a, int(b), c, d, pid, tids, maps),
+        Kind::Sleep => On::Sleep,
+        Kind::Signal => On::Signal,
+        #[cfg(target_arch = "x86_64")]
+        Kind::Open => On::Open { path: text(pid, a) },
+        Kind::Openat => On::Open { path: text(pid, b) },
+        Kind::Other => On::Other,
+    }
+}
+
+fn futex(
+    address: u64,
+    operation: i32,
+    value: u64,
+    timeout: u64,
+    pid: Pid,
+    tids: &[Pid],
+    maps: &mut Option<Maps>,
+) -> On {
+    let command = operation & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
+    let waits = [libc::FUTEX_WAIT, libc::FUTEX_WAIT_BITSET, libc::FUTEX_LOCK_PI];
+    if !waits.contains(&command) {
+        return On::Other;
+    }
+    let shared = operation & libc::FUTEX_PRIVATE_FLAG == 0;
+    // glibc's pthread_join waits for the word in which the kernel clears a thread's id when the
+    // thread ends; it is the one shared futex with a thread id for its value.
+    let tid = int(value);
+    if shared && command != libc::FUTEX_LOCK_PI && tid != pid && tids.contains(&tid) {
+        let word = sys::read_memory(pid, address, 4).and_then(|word| word.try_into().ok());
+        if word.map(i32::from_ne_bytes) == Some(tid) {
+            return On::Thread { tid };
+        }
+    }
+    let maps = maps.get_or_insert_with(|| Maps::read(pid).unwrap_or_default());
+    On::Futex {
+        address,
+        place: maps.locate(address),
+        shared: shared && maps.is_shared(address),
+        forever: timeout == 0,
+    }
+}
+
+/// `struct pollfd` of poll(2): fd, events.
+fn poll_set(pid: Pid, address: u64, count: u64) -> Vec<i32> {
+    let count = (count as usize).min(SET);
+    let memory = sys::read_memory(pid, address, count * 8).unwrap_or_default();
+    let mut fds = Vec::with_capacity(2 * count);
+    for entry in memory.chunks_exact(8) {
+        let [a, b, c, d, e, f, ..] = *entry else { continue };
+        let fd = i32::from_ne_bytes([a, b, c, d]);
+        // A negative fd is left out (poll(2)).
+        if fd >= 0 {
+            fds.extend([fd, i32::from(i16::from_ne_bytes([e, f]))]);
+        }
+    }
+    fds
+}
+
+/// The three bitmaps of select(2), which the kernel overwrites only when it returns.
+fn select_set(pid: Pid, count: i32, addresses: [u64; 3]) -> Vec<i32> {
+    let count = usize::try_from(count).unwrap_or(0).min(SET);
+    let mut fds = Vec::new();
+    let events = [libc::POLLIN, libc::POLLOUT, libc::POLLPRI];
+    for (address, events) in addresses.into_iter().zip(events) {
+        if address == 0 {
+            continue;
+        }
+        let memory = sys::read_memory(pid, address, count.div_ceil(8)).unwrap_or_default();
+        let set = (0..count).filter(|fd| memory.get(fd / 8).is_some_and(|byte| byte >> (fd % 8) & 1 == 1));
+        fds.extend(set.flat_map(|fd| [fd as i32, i32::from(events)]));
+    }
+    fds
+}
+
+/// The interest list of an epoll instance, from its fdinfo.
+fn epoll(pid: Pid, epoll: i32, forever: bool) -> On {
+    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{epoll}")).unwrap_or_default();
+    let (fds, inodes) = parse_interests(&info);
+    On::Epoll { epoll, fds, inodes, forever }
+}
+
+/// Parses `tfd: 5 events: 19 data: 5 pos:0 ino:61af sdev:7` (proc_pid_fdinfo(5)).
+fn parse_interests(info: &str) -> (Vec<i32>, Vec<u64>) {
+    let (mut fds, mut inodes) = (Vec::new(), Vec::new());
+    for line in info.lines() {
+        let Some(rest) = line.trim_start().strip_prefix("tfd:") else { continue };
+        let mut words = rest.split_ascii_whitespace();
+        let fd = words.next().and_then(|fd| fd.parse::<i32>().ok());
+        let events = words.nth(1).and_then(|events| u32::from_str_radix(events, 16).ok());
+        let ino = words.find_map(|word| u64::from_str_radix(word.strip_prefix("ino:")?, 16).ok());
+        if let (Some(fd), Some(events)) = (fd, events) {
+            // The upper half are flags such as EPOLLET.
+            fds.extend([fd, (events & 0xffff) as i32]);
+            inodes.push(ino.unwrap_or(0));
+        }
+    }
+    (fds, inodes)
+}
+
+/// The process that a pidfd is a handle on.
+fn pidfd(pid: Pid, fd: i32) -> Option<Pid> {
+    let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok().filter(|pid| *pid > 0)
+}
+
+/// A path in a process's memory.
+fn text(pid: Pid, address: u64) -> String {
+    // Not beyond the page: the next may not be mapped.
+    let length = 4096 - (address as usize % 4096);
+    let mut bytes = sys::read_memory(pid, address, length.min(256)).unwrap_or_default();
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    bytes.truncate(end);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Call, moment, parse_interests};
+
+    #[test]
+    fn a_line_is_a_number_and_six_arguments() {
+        let line = "0 0x3 0x7ffd 0x1 0x0 0x0 0x0 0x7ffc8 0x7f10\n";
+        let arguments = [3, 0x7ffd, 1, 0, 0, 0];
+        assert_eq!(Call::parse(line), Some(Call::Syscall { number: 0, arguments }));
+        assert_eq!(Call::parse("running\n"), Some(Call::Running));
+        assert_eq!(Call::parse("-1 0x7ffc8 0x7f10\n"), Some(Call::Blocked));
+        assert_eq!(Call::parse("0 0x3\n"), None);
+        assert_eq!(Call::parse(""), None);
+    }
+
+    #[test]
+    fn a_thread_that_has_run_has_another_fingerprint() {
+        let status =
+            |count| format!("Name:\tx\nvoluntary_ctxt_switches:\t{count}\nnonvoluntary_ctxt_switches:\t1\n");
+        assert_eq!(moment("0 0x3", &status(7)), moment("0 0x3", &status(7)));
+        assert_ne!(moment("0 0x3", &status(7)), moment("0 0x3", &status(8)));
+        assert_ne!(moment("0 0x3", &status(7)), moment("0 0x4", &status(7)));
+        assert_eq!(moment("running", &status(7)), "");
+    }
+
+    #[test]
+    fn an_epoll_tells_its_interest_list() {
+        let info = "pos:\t0\nflags:\t02\nmnt_id:\t15\nino:\t1058\n\
+                    tfd:        5 events:       19 data:  5  pos:0 ino:61af sdev:7\n\
+                    tfd:        7 events: 8000001d data: 7  pos:0 ino:62af sdev:7\n";
+        assert_eq!(parse_interests(info), (vec![5, 0x19, 7, 0x1d], vec![0x61af, 0x62af]));
+    }
 }

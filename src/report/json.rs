@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::diagnosis::{Cause, Holder, Verdict};
+use crate::diagnosis::{Cause, Holder, Stuck, Verdict};
 use crate::facts::{Class, Process};
 use crate::outcome::Body;
 use crate::proc::fds::end;
@@ -44,7 +44,7 @@ pub(crate) fn line(verdict: &Verdict) -> String {
                     })
                 })
                 .collect(),
-            facts.processes.iter().filter_map(wait).collect(),
+            facts.processes.iter().flat_map(|process| waits(verdict, process)).collect(),
             facts.survivors.iter().map(|survivor| json!(survivor.pid)).collect(),
         ],
     )
@@ -96,19 +96,27 @@ fn process(verdict: &Verdict, process: &Process) -> Value {
     })
 }
 
-fn wait(process: &Process) -> Option<Value> {
-    let wait = process.wait.as_ref().filter(|_| process.class == Class::Leaked)?;
-    let fd = process.fds.iter().flatten().find(|fd| Some(fd.fd) == wait.fd);
-    Some(json!({
-        "pid": process.pid,
-        "tid": wait.tid,
-        "syscall": wait.syscall,
-        "fd": wait.fd,
-        "inode": fd.and_then(crate::proc::fds::Fd::pipe),
-        "on": null,
-        "proved": false,
-        "because": null,
-    }))
+/// The waits of a process that was killed, a value a thread.
+fn waits<'a>(verdict: &'a Verdict, process: &'a Process) -> impl Iterator<Item = Value> + 'a {
+    let threads = process.tasks.iter().filter(|_| process.class == Class::Leaked);
+    threads.map(move |thread| {
+        let stuck = verdict.stuck.iter().find(|stuck| stuck.tid == thread.tid);
+        let fd = match thread.fds()[..] {
+            [fd] => Some(fd),
+            _ => None,
+        };
+        let proved = stuck.is_some_and(Stuck::proved);
+        json!({
+            "pid": process.pid,
+            "tid": thread.tid,
+            "syscall": (!thread.syscall.is_empty()).then_some(&thread.syscall),
+            "fd": fd,
+            "inode": fd.and_then(|fd| process.pipe(fd)),
+            "on": verdict.names.locks.get(&thread.tid),
+            "proved": proved,
+            "because": stuck.filter(|_| proved).map(|stuck| stuck.because.name()),
+        })
+    })
 }
 
 fn holder(holder: &Holder) -> Value {

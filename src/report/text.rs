@@ -11,13 +11,16 @@ use crate::diagnosis::{Cause, Holder, Origin, Stray, Verdict, is_daemon, plural,
 use crate::facts::{Class, Facts, Process};
 use crate::outcome::{Body, End};
 use crate::proc::fds::{Fd, end};
+use crate::proc::waits::{On, Thread};
 
 /// The most processes and fds that are listed one by one.
 const LISTED: usize = 24;
+/// The most pipes whose ends are listed.
+const PIPES: usize = 6;
 
 /// Writes the report of a failed test. `colour` adds escape sequences for a terminal.
 pub(crate) fn report(verdict: &Verdict, colour: bool) -> String {
-    let mut text = Text { out: String::new(), colour };
+    let mut text = Text { out: String::new(), colour, told: Vec::new() };
     text.write(verdict);
     text.out
 }
@@ -45,6 +48,8 @@ pub(crate) fn aside(verdict: &Verdict) -> Option<String> {
 struct Text {
     out: String,
     colour: bool,
+    /// The pipes whose line was told.
+    told: Vec<u64>,
 }
 
 impl Text {
@@ -64,6 +69,7 @@ impl Text {
             self.line(&format!("  {}", escape::text(&finding.sentence)));
         }
         self.tree(verdict);
+        self.blocked_pipes(verdict);
         self.strays(verdict);
         self.fixes(verdict);
         for note in &verdict.facts.notes {
@@ -141,6 +147,11 @@ impl Text {
             if let Some(origin) = verdict.origin_of_process(process.pid) {
                 let how = if process.forked_without_exec { "forked" } else { "spawned" };
                 self.origin(&format!("  {indent}       "), how, origin, verdict.facts.pid);
+            } else if cfg!(feature = "sites") {
+                let line = format!(
+                    "  {indent}       started by another program, or by a raw syscall: its line is not known"
+                );
+                self.line(&line);
             }
             self.wait_and_fds(verdict, process, &format!("{indent}       "));
         }
@@ -149,21 +160,73 @@ impl Text {
         }
     }
 
-    fn wait_and_fds(&mut self, verdict: &Verdict, process: &Process, indent: &str) {
-        if let Some(wait) = &process.wait {
-            let argument = match (wait.fd, wait.child) {
-                (Some(fd), _) => format!("(fd {fd})"),
-                (None, Some(child)) => format!("({child})"),
-                (None, None) => String::new(),
+    /// What each thread of a process is blocked in; those that are alike are one line.
+    fn waits(&mut self, verdict: &Verdict, process: &Process, indent: &str) {
+        let mut groups: Vec<(String, Vec<&Thread>)> = Vec::new();
+        for thread in &process.tasks {
+            let line = wait_line(verdict, process, thread);
+            match groups.iter_mut().find(|(known, _)| *known == line) {
+                Some((_, threads)) => threads.push(thread),
+                None => groups.push((line, vec![thread])),
+            }
+        }
+        let hidden = groups.len().saturating_sub(LISTED);
+        for (line, threads) in groups.into_iter().take(LISTED) {
+            let who = match (&threads[..], process.tasks.len()) {
+                (_, 1) => String::new(),
+                ([thread], _) if thread.tid == process.pid => "main thread: ".to_owned(),
+                ([thread], _) => format!("thread {} `{}`: ", thread.tid, escape::text(&thread.name)),
+                ([first, ..], _) => {
+                    format!("\u{d7}{} threads `{}`, ..: ", threads.len(), escape::text(&first.name))
+                }
+                ([], _) => continue,
             };
-            let place =
-                wait.wchan.as_ref().map(|name| format!("  [{}]", escape::text(name))).unwrap_or_default();
-            self.line(&format!("  {indent}{}{argument}{place}", wait.syscall));
+            let line = line.replacen('\n', &format!("\n  {indent}  "), usize::MAX);
+            self.line(&format!("  {indent}{who}{line}"));
+        }
+        if hidden > 0 {
+            self.line(&format!("  {indent}.. and {hidden} more threads"));
+        }
+    }
+
+    fn wait_and_fds(&mut self, verdict: &Verdict, process: &Process, indent: &str) {
+        self.waits(verdict, process, indent);
+        for unread in verdict.unread.iter().filter(|unread| unread.pid == process.pid) {
+            let told: Vec<String> = unread
+                .fds
+                .iter()
+                .take(LISTED)
+                .map(|fd| {
+                    let origin = process.pipe(*fd).and_then(|ino| verdict.origin_of_inode(ino));
+                    let place = origin.and_then(|origin| origin.place.as_deref());
+                    place.map_or_else(
+                        || fd.to_string(),
+                        |place| format!("{fd} (created at {})", escape::text(place)),
+                    )
+                })
+                .collect();
+            let what = match unread.fds.len() {
+                1 => "a read end at EOF that nobody reads: fd".to_owned(),
+                count => format!("{count} read ends at EOF that nobody reads: fds"),
+            };
+            self.line(&format!("  {indent}holds {what} {}", told.join(", ")));
         }
         let Some(fds) = &process.fds else {
             self.line(&format!("  {indent}its fds may not be read"));
             return;
         };
+        // The pipes that somebody is blocked on stand below, and lifelines above.
+        let told = |ino: u64| verdict.stuck.iter().any(|stuck| stuck.pipe == Some(ino));
+        let unread: Vec<i32> = verdict
+            .unread
+            .iter()
+            .filter(|unread| unread.pid == process.pid)
+            .flat_map(|unread| unread.fds.iter().copied())
+            .collect();
+        let fds: Vec<&Fd> = fds
+            .iter()
+            .filter(|fd| fd.pipe().is_some_and(|ino| !told(ino)) && !unread.contains(&fd.fd))
+            .collect();
         if !fds.is_empty() {
             self.line(&format!("  {indent}pipes it holds of this test"));
         }
@@ -189,12 +252,43 @@ impl Text {
             self.line(&format!("  {indent}  {line}"));
             // A stray end of the same pipe tells it below.
             let told = verdict.strays.iter().any(|stray| stray.fd.target == fd.target);
-            if let Some(origin) = fd.pipe().filter(|_| !told).and_then(|ino| verdict.origin_of_inode(ino)) {
+            let Some(ino) = fd.pipe().filter(|ino| !told && !self.told.contains(ino)) else { continue };
+            self.told.push(ino);
+            if let Some(origin) = verdict.origin_of_inode(ino) {
                 self.origin(&format!("  {indent}     "), "created", origin, verdict.facts.pid);
             }
         }
         if fds.len() > LISTED {
             self.line(&format!("  {indent}  .. and {} more", fds.len() - LISTED));
+        }
+    }
+
+    /// The pipes that somebody is blocked on for ever: who has which end.
+    fn blocked_pipes(&mut self, verdict: &Verdict) {
+        let mut told: Vec<u64> = Vec::new();
+        for pipe in verdict.stuck.iter().filter_map(|stuck| stuck.pipe) {
+            if told.contains(&pipe) || told.len() >= PIPES {
+                continue;
+            }
+            told.push(pipe);
+            self.line("");
+            let state = verdict.facts.pipes.iter().find(|state| state.ino == pipe);
+            let queue = state.and_then(|state| Some((state.queued?, state.capacity?)));
+            let queue = queue.map(|(queued, size)| format!("  {queued} of {size} bytes queued"));
+            self.line(&format!("  pipe:[{pipe}]{}", queue.unwrap_or_default()));
+            for line in end_lines(verdict, pipe) {
+                self.line(&format!("    {line}"));
+            }
+            match verdict.origin_of_inode(pipe) {
+                Some(origin) => {
+                    let origin = Origin { call: origin.call.clone(), ..origin.clone() };
+                    self.origin("    ", "created", &origin, verdict.facts.pid);
+                }
+                None if cfg!(feature = "sites") => {
+                    self.line("    created by another program, or by a raw syscall: its line is not known");
+                }
+                None => {}
+            }
         }
     }
 
@@ -355,6 +449,104 @@ fn describe(process: &Process, facts: &Facts) -> String {
         }
     }
     parts.join(", ")
+}
+
+/// What a thread is blocked in: `read(fd 3)  [anon_pipe_read]`, and in further lines where.
+fn wait_line(verdict: &Verdict, process: &Process, thread: &Thread) -> String {
+    if thread.syscall.is_empty() {
+        return "what it waits in may not be read".to_owned();
+    }
+    let numbers = |fds: &[i32]| {
+        let shown: Vec<String> = fds.iter().step_by(2).take(8).map(i32::to_string).collect();
+        let more = if fds.len() > 16 { ", .." } else { "" };
+        format!("{}{more}", shown.join(", "))
+    };
+    let argument = match &thread.on {
+        On::Read { fd } | On::Write { fd } | On::Fd { fd } | On::Lock { fd } => format!("fd {fd}"),
+        On::Poll { fds, .. } => format!("fds {}", numbers(fds)),
+        On::Epoll { epoll, fds, .. } => format!("fd {epoll}: {}", numbers(fds)),
+        On::Child { pid } if *pid > 0 => pid.to_string(),
+        On::Child { .. } => "any child".to_owned(),
+        On::Futex { .. } => verdict.names.locks.get(&thread.tid).cloned().unwrap_or_default(),
+        On::Thread { tid } => format!("end of thread {tid}"),
+        On::Open { path } => format!("\"{path}\""),
+        On::Other | On::Sleep | On::Signal => String::new(),
+    };
+    let mut line = escape::text(&thread.syscall);
+    if !argument.is_empty() {
+        let _ = write!(line, "({})", escape::text(&argument));
+    }
+    let file = match &thread.on {
+        On::Fd { fd } | On::Lock { fd } | On::Read { fd } | On::Write { fd } => {
+            process.fds.iter().flatten().find(|known| known.fd == *fd && known.pipe().is_none())
+        }
+        _ => None,
+    };
+    if let Some(file) = file {
+        let _ = write!(line, " {}", escape::text(&file.target));
+    }
+    if let Some(name) = &thread.wchan {
+        let _ = write!(line, "  [{}]", escape::text(name));
+    }
+    match verdict.stuck.iter().find(|stuck| stuck.tid == thread.tid) {
+        Some(stuck) if stuck.proved() => line += "  <- for ever",
+        Some(_) => line += "  <- nothing was found that wakes it",
+        None => {}
+    }
+    let stack = verdict.names.stacks.get(&thread.tid).filter(|stack| !stack.is_empty());
+    if let Some(stack) = stack {
+        let frames: Vec<String> = stack.iter().map(|frame| escape::text(frame)).collect();
+        let (begin, between) = if verdict.names.full { ("", "\n") } else { ("in ", " < ") };
+        let _ = write!(line, "\n{begin}{}", frames.join(between));
+    }
+    line
+}
+
+/// A line for each end of a pipe that somebody has.
+fn end_lines(verdict: &Verdict, pipe: u64) -> Vec<String> {
+    let facts = &verdict.facts;
+    let mut holders: Vec<(i32, &Fd, &str)> = Vec::new();
+    for process in &facts.processes {
+        holders.extend(process.fds.iter().flatten().map(|fd| (process.pid, fd, "")));
+    }
+    for outsider in &facts.outside.holders {
+        holders.extend(outsider.fds.iter().map(|fd| (outsider.pid, fd, outsider.comm.as_str())));
+    }
+    holders.retain(|(_, fd, _)| fd.pipe() == Some(pipe));
+    // Readers first.
+    holders.sort_by_key(|(_, fd, _)| !fd.reads());
+    let blocked: Vec<(i32, i32)> = facts
+        .processes
+        .iter()
+        .flat_map(|process| process.tasks.iter().map(move |thread| (process.pid, thread)))
+        .flat_map(|(pid, thread)| thread.fds().into_iter().map(move |fd| (pid, fd)))
+        .collect();
+    let is_blocked = |pid: i32, fd: i32| blocked.contains(&(pid, fd));
+    let count = |reads: bool| holders.iter().filter(|(_, fd, _)| fd.reads() == reads).count();
+    let only = |reads: bool| count(reads) == 1;
+    let mut lines = Vec::new();
+    for (pid, fd, outside) in holders.iter().take(LISTED) {
+        let mut line = format!("{:<5} end  {pid} fd {}", end(fd.access), fd.fd);
+        if !outside.is_empty() {
+            let _ = write!(line, " `{}`, outside of the test", escape::text(outside));
+        }
+        line += no_cloexec(fd.fd, fd.cloexec);
+        if is_blocked(*pid, fd.fd) {
+            line += "   <- blocked on it";
+        } else if only(fd.reads()) {
+            let other = holders.iter().find(|(_, other, _)| other.reads() != fd.reads());
+            line += match other {
+                Some((other, ..)) if other == pid && fd.writes() => "   <- the only one: the reader itself",
+                Some((other, ..)) if other == pid => "   <- the only one: the writer itself",
+                _ => "   <- the only one",
+            };
+        }
+        lines.push(line);
+    }
+    if holders.len() > LISTED {
+        lines.push(format!(".. and {} more", holders.len() - LISTED));
+    }
+    lines
 }
 
 fn pipe_line(fd: &Fd, holders: &[Holder], test: i32) -> String {

@@ -1,0 +1,306 @@
+//! Says why a wait never ends, and what usually mends it.
+
+use std::collections::BTreeSet;
+
+use super::stuck::{Because, Stuck};
+use super::{Finding, Names, origin_of_inode, plural};
+use crate::facts::{Facts, Process};
+use crate::proc::fds::Fd;
+use crate::proc::waits::{On, Thread};
+use crate::report::escape;
+
+/// The most waits that are explained one by one.
+const EXPLAINED: usize = 4;
+
+/// Adds a finding for each wait that is the reason of others, and of none for those others.
+pub(super) fn find(facts: &Facts, stuck: &[Stuck], names: &Names, findings: &mut Vec<Finding>) {
+    let scene = Scene { facts, stuck, names };
+    let mut told: Vec<(Finding, usize)> = Vec::new();
+    let mut rings: Vec<BTreeSet<i32>> = Vec::new();
+    let mut roots: Vec<&Stuck> = stuck.iter().filter(|stuck| is_root(stuck)).collect();
+    roots.sort_by_key(|stuck| (!stuck.proved(), stuck.because));
+    for root in roots {
+        if root.because == Because::Cycle {
+            let ring: BTreeSet<i32> = root.ring.iter().copied().collect();
+            // Somebody of the ring waits for what nobody of it has.
+            let inherited = stuck
+                .iter()
+                .any(|other| other.because == Because::InheritedLock && ring.contains(&other.tid));
+            if inherited || rings.contains(&ring) {
+                continue;
+            }
+            rings.push(ring);
+        }
+        let Some(finding) = scene.explain(root) else { continue };
+        // Eighty children that hang on one lock are one story.
+        match told.iter_mut().find(|(known, _)| known.fix == finding.fix && same_story(known, &finding)) {
+            Some((_, count)) => *count += 1,
+            None => told.push((finding, 1)),
+        }
+    }
+    let more = told.len().saturating_sub(EXPLAINED);
+    for (mut finding, count) in told.into_iter().take(EXPLAINED) {
+        if count > 1 {
+            finding.sentence += &format!(" The same holds for {} more.", plural(count - 1, "process"));
+        }
+        findings.push(finding);
+    }
+    if more > 0 {
+        let sentence = format!("{} more never end, for other reasons.", plural(more, "wait"));
+        findings.push(Finding { cause: None, sentence, fix: None, allow: None });
+    }
+}
+
+/// Whether a wait is the reason of others: it waits for itself, or for what does not exist.
+fn is_root(stuck: &Stuck) -> bool {
+    match stuck.because {
+        Because::InheritedLock | Because::OwnWriteEnd | Because::Cycle => true,
+        _ => stuck.wakers.is_empty() || stuck.wakers == [stuck.pid],
+    }
+}
+
+/// Whether two sentences differ in nothing but numbers.
+fn same_story(one: &Finding, other: &Finding) -> bool {
+    let words =
+        |finding: &Finding| -> String { finding.sentence.chars().filter(|c| !c.is_ascii_digit()).collect() };
+    words(one) == words(other)
+}
+
+struct Scene<'a> {
+    facts: &'a Facts,
+    stuck: &'a [Stuck],
+    names: &'a Names,
+}
+
+impl Scene<'_> {
+    fn explain(&self, stuck: &Stuck) -> Option<Finding> {
+        let (process, thread) = self.find(stuck.tid)?;
+        let pid = stuck.pid;
+        let never = match &stuck.doubts[..] {
+            [] => "(same in 2 snapshots)".to_owned(),
+            doubts => format!("(not proved: {})", doubts.join("; ")),
+        };
+        let can_never = |what: &str| match stuck.proved() {
+            true => format!("It can never {what}. {never}"),
+            false => format!("Nothing was found that will let it {what}. {never}"),
+        };
+        let (sentence, fix) = match stuck.because {
+            Because::InheritedLock => self.inherited_lock(stuck, process, thread, &never),
+            Because::OwnWriteEnd => {
+                let (ends, _) = self.ends(process, stuck.pipe?, Fd::writes);
+                let reads = match ends.len() {
+                    1 => format!("whose only write end is its own fd {}", ends[0]),
+                    _ => format!("whose only write ends are its own fds {}", list(&ends)),
+                };
+                let keeper = if process.is_test { "the test" } else { "its own lifeline keeper: it" };
+                let is = if process.is_test { ", " } else { " is " };
+                let sentence = format!(
+                    "pid {pid}{is}{keeper}{} waits for EOF on a pipe {reads}. {}",
+                    if process.is_test { "," } else { "" },
+                    can_never("see EOF")
+                );
+                (sentence, Some(self.fix_of_own_end(process, stuck.pipe?, &ends)))
+            }
+            Because::Cycle if matches!(thread.on, On::Futex { .. }) && stuck.ring.len() <= 1 => {
+                let lock = self.lock(thread);
+                let threads = match process.tasks.len() {
+                    1 => "it has no other thread that could let go of it".to_owned(),
+                    count => format!("all its {count} threads wait"),
+                };
+                let inherited = if process.forked_without_exec && !process.is_test && process.tasks.len() == 1
+                {
+                    " If its parent had several threads at the fork, one of those may have held the lock, and does not exist here."
+                } else {
+                    ""
+                };
+                let sentence =
+                    format!("pid {pid} waits for {lock}, and {threads}. {}{inherited}", can_never("go on"));
+                let fix = "look who took it and did not give it back: the same thread, a guard that was \
+                           forgotten, or a sender that lives on in a waiting thread.";
+                (sentence, Some(fix.to_owned()))
+            }
+            Because::Cycle => self.ring(stuck, &never)?,
+            _ => {
+                let clause = self.clause(stuck)?;
+                (format!("{clause}. {}", can_never("go on")), None)
+            }
+        };
+        Some(Finding { cause: None, sentence, fix, allow: None })
+    }
+
+    fn inherited_lock(
+        &self,
+        stuck: &Stuck,
+        process: &Process,
+        thread: &Thread,
+        never: &str,
+    ) -> (String, Option<String>) {
+        let pid = stuck.pid;
+        let maker = super::origin_of_process(&self.names.origins, pid)
+            .map(|origin| origin.maker)
+            .or_else(|| process.lineage.first().copied())
+            .unwrap_or(self.facts.pid);
+        let can =
+            if stuck.proved() { "can never run again" } else { "waits, and nothing was found that wakes it" };
+        let sentence = format!(
+            "pid {pid} {can}: it waits for {} that some thread of pid {maker} held when {pid} was forked. \
+             That thread does not exist in {pid}. {never}",
+            self.lock(thread)
+        );
+        let called = self.names.stacks.get(&thread.tid).and_then(|stack| stack.first());
+        let called = called.map(|function| {
+            let name = function.rsplit("::").next().unwrap_or(function);
+            format!(": `{name}` locks")
+        });
+        let fix = format!(
+            "exec after the fork (`Command`), or fork while there is one thread. Between fork and exec only \
+             async-signal-safe calls are sound{}.",
+            called.unwrap_or_default()
+        );
+        (sentence, Some(fix))
+    }
+
+    /// Those that wait for each other, in the order in which they wait.
+    fn ring(&self, stuck: &Stuck, never: &str) -> Option<(String, Option<String>)> {
+        let mut clauses = Vec::new();
+        let mut pids: Vec<i32> = Vec::new();
+        let mut kinds = BTreeSet::new();
+        for tid in &stuck.ring {
+            let member = self.stuck.iter().find(|member| member.tid == *tid)?;
+            clauses.push(self.clause(member)?);
+            if !pids.contains(&member.pid) {
+                pids.push(member.pid);
+            }
+            let (_, thread) = self.find(*tid)?;
+            kinds.insert(match thread.on {
+                On::Child { .. } => Kind::Child,
+                On::Write { .. } => Kind::Write,
+                On::Futex { .. } | On::Thread { .. } => Kind::Thread,
+                _ => Kind::Read,
+            });
+        }
+        let who = match &pids[..] {
+            [pid] => format!("{} of pid {pid} wait for each other", plural(stuck.ring.len(), "thread")),
+            [_, _] => format!("pids {} wait for each other", list(&pids)),
+            _ => format!("pids {} wait for each other in a ring", list(&pids)),
+        };
+        clauses.truncate(6);
+        let ending = match (stuck.proved(), pids.len()) {
+            (true, 2) => "Neither can ever go on.",
+            (true, _) => "None can ever go on.",
+            (false, _) => "Nothing was found that will let them go on.",
+        };
+        let sentence = format!("{who}: {}. {ending} {never}", clauses.join("; "));
+        let fix = if kinds.contains(&Kind::Child) && kinds.contains(&Kind::Write) {
+            "read the pipe to its end before waiting for the child: `Child::wait_with_output` or \
+             `Command::output` do both."
+        } else if kinds.contains(&Kind::Thread) && kinds.len() == 1 {
+            "take locks in the same order everywhere, and join no thread while holding what it needs."
+        } else if kinds.contains(&Kind::Child) {
+            "close the end that the child waits on before waiting for the child: drop its owner, in `Command`'s \
+             case `child.stdin.take()`."
+        } else {
+            "let one side write first, or close the ends that it does not use right after the fork."
+        };
+        Some((sentence, Some(fix.to_owned())))
+    }
+
+    /// What one thread waits for, and who has it.
+    fn clause(&self, stuck: &Stuck) -> Option<String> {
+        let (process, thread) = self.find(stuck.tid)?;
+        let who = if process.tasks.len() > 1 && stuck.tid != stuck.pid {
+            format!("thread {} of {}", stuck.tid, stuck.pid)
+        } else {
+            stuck.pid.to_string()
+        };
+        let holders = match &stuck.wakers[..] {
+            [] => "nobody that was found".to_owned(),
+            [waker] if *waker == stuck.pid => "itself".to_owned(),
+            wakers => list(wakers),
+        };
+        Some(match &thread.on {
+            On::Child { .. } => format!("{who} waits for the end of {holders}"),
+            On::Thread { tid } => format!("{who} waits for the end of thread {tid}"),
+            On::Futex { .. } => format!("{who} waits for {}", self.lock(thread)),
+            On::Lock { fd } => {
+                let file = process.fds.iter().flatten().find(|known| known.fd == *fd);
+                let file = file.map_or_else(String::new, |file| escape::text(&file.target));
+                format!("{who} waits for the lock on `{file}` that {holders} holds")
+            }
+            On::Write { .. } => {
+                let full = self.queue(stuck.pipe?).map_or_else(String::new, |queue| format!(" ({queue})"));
+                format!(
+                    "{who} writes to pipe:[{}], which is full{full} and read by {holders} only",
+                    stuck.pipe?
+                )
+            }
+            _ => format!("{who} reads from pipe:[{}], to which only {holders} can write", stuck.pipe?),
+        })
+    }
+
+    /// `65536 of 65536 bytes queued`.
+    fn queue(&self, pipe: u64) -> Option<String> {
+        let state = self.facts.pipes.iter().find(|state| state.ino == pipe)?;
+        Some(format!("{} of {} bytes queued", state.queued?, state.capacity?))
+    }
+
+    /// The lock that a thread waits for, in words.
+    fn lock(&self, thread: &Thread) -> String {
+        match self.names.locks.get(&thread.tid) {
+            Some(name) => format!("a lock ({name})"),
+            None => {
+                let called = self.names.stacks.get(&thread.tid).and_then(|stack| stack.first());
+                called.map_or_else(|| "a lock".to_owned(), |function| format!("a lock (of `{function}`)"))
+            }
+        }
+    }
+
+    /// The fds of one process that are ends of a pipe, and whether all are close-on-exec.
+    fn ends(&self, process: &Process, pipe: u64, is: impl Fn(&Fd) -> bool) -> (Vec<i32>, bool) {
+        let ends = process.fds.iter().flatten().filter(|fd| fd.pipe() == Some(pipe) && is(fd));
+        let cloexec = ends.clone().all(|fd| fd.cloexec);
+        (ends.map(|fd| fd.fd).collect(), cloexec)
+    }
+
+    fn fix_of_own_end(&self, process: &Process, pipe: u64, ends: &[i32]) -> String {
+        let fds = list(ends);
+        if process.forked_without_exec && !process.is_test {
+            return format!(
+                "in the child, close fd {fds} between the fork and the read. O_CLOEXEC would not help: the \
+                 child never execs."
+            );
+        }
+        if process.is_test {
+            return format!("drop the owner of the write end, fd {fds}, before reading to the end.");
+        }
+        let place = origin_of_inode(&self.names.origins, pipe).and_then(|origin| origin.place.as_deref());
+        let place = place.map_or_else(String::new, |place| format!(" ({place})"));
+        format!("create the write end, fd {fds}, with O_CLOEXEC{place}, so that the program never gets it.")
+    }
+
+    fn find(&self, tid: i32) -> Option<(&Process, &Thread)> {
+        let threads = |process: &'_ Process| process.tasks.iter().position(|thread| thread.tid == tid);
+        let process = self.facts.processes.iter().find(|process| threads(process).is_some())?;
+        Some((process, process.tasks.iter().find(|thread| thread.tid == tid)?))
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Child,
+    Read,
+    Write,
+    Thread,
+}
+
+/// `3`, `3 and 4`, `3, 4 and 5`.
+fn list(numbers: &[i32]) -> String {
+    let mut text = String::new();
+    for (at, number) in numbers.iter().enumerate() {
+        if at > 0 {
+            text += if at + 1 == numbers.len() { " and " } else { ", " };
+        }
+        text += &number.to_string();
+    }
+    text
+}

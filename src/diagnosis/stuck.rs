@@ -1,0 +1,411 @@
+//! Waits that can never end.
+//!
+//! A thread is stuck for ever iff everything that could wake it is stuck too. So all that wait
+//! without a clock are taken to be stuck at first, and each that something else could wake is let
+//! go, until nothing changes any more: what remains waits only for itself (the greatest fixpoint;
+//! the same as Go's `goroutineleak` profile does for channels).
+//!
+//! Who could wake: a reader of a pipe, everybody who has a write end, since to write, to close or
+//! to exit takes a thread that runs; a poll set, whoever could wake it through any of its fds; a
+//! parent in `wait`, the child; a futex, the other threads of the process. What is not understood
+//! (a socket, a signal, another process's memory) counts as something that wakes.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::Names;
+use crate::facts::{Class, Facts, Process};
+use crate::outcome::End;
+use crate::proc::fds::{Fd, pipe_of};
+use crate::proc::waits::{On, Thread};
+
+/// Why a wait never ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Because {
+    /// It waits for a lock that a thread held which a fork did not copy.
+    InheritedLock,
+    /// It reads from a pipe of which it has all the write ends itself.
+    OwnWriteEnd,
+    /// It waits, over others, for itself.
+    Cycle,
+    /// It writes to a full pipe, and nobody who could read from it runs any more.
+    NoReaderRuns,
+    /// It reads from a pipe, and nobody who could write to it runs any more.
+    NoWriter,
+    /// It waits for a file lock of somebody who is stuck.
+    StuckHolder,
+    /// It waits for the end of a thread that is stuck.
+    StuckThread,
+    /// It waits for the end of a child that is stuck.
+    StuckChild,
+}
+
+impl Because {
+    /// The value of `because` in the JSON.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Because::InheritedLock => "inherited_lock",
+            Because::OwnWriteEnd => "own_write_end",
+            Because::Cycle => "cycle",
+            Because::NoReaderRuns => "no_reader_runs",
+            Because::NoWriter => "no_writer",
+            Because::StuckHolder => "stuck_holder",
+            Because::StuckThread => "stuck_thread",
+            Because::StuckChild => "stuck_child",
+        }
+    }
+}
+
+/// A thread that nothing was found to wake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stuck {
+    pub(crate) pid: i32,
+    pub(crate) tid: i32,
+    pub(crate) because: Because,
+    /// The pipe that it waits on, if it is one.
+    pub(crate) pipe: Option<u64>,
+    /// The processes that could wake it and never will, each once.
+    pub(crate) wakers: Vec<i32>,
+    /// Those that wait for each other, this one first and each for the next: thread ids. Empty if
+    /// it is not one of a ring.
+    pub(crate) ring: Vec<i32>,
+    /// What keeps this from being a proof, in words; empty if it is one.
+    pub(crate) doubts: Vec<String>,
+}
+
+impl Stuck {
+    pub(crate) fn proved(&self) -> bool {
+        self.doubts.is_empty()
+    }
+}
+
+/// One thread, and who could wake it.
+struct Node<'a> {
+    process: &'a Process,
+    thread: &'a Thread,
+    wait: Option<Wait>,
+}
+
+/// A wait that only others of the tree can end.
+#[derive(Default)]
+struct Wait {
+    /// Indices of threads.
+    wakers: BTreeSet<usize>,
+    /// The pipe at which it waits for a writer or for a reader.
+    reads: Option<u64>,
+    writes: Option<u64>,
+    /// The kernel says that there is another end, and nobody was found to have it.
+    unseen: bool,
+    /// A signal, a timer or the like may end it without any other process.
+    interruptible: bool,
+}
+
+/// Finds the threads that nothing can wake, in the order of the tree.
+pub(super) fn find(facts: &Facts, names: &Names) -> Vec<Stuck> {
+    let alive = |process: &&Process| process.class == Class::Leaked && !has_ended(process, facts);
+    let mut nodes: Vec<Node<'_>> = facts
+        .processes
+        .iter()
+        .filter(alive)
+        .flat_map(|process| process.tasks.iter().map(move |thread| Node { process, thread, wait: None }))
+        .collect();
+    let scene = Scene { facts, processes: facts.processes.iter().filter(alive).collect() };
+    for at in 0..nodes.len() {
+        nodes[at].wait = scene.wait(&nodes, at);
+    }
+    let mut stuck: Vec<bool> = nodes.iter().map(|node| node.wait.is_some()).collect();
+    loop {
+        let free = |at: &usize| {
+            let wait = nodes[*at].wait.as_ref();
+            stuck[*at] && wait.is_none_or(|wait| wait.wakers.iter().any(|waker| !stuck[*waker]))
+        };
+        let freed: Vec<usize> = (0..nodes.len()).filter(free).collect();
+        if freed.is_empty() {
+            break;
+        }
+        freed.into_iter().for_each(|at| stuck[at] = false);
+    }
+    (0..nodes.len()).filter(|at| stuck[*at]).filter_map(|at| scene.conclude(&nodes, at, names)).collect()
+}
+
+/// The test process is in the list of leaked ones only if its time was over.
+fn has_ended(process: &Process, facts: &Facts) -> bool {
+    process.is_test && facts.end != End::TimedOut
+}
+
+/// Which end of a pipe.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Reader,
+    Writer,
+}
+
+struct Scene<'a> {
+    facts: &'a Facts,
+    /// Everything that runs below the supervisor.
+    processes: Vec<&'a Process>,
+}
+
+impl Scene<'_> {
+    /// Who could wake a thread; `None` if something outside of the tree or a clock could.
+    fn wait(&self, nodes: &[Node<'_>], at: usize) -> Option<Wait> {
+        let Node { process, thread, .. } = nodes[at];
+        let mut wait = Wait { interruptible: true, ..Wait::default() };
+        match &thread.on {
+            On::Read { fd } => self.add(&mut wait, nodes, process, *fd, Side::Writer)?,
+            On::Write { fd } => self.add(&mut wait, nodes, process, *fd, Side::Reader)?,
+            On::Poll { fds, forever: true } => self.add_set(&mut wait, nodes, process, fds)?,
+            On::Epoll { fds, inodes, forever: true, .. } => {
+                for (entry, ino) in fds.chunks_exact(2).zip(inodes) {
+                    let fd = find_fd(process, entry[0])?;
+                    // Another file has this number by now, or the kernel does not say.
+                    if fd.event == 0 && pipe_of(&fd.target) != Some(*ino) {
+                        return None;
+                    }
+                }
+                self.add_set(&mut wait, nodes, process, fds)?;
+            }
+            On::Child { pid } => {
+                let children: Vec<&&Process> = self
+                    .processes
+                    .iter()
+                    .filter(|child| child.lineage.first() == Some(&process.pid))
+                    .filter(|child| *pid < 0 || child.pid == *pid)
+                    .collect();
+                if children.is_empty() {
+                    return None;
+                }
+                for child in children {
+                    wait.wakers.extend(threads_of(nodes, child)?);
+                }
+            }
+            On::Futex { shared: false, forever: true, .. } => {
+                // Who waits for a lock waits on after a signal.
+                wait.interruptible = false;
+                wait.wakers.extend(threads_of(nodes, process)?.into_iter().filter(|other| *other != at));
+            }
+            On::Thread { tid } => {
+                wait.interruptible = false;
+                let same = |node: &Node<'_>| node.process.pid == process.pid && node.thread.tid == *tid;
+                wait.wakers.insert(nodes.iter().position(same)?);
+            }
+            On::Lock { fd } => {
+                let target = &find_fd(process, *fd)?.target;
+                let holds = |other: &&&Process| {
+                    other.fds.iter().flatten().any(|held| held.locks && held.target == *target)
+                };
+                let holders: Vec<&&Process> = self.processes.iter().filter(holds).collect();
+                if holders.is_empty() {
+                    return None;
+                }
+                for holder in holders {
+                    wait.wakers.extend(threads_of(nodes, holder)?);
+                }
+            }
+            _ => return None,
+        }
+        Some(wait)
+    }
+
+    fn add_set(&self, wait: &mut Wait, nodes: &[Node<'_>], process: &Process, set: &[i32]) -> Option<()> {
+        // An empty set waits for a signal.
+        if set.is_empty() {
+            return None;
+        }
+        for entry in set.chunks_exact(2) {
+            let fd = find_fd(process, entry[0])?;
+            // Even one that asks for nothing is told of the end of the other side (poll(2)).
+            if fd.reads() {
+                self.add(wait, nodes, process, fd.fd, Side::Writer)?;
+            }
+            if fd.writes() {
+                self.add(wait, nodes, process, fd.fd, Side::Reader)?;
+            }
+        }
+        Some(())
+    }
+
+    /// Adds whoever has the other end behind an fd.
+    fn add(
+        &self,
+        wait: &mut Wait,
+        nodes: &[Node<'_>],
+        process: &Process,
+        fd: i32,
+        other: Side,
+    ) -> Option<()> {
+        let fd = find_fd(process, fd)?;
+        if fd.event != 0 {
+            // An eventfd: whoever has it can write to it and read from it.
+            for holder in
+                self.processes.iter().filter(|holder| may_have(holder, |held| held.event == fd.event))
+            {
+                wait.wakers.extend(threads_of(nodes, holder)?);
+            }
+            return Some(());
+        }
+        let pipe = fd.pipe()?;
+        if self.facts.foreign.contains(&pipe) {
+            return None;
+        }
+        let is_end = |held: &Fd| {
+            held.pipe() == Some(pipe) && if other == Side::Writer { held.writes() } else { held.reads() }
+        };
+        if self.facts.outside.holders.iter().any(|holder| holder.fds.iter().any(is_end)) {
+            return None;
+        }
+        // At end-of-file it does not wait; it is about to go on.
+        let state = self.facts.pipes.iter().find(|state| state.ino == pipe);
+        if state.is_some_and(|state| if other == Side::Writer { state.no_writer } else { state.no_reader }) {
+            return None;
+        }
+        let mut found = false;
+        for holder in self.processes.iter().filter(|holder| may_have(holder, is_end)) {
+            found = true;
+            wait.wakers.extend(threads_of(nodes, holder)?);
+        }
+        wait.unseen |= !found;
+        match other {
+            Side::Writer => wait.reads = Some(pipe),
+            Side::Reader => wait.writes = Some(pipe),
+        }
+        Some(())
+    }
+
+    fn conclude(&self, nodes: &[Node<'_>], at: usize, names: &Names) -> Option<Stuck> {
+        let Node { process, thread, wait } = &nodes[at];
+        let wait = wait.as_ref()?;
+        let mut wakers: Vec<i32> = Vec::new();
+        for waker in &wait.wakers {
+            let pid = nodes[*waker].process.pid;
+            if !wakers.contains(&pid) {
+                wakers.push(pid);
+            }
+        }
+        let closure = closure(nodes, at);
+        let cycle = closure.contains(&at);
+        let because = match &thread.on {
+            On::Futex { .. } if self.is_inherited(process, thread, names) => Because::InheritedLock,
+            On::Futex { .. } => Because::Cycle,
+            _ if wait.reads.is_some() && wait.writes.is_none() && wakers == [process.pid] => {
+                Because::OwnWriteEnd
+            }
+            _ if wait.writes.is_some() && wait.reads.is_none() && wakers == [process.pid] => {
+                Because::NoReaderRuns
+            }
+            _ if cycle => Because::Cycle,
+            On::Thread { .. } => Because::StuckThread,
+            On::Child { .. } => Because::StuckChild,
+            On::Lock { .. } => Because::StuckHolder,
+            _ if wait.writes.is_some() => Because::NoReaderRuns,
+            _ => Because::NoWriter,
+        };
+        let doubts = self.doubts(nodes, closure.iter().copied().chain([at]).collect());
+        let pipe = wait.reads.or(wait.writes);
+        let ring = if cycle { ring(nodes, at) } else { Vec::new() };
+        Some(Stuck { pid: process.pid, tid: thread.tid, because, pipe, wakers, ring, doubts })
+    }
+
+    /// Whether a thread waits for a lock that was held when its process was forked: the process is
+    /// a fork without exec of one that had other threads, and none of its own can have the lock.
+    fn is_inherited(&self, process: &Process, thread: &Thread, names: &Names) -> bool {
+        if !process.forked_without_exec || process.is_test {
+            return false;
+        }
+        let origin = super::origin_of_process(&names.origins, process.pid);
+        let of_a_crowd = match origin.map_or(0, |origin| origin.threads) {
+            // Not recorded: its parent may still show.
+            0 => self
+                .processes
+                .iter()
+                .any(|parent| process.lineage.first() == Some(&parent.pid) && parent.threads > 1),
+            threads => threads > 1,
+        };
+        // No thread keeps a lock of std's while it waits for something else.
+        let of_std = names.locks.get(&thread.tid).is_some_and(|name| name.starts_with("std::"));
+        of_a_crowd && (process.tasks.len() == 1 || of_std)
+    }
+
+    /// What keeps a wait, and all that it depends on, from being proved.
+    fn doubts(&self, nodes: &[Node<'_>], closure: BTreeSet<usize>) -> Vec<String> {
+        let mut doubts: Vec<String> = Vec::new();
+        let mut add = |doubt: String| {
+            if !doubts.contains(&doubt) {
+                doubts.push(doubt);
+            }
+        };
+        let outside = &self.facts.outside;
+        for node in closure.iter().map(|at| &nodes[*at]) {
+            let Some(wait) = &node.wait else { continue };
+            if !node.thread.settled {
+                add(format!("pid {} ran between two looks", node.process.pid));
+            }
+            if wait.interruptible {
+                node.process.holes.iter().for_each(|hole| add(format!("pid {}: {hole}", node.process.pid)));
+            }
+            if wait.unseen {
+                add(format!(
+                    "no holder of the other end was found in the {} processes read; {} unreadable",
+                    outside.read as usize + self.processes.len(),
+                    outside.unreadable
+                ));
+            }
+            // A pipe that was made in the tree can leave it only through a socket.
+            let on_pipe = wait.reads.is_some() || wait.writes.is_some();
+            let may_have_left = self.processes.iter().any(|process| process.sockets);
+            if on_pipe && may_have_left && outside.unreadable > 0 {
+                add(format!("the fds of {} other processes may not be read", outside.unreadable));
+            }
+        }
+        doubts
+    }
+}
+
+/// Every thread that could wake a thread, or that could wake one of those.
+fn closure(nodes: &[Node<'_>], at: usize) -> BTreeSet<usize> {
+    let mut seen = BTreeSet::new();
+    let mut pending = vec![at];
+    while let Some(next) = pending.pop() {
+        let wakers = nodes[next].wait.iter().flat_map(|wait| &wait.wakers);
+        pending.extend(wakers.copied().filter(|waker| seen.insert(*waker)));
+    }
+    seen
+}
+
+/// The shortest way from a thread over those that could wake it back to itself.
+fn ring(nodes: &[Node<'_>], at: usize) -> Vec<i32> {
+    let mut came_from: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut pending = VecDeque::from([at]);
+    while let Some(next) = pending.pop_front() {
+        for waker in nodes[next].wait.iter().flat_map(|wait| &wait.wakers).copied() {
+            if waker == at {
+                let mut way = vec![next];
+                while let Some(before) =
+                    way.last().filter(|last| **last != at).and_then(|last| came_from.get(last))
+                {
+                    way.push(*before);
+                }
+                return way.iter().rev().map(|at| nodes[*at].thread.tid).collect();
+            }
+            came_from.entry(waker).or_insert_with(|| {
+                pending.push_back(waker);
+                next
+            });
+        }
+    }
+    Vec::new()
+}
+
+fn find_fd(process: &Process, fd: i32) -> Option<&Fd> {
+    process.fds.iter().flatten().find(|known| known.fd == fd)
+}
+
+/// Whether a process has such an fd. One whose table may not be read may have any.
+fn may_have(process: &Process, is: impl Fn(&Fd) -> bool) -> bool {
+    process.fds.as_ref().is_none_or(|fds| fds.iter().any(is))
+}
+
+/// The threads of a process; `None` if not all are known, so that one may run.
+fn threads_of(nodes: &[Node<'_>], process: &Process) -> Option<Vec<usize>> {
+    let threads: Vec<usize> = (0..nodes.len()).filter(|at| nodes[*at].process.pid == process.pid).collect();
+    (!threads.is_empty() && threads.len() >= process.threads as usize).then_some(threads)
+}

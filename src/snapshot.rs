@@ -1,0 +1,264 @@
+//! Looks at the processes below a supervisor: the evidence, before anything is killed.
+//!
+//! The race: a tree changes while it is read. A snapshot is read once; [`Snapshot::look_again`]
+//! tells of each thread whether it has run since. What both looks agree on was so all the time in
+//! between.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::facts::{Class, Outside, Outsider, PipeState, Process};
+use crate::proc::fds::{self, Fd};
+use crate::proc::process::{self, Stat};
+use crate::proc::tree::Tree;
+use crate::proc::waits;
+#[cfg(feature = "sites")]
+use crate::proc::{maps::Maps, unwind::Unwinder};
+use crate::sys::{self, Pid};
+
+/// The descendants of a supervisor at one moment.
+#[derive(Default)]
+pub(crate) struct Snapshot {
+    tree: Tree,
+    processes: Vec<Process>,
+}
+
+/// What is known of a test before anybody looks.
+pub(crate) struct Scene<'a> {
+    pub(crate) supervisor: Pid,
+    /// The test process, dead or alive.
+    pub(crate) test: Pid,
+    /// The inodes of pipes that were there before the test, and are none of its doing.
+    pub(crate) foreign: Vec<u64>,
+    /// The test binary's arguments.
+    pub(crate) command_line: &'a [String],
+}
+
+/// How closely a snapshot looks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Who is there and who is whose parent.
+    Tree,
+    /// And what every thread waits for.
+    Waits,
+}
+
+/// The most threads whose stacks are read.
+#[cfg(feature = "sites")]
+const STACKS: usize = 64;
+
+impl Snapshot {
+    /// Looks at everything below the supervisor.
+    pub(crate) fn take(scene: &Scene<'_>, depth: Depth) -> Snapshot {
+        let tree = Tree::read();
+        let uptime = uptime();
+        let processes = tree
+            .below(scene.supervisor, &[])
+            .into_iter()
+            // A zombie below another descendant is that parent's business, and it may still wait.
+            .filter(|stat| !stat.is_zombie() || stat.ppid == scene.test || stat.pid == scene.test)
+            .map(|stat| look(stat, &tree, scene, uptime, depth))
+            .collect();
+        Snapshot { tree, processes }
+    }
+
+    /// The processes besides the test process itself, as they were.
+    pub(crate) fn processes(&self) -> &[Process] {
+        &self.processes
+    }
+
+    /// Keeps of a later look what only the earlier one could know: who the parents were.
+    pub(crate) fn remember(&mut self, earlier: &Snapshot) {
+        let known: HashMap<Pid, &Process> =
+            earlier.processes.iter().map(|process| (process.pid, process)).collect();
+        for process in &mut self.processes {
+            let Some(before) = known.get(&process.pid) else {
+                continue;
+            };
+            let same = earlier.tree.get(process.pid).map(|stat| stat.start_ticks)
+                == self.tree.get(process.pid).map(|stat| stat.start_ticks);
+            if same && before.lineage.len() > process.lineage.len() {
+                process.lineage.clone_from(&before.lineage);
+                // That its parent ended with the test, on our word, is no news.
+                process.adopted = before.adopted;
+            }
+        }
+    }
+
+    /// Whether a second look could prove anything: some thread waits without an end in sight.
+    pub(crate) fn waits_forever(&self) -> bool {
+        self.processes.iter().flat_map(|process| &process.tasks).any(waits::Thread::waits_forever)
+    }
+
+    /// Looks once more, and notes which threads have not run since the first look. A process with
+    /// a thread that was not there then proves nothing.
+    pub(crate) fn look_again(&mut self) {
+        for process in &mut self.processes {
+            let same = waits::count(process.pid) == process.tasks.len();
+            for thread in &mut process.tasks {
+                thread.settled = same && waits::has_not_run(process.pid, thread);
+            }
+        }
+    }
+
+    /// Reads the stacks of the test process and its forks.
+    #[cfg(feature = "sites")]
+    pub(crate) fn read_stacks(&mut self) {
+        let mut unwinder = Unwinder::default();
+        let mut left = STACKS;
+        for process in &mut self.processes {
+            if !process.is_test && !process.forked_without_exec {
+                continue;
+            }
+            let Ok(maps) = Maps::read(process.pid) else { continue };
+            for thread in process.tasks.iter_mut().take(left) {
+                thread.frames = unwinder.frames(process.pid, thread.tid, &maps);
+            }
+            left = left.saturating_sub(process.tasks.len());
+        }
+    }
+
+    pub(crate) fn into_processes(self) -> Vec<Process> {
+        self.processes
+    }
+
+    /// The pipes of the test that somebody in the tree holds, and how full they are.
+    pub(crate) fn pipes(&self) -> Vec<PipeState> {
+        let mut known: Vec<PipeState> = Vec::new();
+        for process in &self.processes {
+            let Ok(pidfd) = sys::pidfd_open(process.pid) else { continue };
+            for fd in process.fds.iter().flatten() {
+                let Some(ino) = fd.pipe() else { continue };
+                let at = known.iter().position(|pipe| pipe.ino == ino).unwrap_or_else(|| {
+                    let (queued, capacity) = (None, None);
+                    known.push(PipeState { ino, queued, capacity, no_writer: false, no_reader: false });
+                    known.len() - 1
+                });
+                if let Some(pipe) = known.get_mut(at) {
+                    ask(&pidfd, fd, pipe);
+                }
+            }
+        }
+        known
+    }
+
+    /// Looks over every process outside of the tree for ends of these pipes.
+    pub(crate) fn outside(&self, supervisor: Pid, pipes: &[u64]) -> Outside {
+        let mut outside = Outside::default();
+        for stat in self.tree.processes() {
+            let inside = self.processes.iter().any(|process| process.pid == stat.pid);
+            // A kernel thread has no fds, and a zombie none any more.
+            if inside || stat.is_zombie() || stat.is_kernel_thread || stat.pid == supervisor {
+                continue;
+            }
+            match fds::ends_of(stat.pid, pipes) {
+                None => outside.unreadable += 1,
+                Some(fds) => {
+                    outside.read += 1;
+                    if !fds.is_empty() {
+                        outside.holders.push(Outsider { pid: stat.pid, comm: stat.comm.clone(), fds });
+                    }
+                }
+            }
+        }
+        outside
+    }
+}
+
+/// Asks the kernel about a pipe through a second number for one of its ends, which is closed at
+/// once. Where that is refused, nothing is known.
+fn ask(pidfd: &std::os::fd::OwnedFd, fd: &Fd, pipe: &mut PipeState) {
+    if pipe.queued.is_some() && (!fd.reads() || pipe.no_writer) && (!fd.writes() || pipe.no_reader) {
+        return;
+    }
+    let Ok(end) = sys::pidfd_getfd(pidfd, fd.fd) else { return };
+    pipe.queued = pipe.queued.or_else(|| sys::queued(&end));
+    pipe.capacity = pipe
+        .capacity
+        .or_else(|| fcntl(&end, FcntlArg::F_GETPIPE_SZ).ok().and_then(|size| u32::try_from(size).ok()));
+    let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&end), PollFlags::empty())];
+    if poll(&mut fds, PollTimeout::ZERO).is_ok() {
+        let events = fds[0].revents().unwrap_or(PollFlags::empty());
+        // A fd open for both is its own other end.
+        pipe.no_writer |= fd.reads() && !fd.writes() && events.contains(PollFlags::POLLHUP);
+        pipe.no_reader |= fd.writes() && !fd.reads() && events.contains(PollFlags::POLLERR);
+    }
+}
+
+fn look(stat: &Stat, tree: &Tree, scene: &Scene<'_>, uptime: Option<Duration>, depth: Depth) -> Process {
+    let Scene { supervisor, test, .. } = *scene;
+    let zombie = stat.is_zombie();
+    let mut lineage = Vec::new();
+    let mut parent = stat.ppid;
+    while parent != supervisor && lineage.len() < 64 {
+        lineage.push(parent);
+        match tree.get(parent) {
+            Some(stat) => parent = stat.ppid,
+            None => break,
+        }
+    }
+    let command_line = if zombie { Vec::new() } else { process::command_line(stat.pid) };
+    let closely = depth == Depth::Waits && !zombie;
+    let tasks = if closely { waits::read(stat.pid) } else { Vec::new() };
+    let table = if zombie { Some(Vec::new()) } else { fds::read(stat.pid).ok() };
+    let holes = if closely { holes(stat.pid, table.as_deref()) } else { Vec::new() };
+    let sockets = table.iter().flatten().any(Fd::is_socket);
+    let waited_on: Vec<i32> = tasks.iter().flat_map(waits::Thread::fds).collect();
+    let fds = table.map(|mut fds| {
+        fds.retain(|fd| {
+            fd.pipe().is_some_and(|ino| !scene.foreign.contains(&ino))
+                || fd.event != 0
+                || fd.locks
+                || waited_on.contains(&fd.fd)
+        });
+        fds
+    });
+    Process {
+        pid: stat.pid,
+        class: if zombie { Class::Unwaited } else { Class::Leaked },
+        adopted: stat.ppid == supervisor && stat.pid != test,
+        is_test: stat.pid == test,
+        lineage,
+        comm: stat.comm.clone(),
+        state: stat.state.to_string(),
+        pgid: stat.pgid,
+        sid: stat.sid,
+        threads: stat.threads,
+        // The flag is set for forks of other programs too.
+        forked_without_exec: stat.forked_without_exec && command_line == scene.command_line,
+        command_line,
+        age: uptime.and_then(|now| now.checked_sub(since_boot(stat.start_ticks))),
+        tasks,
+        fds,
+        holes,
+        sockets,
+        killed: false,
+    }
+}
+
+/// What might wake a process and is seen nowhere else.
+fn holes(pid: Pid, fds: Option<&[Fd]>) -> Vec<String> {
+    let mut holes = process::holes(pid);
+    let fds = fds.unwrap_or_default();
+    if fds.iter().any(|fd| fd.target == "anon_inode:[io_uring]") {
+        holes.push("it uses io_uring".to_owned());
+    }
+    if fds::in_flight(pid, fds) {
+        holes.push("fds are on their way to it over a socket".to_owned());
+    }
+    holes
+}
+
+fn since_boot(ticks: u64) -> Duration {
+    // USER_HZ has been 100 on every Linux architecture but alpha and ia64, which are gone.
+    Duration::from_millis(ticks.saturating_mul(10))
+}
+
+fn uptime() -> Option<Duration> {
+    let text = std::fs::read_to_string("/proc/uptime").ok()?;
+    let seconds: f64 = text.split_ascii_whitespace().next()?.parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
+}

@@ -75,6 +75,12 @@ wire_struct! {
         pub(crate) maker: i32,
         /// Inodes of the fds, or the pid of the process that was made.
         pub(crate) keys: [u64; 2],
+        /// Of a fork: how many threads the caller had, 0 if that is not known.
+        pub(crate) threads: u32,
+        /// Of a fork: the name of the thread that called; `main` for the first one.
+        pub(crate) thread: String,
+        /// Of a fork: the child has called an `exec`, whatever came of it.
+        pub(crate) execed: bool,
         /// The return addresses of the call, the innermost first.
         pub(crate) frames: Vec<Address>,
     }

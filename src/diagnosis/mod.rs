@@ -57,6 +57,12 @@ pub(crate) struct Origin {
     /// An inode, or the pid of the process that was made.
     pub(crate) keys: [u64; 2],
     pub(crate) is_process: bool,
+    /// Of a fork: how many threads the caller had, 0 if that is not known.
+    pub(crate) threads: u32,
+    /// Of a fork: the name of the thread that called; `main` for the first one.
+    pub(crate) thread: String,
+    /// Of a fork: the child has called an `exec`, whatever came of it.
+    pub(crate) execed: bool,
     /// `tests/server.rs:31:10`; `None` if there is no debug information.
     pub(crate) place: Option<String>,
     /// The function of that place.

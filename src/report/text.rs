@@ -244,7 +244,11 @@ impl Text {
             (None, None) => "by code without debug information".to_owned(),
         };
         let by = if origin.maker == test { String::new() } else { format!(", by pid {}", origin.maker) };
-        let line = format!("{indent}{how} {} ({}{by})", escape::text(&place), origin.call);
+        let thread = match origin.threads {
+            0 | 1 => String::new(),
+            threads => format!(" by thread `{}`, one of {threads}", escape::text(&origin.thread)),
+        };
+        let line = format!("{indent}{how} {}{thread} ({}{by})", escape::text(&place), origin.call);
         self.line(&line);
         for frame in &origin.stack {
             self.line(&format!("{indent}  {}", escape::text(frame)));

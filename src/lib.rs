@@ -59,6 +59,7 @@ mod supervisor;
 mod symbols;
 mod sys;
 mod testproc;
+mod threads;
 mod wire;
 
 /// Guards a function that already has a foreign `#[test]` above or below it.

@@ -17,8 +17,6 @@
 
 #![allow(unsafe_code)]
 
-mod threads;
-
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
 use std::mem::{self, MaybeUninit};
@@ -30,6 +28,7 @@ use nix::libc;
 use crate::facts::Site;
 use crate::proc::maps::Maps;
 use crate::sys::{Pid, Shared};
+use crate::threads;
 
 /// Why no line is known, if that is so.
 pub(crate) const UNKNOWN: Option<&str> = None;
@@ -175,7 +174,7 @@ impl Entry {
     /// Writes down which thread is about to fork, and how many there are. Async-signal-safe.
     fn note_threads(&self) {
         self.threads.store(threads::count(), Ordering::Relaxed);
-        for (to, from) in self.thread.iter().zip(threads::name()) {
+        for (to, from) in self.thread.iter().zip(thread_name()) {
             to.store(from, Ordering::Relaxed);
         }
     }
@@ -245,6 +244,19 @@ extern "C" fn frame(context: *mut c_void, argument: *mut c_void) -> c_int {
         }
         _ => STOP,
     }
+}
+
+/// The name of the calling thread, filled up with zeroes; `main` for the first thread, whose name
+/// to the kernel is that of the program. Async-signal-safe.
+fn thread_name() -> [u8; THREAD] {
+    let mut name = [0; THREAD];
+    if nix::unistd::gettid() == nix::unistd::getpid() {
+        name[..4].copy_from_slice(b"main");
+        return name;
+    }
+    // SAFETY: the kernel writes at most 16 bytes into the buffer (PR_GET_NAME(2const)).
+    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+    name
 }
 
 /// The log, if this process is one that records.

@@ -356,7 +356,7 @@ pub(crate) fn is_cloexec(fd: RawFd) -> Option<bool> {
 /// fd in use, no `/proc` in a chroot, another uid) each number up to the limit is asked for instead.
 pub(crate) fn each_open_fd(mut see: impl FnMut(RawFd)) {
     let listed = list_numbers(c"/proc/self/fd", |fd, own| {
-        if fd != own {
+        if fd != own.as_raw_fd() {
             see(fd);
         }
     });
@@ -367,7 +367,7 @@ pub(crate) fn each_open_fd(mut see: impl FnMut(RawFd)) {
 
 /// Calls `see` with each entry of a directory that is a number, and the fd that is used to look.
 /// Async-signal-safe as far as `see` is.
-pub(crate) fn list_numbers(directory: &CStr, mut see: impl FnMut(i32, RawFd)) -> io::Result<()> {
+pub(crate) fn list_numbers(directory: &CStr, mut see: impl FnMut(i32, BorrowedFd<'_>)) -> io::Result<()> {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
     // SAFETY: the path is NUL-terminated.
     let directory = own(check(unsafe { libc::open(directory.as_ptr(), flags) })?);
@@ -392,7 +392,7 @@ pub(crate) fn list_numbers(directory: &CStr, mut see: impl FnMut(i32, RawFd)) ->
             let name = bytes.get(at + 19..at + length).unwrap_or_default();
             let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
             if let Some(number) = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok()) {
-                see(number, own_number);
+                see(number, directory.as_fd());
             }
             if length == 0 {
                 break;

@@ -47,7 +47,12 @@ mod proc;
 mod registry;
 mod report;
 mod serial;
-#[cfg(feature = "sites")]
+// The hooks of the recorder go on to the function behind them, which is libc's: so it must be
+// another library, and one whose functions have the same names inside and outside.
+#[cfg(all(feature = "sites", target_env = "gnu", not(target_feature = "crt-static")))]
+mod sites;
+#[cfg(not(all(feature = "sites", target_env = "gnu", not(target_feature = "crt-static"))))]
+#[path = "sites_off.rs"]
 mod sites;
 mod snapshot;
 mod supervisor;
@@ -55,6 +60,7 @@ mod supervisor;
 mod symbols;
 mod sys;
 mod testproc;
+mod threads;
 mod wire;
 
 /// Guards a function that already has a foreign `#[test]` above or below it.

@@ -7,24 +7,37 @@
 //! whatever became of the test. Nothing is looked up in it, and no address is given a name, unless
 //! a test fails. Inodes and not fd numbers are kept: `dup` and `close` need no hook.
 //!
+//! Of a fork it is also kept how many threads the process had, and whether the child went on to an
+//! `exec`: the child of a threaded process that does not may wait for ever for a lock of a thread
+//! that it does not have (fork(2), signal-safety(7)).
+//!
 //! A program that was started by exec has another binary and is not recorded, nor are raw
-//! syscalls (rustix).
+//! syscalls (rustix). Where libc is not glibc, or is linked statically, there is no libc behind
+//! ours to go on to: there `sites_off` takes the place of this module.
 
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::libc;
 
+use crate::facts::Site;
+use crate::proc::maps::Maps;
 use crate::sys::{Pid, Shared};
+use crate::threads;
+
+/// Why no line is known, if that is so.
+pub(crate) const UNKNOWN: Option<&str> = None;
 
 /// How many calls of one test are kept, and how many frames of each.
 const CALLS: usize = 4096;
 const FRAMES: usize = 32;
+/// The kernel's room for the name of a thread.
+const THREAD: usize = 16;
 
 /// What was called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,31 +77,31 @@ struct Entry {
     maker: AtomicU32,
     /// Inodes of pipes and sockets; the pid of a process.
     keys: [AtomicU64; 2],
+    /// Of a fork: how many threads the process had, 0 if that could not be read.
+    threads: AtomicU32,
+    /// Of a fork: the child has called an `exec`, whatever came of it.
+    execed: AtomicU32,
+    /// Of a fork: the name of the thread that called, NUL-terminated.
+    thread: [AtomicU8; THREAD],
     frames: [AtomicU64; FRAMES],
 }
 
-/// One call that was recorded.
-pub(crate) struct Recorded {
-    pub(crate) call: &'static str,
-    pub(crate) maker: Pid,
-    pub(crate) keys: [u64; 2],
-    /// Return addresses, the innermost first.
-    pub(crate) frames: Vec<u64>,
-}
-
-impl Recorded {
-    /// Whether it made a process, and not a pair of fds.
-    pub(crate) fn is_process(&self) -> bool {
-        matches!(self.call, "fork" | "posix_spawn" | "posix_spawnp")
+impl Call {
+    /// Whether it makes a process, and not a pair of fds.
+    fn makes_process(self) -> bool {
+        matches!(self, Call::Fork | Call::Spawn | Call::Spawnp)
     }
 }
+
+/// The memory in which a supervisor finds the calls of its test.
+pub(crate) type Recorder = Shared<Log>;
 
 static LOG: AtomicPtr<Log> = AtomicPtr::new(std::ptr::null_mut());
 
 impl Log {
     /// Maps a log and has this process's children record into it. `owner` is this process.
-    pub(crate) fn install(owner: Pid) -> io::Result<Shared<Log>> {
-        let log: Shared<Log> = Shared::zeroed()?;
+    pub(crate) fn install(owner: Pid) -> io::Result<Recorder> {
+        let log: Recorder = Shared::zeroed()?;
         log.owner.store(owner as u32, Ordering::Relaxed);
         LOG.store((&raw const *log).cast_mut(), Ordering::Release);
         Ok(log)
@@ -106,23 +119,25 @@ impl Log {
         self.used.store(0, Ordering::Release);
     }
 
-    /// Every call that was written to its end.
-    pub(crate) fn calls(&self) -> Vec<Recorded> {
+    /// The calls that made one of `keys`: whether it is a process, and its pid or inode.
+    pub(crate) fn sites(&self, keys: &[(bool, u64)]) -> Vec<Site> {
+        let wanted = |call: &Call, entry: &Entry| {
+            entry.keys().iter().any(|key| *key != 0 && keys.contains(&(call.makes_process(), *key)))
+        };
+        self.entries(wanted)
+    }
+
+    /// Every call that was written to its end and is wanted.
+    fn entries(&self, wanted: impl Fn(&Call, &Entry) -> bool) -> Vec<Site> {
         let used = self.used.load(Ordering::Acquire) as usize;
-        let entries = self.entries.iter().take(used);
-        entries
-            .filter_map(|entry| {
-                let code = entry.call.load(Ordering::Acquire);
-                let (_, call) = NAMES.iter().find(|(call, _)| *call as u32 == code)?;
-                let frames = entry.frames.iter().map(|frame| frame.load(Ordering::Relaxed));
-                Some(Recorded {
-                    call,
-                    maker: entry.maker.load(Ordering::Relaxed) as Pid,
-                    keys: [entry.keys[0].load(Ordering::Relaxed), entry.keys[1].load(Ordering::Relaxed)],
-                    frames: frames.take_while(|frame| *frame != 0).collect(),
-                })
-            })
-            .collect()
+        // The test was a fork of this process: what is mapped here was mapped there.
+        let mut maps = None;
+        let entries = self.entries.iter().take(used).filter_map(|entry| {
+            let (call, name) = entry.call().filter(|(call, _)| wanted(call, entry))?;
+            let maps = maps.get_or_insert_with(|| Maps::read(std::process::id() as Pid).unwrap_or_default());
+            Some(entry.site(*call, name, maps))
+        });
+        entries.collect()
     }
 
     /// Takes an entry and writes the stack of the caller into it. Async-signal-safe but for the
@@ -141,6 +156,9 @@ impl Log {
             return None;
         };
         entry.maker.store(maker, Ordering::Relaxed);
+        entry.threads.store(0, Ordering::Relaxed);
+        entry.execed.store(0, Ordering::Relaxed);
+        entry.thread[0].store(0, Ordering::Relaxed);
         let mut stack = Stack { entry, count: 0 };
         // SAFETY: `frame` has the type that the unwinder calls, and `stack` outlives the call.
         unsafe { _Unwind_Backtrace(frame, (&raw mut stack).cast()) };
@@ -153,6 +171,43 @@ impl Log {
 }
 
 impl Entry {
+    /// Writes down which thread is about to fork, and how many there are. Async-signal-safe.
+    fn note_threads(&self) {
+        self.threads.store(threads::count(), Ordering::Relaxed);
+        for (to, from) in self.thread.iter().zip(thread_name()) {
+            to.store(from, Ordering::Relaxed);
+        }
+    }
+
+    /// What was called; `None` while the entry is being written.
+    fn call(&self) -> Option<&'static (Call, &'static str)> {
+        let code = self.call.load(Ordering::Acquire);
+        NAMES.iter().find(|(call, _)| *call as u32 == code)
+    }
+
+    fn keys(&self) -> [u64; 2] {
+        [self.keys[0].load(Ordering::Relaxed), self.keys[1].load(Ordering::Relaxed)]
+    }
+
+    fn site(&self, call: Call, name: &str, maps: &Maps) -> Site {
+        let frames = self.frames.iter().map(|frame| frame.load(Ordering::Relaxed));
+        let thread = self.thread.iter().map(|byte| byte.load(Ordering::Relaxed));
+        let thread: Vec<u8> = thread.take_while(|byte| *byte != 0).collect();
+        Site {
+            call: name.to_owned(),
+            is_process: call.makes_process(),
+            maker: self.maker.load(Ordering::Relaxed) as Pid,
+            keys: self.keys(),
+            threads: self.threads.load(Ordering::Relaxed),
+            thread: String::from_utf8_lossy(&thread).into_owned(),
+            execed: self.execed.load(Ordering::Relaxed) != 0,
+            frames: frames
+                .take_while(|frame| *frame != 0)
+                .filter_map(|address| maps.locate(address))
+                .collect(),
+        }
+    }
+
     fn end(&self, call: Call, keys: [u64; 2]) {
         self.keys[0].store(keys[0], Ordering::Relaxed);
         self.keys[1].store(keys[1], Ordering::Relaxed);
@@ -189,6 +244,19 @@ extern "C" fn frame(context: *mut c_void, argument: *mut c_void) -> c_int {
         }
         _ => STOP,
     }
+}
+
+/// The name of the calling thread, filled up with zeroes; `main` for the first thread, whose name
+/// to the kernel is that of the program. Async-signal-safe.
+fn thread_name() -> [u8; THREAD] {
+    let mut name = [0; THREAD];
+    if nix::unistd::gettid() == nix::unistd::getpid() {
+        name[..4].copy_from_slice(b"main");
+        return name;
+    }
+    // SAFETY: the kernel writes at most 16 bytes into the buffer (PR_GET_NAME(2const)).
+    unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
+    name
 }
 
 /// The log, if this process is one that records.
@@ -273,7 +341,7 @@ impl Next {
 
     fn get(&self) -> *mut c_void {
         let known = self.0.load(Ordering::Relaxed);
-        if !known.is_null() {
+        if !known.is_null() || PREPARED.load(Ordering::Relaxed) {
             return known;
         }
         // SAFETY: the name is NUL-terminated.
@@ -286,13 +354,24 @@ impl Next {
 static FORK: Next = Next::new(c"fork");
 static SPAWN: Next = Next::new(c"posix_spawn");
 static SPAWNP: Next = Next::new(c"posix_spawnp");
+static EXECV: Next = Next::new(c"execv");
+static EXECVE: Next = Next::new(c"execve");
+static EXECVP: Next = Next::new(c"execvp");
+static EXECVPE: Next = Next::new(c"execvpe");
+static FEXECVE: Next = Next::new(c"fexecve");
+/// glibc 2.34.
+static EXECVEAT: Next = Next::new(c"execveat");
+
+/// Everything was looked for: what is not known is not there.
+static PREPARED: AtomicBool = AtomicBool::new(false);
 
 /// Finds libc's functions. Before `main`, because to look for them later might be to wait for a
 /// lock of the loader in a process that was forked while it was held.
 pub(crate) fn prepare() {
-    for next in [&FORK, &SPAWN, &SPAWNP] {
+    for next in [&FORK, &SPAWN, &SPAWNP, &EXECV, &EXECVE, &EXECVP, &EXECVPE, &FEXECVE, &EXECVEAT] {
         next.get();
     }
+    PREPARED.store(true, Ordering::Relaxed);
 }
 
 /// `fork(2)`, and who called it.
@@ -307,7 +386,10 @@ unsafe extern "C" fn fork() -> libc::pid_t {
     }
     // SAFETY: it is libc's `fork`, which has this type.
     let next: extern "C" fn() -> libc::pid_t = unsafe { mem::transmute(next) };
-    let entry = log().and_then(Log::begin);
+    let entry = {
+        let _errno = KeepErrno::new();
+        log().and_then(Log::begin).inspect(|entry| entry.note_threads())
+    };
     let pid = next();
     if let (Some(entry), 0..) = (entry, pid) {
         let _errno = KeepErrno::new();
@@ -368,3 +450,52 @@ macro_rules! spawn {
 
 spawn!(posix_spawn, SPAWN, Spawn);
 spawn!(posix_spawnp, SPAWNP, Spawnp);
+
+/// Writes down that this process, if it was forked, goes on to another program. Async-signal-safe:
+/// it reads and writes shared memory only.
+fn record_exec() {
+    let Some(log) = log() else { return };
+    // SAFETY: `getpid` has no preconditions.
+    let pid = unsafe { libc::getpid() } as u64;
+    let used = (log.used.load(Ordering::Acquire) as usize).min(CALLS);
+    let is_ours = |entry: &&Entry| {
+        entry.call.load(Ordering::Acquire) == Call::Fork as u32
+            && entry.keys[0].load(Ordering::Relaxed) == pid
+    };
+    // The last of that pid: numbers come again.
+    if let Some(entry) = log.entries.iter().take(used).rev().find(is_ours) {
+        entry.execed.store(1, Ordering::Release);
+    }
+}
+
+type Words = *const *const c_char;
+
+macro_rules! exec {
+    ($name:ident, $next:ident, ($($argument:ident: $type:ty),*)) => {
+        /// One of exec(3), and that it was called.
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name($($argument: $type),*) -> c_int {
+            let next = $next.get();
+            if next.is_null() {
+                Errno::set_raw(libc::ENOSYS);
+                return -1;
+            }
+            record_exec();
+            // SAFETY: it is libc's function of that name, which has this type.
+            let next: unsafe extern "C" fn($($type),*) -> c_int = unsafe { mem::transmute(next) };
+            // SAFETY: the caller's arguments are passed on.
+            unsafe { next($($argument),*) }
+        }
+    };
+}
+
+exec!(execv, EXECV, (path: *const c_char, arguments: Words));
+exec!(execve, EXECVE, (path: *const c_char, arguments: Words, environment: Words));
+exec!(execvp, EXECVP, (file: *const c_char, arguments: Words));
+exec!(execvpe, EXECVPE, (file: *const c_char, arguments: Words, environment: Words));
+exec!(fexecve, FEXECVE, (fd: c_int, arguments: Words, environment: Words));
+exec!(
+    execveat,
+    EXECVEAT,
+    (directory: c_int, path: *const c_char, arguments: Words, environment: Words, flags: c_int)
+);

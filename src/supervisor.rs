@@ -27,12 +27,11 @@ use crate::kill;
 use crate::lifeline::Watch;
 use crate::outcome::{End, Page, Phase};
 use crate::proc::fds::pipe_of;
+use crate::sites;
 use crate::snapshot::{Depth, Scene, Snapshot};
 use crate::sys::{self, ChildState, Children, FdIdentity, Fork, Pid, Shared, Signals};
 use crate::testproc::TestProcess;
 use crate::wire::{Wire, wire_struct};
-#[cfg(feature = "sites")]
-use crate::{facts::Site, proc::maps::Maps, sites};
 
 wire_struct! {
     /// Which test to run, under which policy.
@@ -101,8 +100,7 @@ pub(crate) struct Supervisor {
     slot: Channel,
     children: SignalFd,
     page: Shared<Page>,
-    #[cfg(feature = "sites")]
-    log: Shared<sites::Log>,
+    log: sites::Recorder,
     scratch: Scratch,
     /// What a test process finds open: the fds from before the harness began.
     inherited: Vec<(RawFd, FdIdentity)>,
@@ -152,7 +150,6 @@ impl Supervisor {
             slot,
             children,
             page: Shared::zeroed()?,
-            #[cfg(feature = "sites")]
             log: sites::Log::install(pid)?,
             scratch: Scratch::make(scratch)?,
             inherited: Vec::new(),
@@ -216,7 +213,6 @@ impl Supervisor {
         let grace = job.settings.grace;
         let mut notes: Vec<String> = Vec::new();
         self.page.reset();
-        #[cfg(feature = "sites")]
         self.log.reset();
         let mut ready = TestProcess::new(job, self.page.another(), before);
         let test = match sys::fork() {
@@ -265,7 +261,6 @@ impl Supervisor {
         (facts.strays, facts.stray_count) = page.strays();
         facts.foreign = scene.foreign;
         facts.notes = notes;
-        #[cfg(feature = "sites")]
         self.look_up_sites(&mut facts);
         facts.time = begin.elapsed();
         Guarded::Judged(Box::new(facts))
@@ -400,7 +395,6 @@ impl Supervisor {
     }
 
     /// Finds out who made what was left.
-    #[cfg(feature = "sites")]
     fn look_up_sites(&self, facts: &mut Facts) {
         let mut keys: Vec<(bool, u64)> = Vec::new();
         for process in &facts.processes {
@@ -412,27 +406,8 @@ impl Supervisor {
         if keys.is_empty() {
             return;
         }
-        // The test was a fork of this process: what is mapped here was mapped there.
-        let maps = Maps::read(self.pid).unwrap_or_default();
-        let wanted = |call: &sites::Recorded| {
-            call.keys.iter().any(|key| *key != 0 && keys.contains(&(call.is_process(), *key)))
-        };
-        facts.sites = self
-            .log
-            .calls()
-            .iter()
-            .filter(|call| wanted(call))
-            .map(|call| Site {
-                call: call.call.to_owned(),
-                is_process: call.is_process(),
-                maker: call.maker,
-                keys: call.keys,
-                threads: 0,
-                thread: String::new(),
-                execed: false,
-                frames: call.frames.iter().filter_map(|address| maps.locate(*address)).collect(),
-            })
-            .collect();
+        facts.sites = self.log.sites(&keys);
+        facts.notes.extend(sites::UNKNOWN.map(str::to_owned));
     }
 
     /// What a test finds open: its input and output, and the fds from before the harness.

@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{OsStr, c_char, c_int, c_void};
+use std::ffi::{CStr, OsStr, c_char, c_int, c_void};
 use std::io::{self, IoSliceMut};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -396,12 +396,19 @@ pub(crate) fn is_cloexec(fd: RawFd) -> Option<bool> {
 /// Reads `/proc/self/fd` with `getdents64`, without allocating. Where that cannot be opened (every
 /// fd in use, no `/proc` in a chroot, another uid) each number up to the limit is asked for instead.
 pub(crate) fn each_open_fd(mut see: impl FnMut(RawFd)) {
-    if list_fds(c"/proc/self/fd", &mut see).is_err() {
+    let listed = list_numbers(c"/proc/self/fd", |fd, own| {
+        if fd != own.as_raw_fd() {
+            see(fd);
+        }
+    });
+    if listed.is_err() {
         probe_fds(see);
     }
 }
 
-fn list_fds(directory: &std::ffi::CStr, see: &mut impl FnMut(RawFd)) -> io::Result<()> {
+/// Calls `see` with each entry of a directory that is a number, and the fd that is used to look.
+/// Async-signal-safe as far as `see` is.
+pub(crate) fn list_numbers(directory: &CStr, mut see: impl FnMut(i32, BorrowedFd<'_>)) -> io::Result<()> {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
     // SAFETY: the path is NUL-terminated.
     let directory = own(check(unsafe { libc::open(directory.as_ptr(), flags) })?);
@@ -425,9 +432,8 @@ fn list_fds(directory: &std::ffi::CStr, see: &mut impl FnMut(RawFd)) -> io::Resu
             let length = usize::from(u16::from_le_bytes([low, high]));
             let name = bytes.get(at + 19..at + length).unwrap_or_default();
             let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-            let fd: Option<RawFd> = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok());
-            if let Some(fd) = fd.filter(|fd| *fd != own_number) {
-                see(fd);
+            if let Some(number) = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok()) {
+                see(number, directory.as_fd());
             }
             if length == 0 {
                 break;
@@ -553,7 +559,6 @@ static TAKE_OVER_EARLY: Constructor = take_over_early;
 static TAKE_OVER_LATE: Constructor = take_over_late;
 
 extern "C" fn take_over_early(_: c_int, _: *const *const c_char, _: *const *const c_char) {
-    #[cfg(feature = "sites")]
     crate::sites::prepare();
     crate::forkserver::take_over_early();
 }

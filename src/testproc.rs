@@ -14,6 +14,7 @@ use crate::outcome::{Body, Page, Phase, is_stray};
 use crate::policy::Fds;
 use crate::supervisor::{Job, Output, Supervisor};
 use crate::sys::{self, Children, FdIdentity, Pid, Shared};
+use crate::threads;
 
 /// A forked process that is about to run, or has run, one body.
 pub(crate) struct TestProcess {
@@ -99,8 +100,7 @@ impl TestProcess {
     fn leaves_something(&self) -> bool {
         let settings = &self.job.settings;
         if settings.deny_threads {
-            let threads = fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
-            self.page.set_threads(u32::try_from(threads).unwrap_or(u32::MAX).saturating_sub(1));
+            self.page.set_threads(threads::count().saturating_sub(1));
         }
         let mut strays = 0;
         if settings.fds != Fds::Off {

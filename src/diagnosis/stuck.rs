@@ -41,6 +41,7 @@ pub(crate) enum Because {
 
 impl Because {
     /// The value of `because` in the JSON.
+    #[cfg(feature = "json")]
     pub(crate) fn name(self) -> &'static str {
         match self {
             Because::InheritedLock => "inherited_lock",

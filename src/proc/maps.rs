@@ -78,11 +78,13 @@ impl Maps {
     }
 
     /// Finds where a place of a module lies in this process.
+    #[cfg(feature = "sites")]
     pub(crate) fn address_of(&self, address: &Address) -> Option<u64> {
         self.base(&address.module)?.checked_add(address.offset)
     }
 
     /// Where a module begins in this process.
+    #[cfg(feature = "sites")]
     pub(crate) fn base(&self, module: &str) -> Option<u64> {
         self.modules.iter().find(|known| known.path == module).map(|module| module.base)
     }

@@ -147,7 +147,7 @@ impl Text {
             if let Some(origin) = verdict.origin_of_process(process.pid) {
                 let how = if process.forked_without_exec { "forked" } else { "spawned" };
                 self.origin(&format!("  {indent}       "), how, origin, verdict.facts.pid);
-            } else if cfg!(feature = "sites") {
+            } else if crate::sites::UNKNOWN.is_none() {
                 let line = format!(
                     "  {indent}       started by another program, or by a raw syscall: its line is not known"
                 );
@@ -284,7 +284,7 @@ impl Text {
                     let origin = Origin { call: origin.call.clone(), ..origin.clone() };
                     self.origin("    ", "created", &origin, verdict.facts.pid);
                 }
-                None if cfg!(feature = "sites") => {
+                None if crate::sites::UNKNOWN.is_none() => {
                     self.line("    created by another program, or by a raw syscall: its line is not known");
                 }
                 None => {}
@@ -338,7 +338,11 @@ impl Text {
             (None, None) => "by code without debug information".to_owned(),
         };
         let by = if origin.maker == test { String::new() } else { format!(", by pid {}", origin.maker) };
-        let line = format!("{indent}{how} {} ({}{by})", escape::text(&place), origin.call);
+        let thread = match origin.threads {
+            0 | 1 => String::new(),
+            threads => format!(" by thread `{}`, one of {threads}", escape::text(&origin.thread)),
+        };
+        let line = format!("{indent}{how} {}{thread} ({}{by})", escape::text(&place), origin.call);
         self.line(&line);
         for frame in &origin.stack {
             self.line(&format!("{indent}  {}", escape::text(frame)));

@@ -54,7 +54,7 @@ fn marked() -> BTreeMap<String, usize> {
 fn are_those_that_made_it() {
     let (places, ran) = places(&[]);
     let marked = marked();
-    assert_eq!(marked.len(), 10);
+    assert_eq!(marked.len(), 11);
     for (name, line) in marked {
         let expected = format!("{SOURCE}:{line}");
         // The fork in between is dead and was waited for by nobody: it may be listed too.
@@ -68,6 +68,9 @@ fn are_those_that_made_it() {
             assert_eq!(places[&name].len(), 1, "{name}");
         }
     }
+    let thread = "by thread `worker-3`, one of 3 (fork)\n";
+    assert!(ran.stdout.contains(thread), "{}", ran.all());
+    assert_eq!(ran.stdout.matches(" by thread `").count(), 1, "{}", ran.all());
     // Forty pipes of one line are one entry.
     assert!(ran.stdout.contains("\u{d7}80  pipe ends: fd 3, 4, "), "{}", ran.all());
 }

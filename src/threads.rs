@@ -1,0 +1,55 @@
+//! How many threads this process has. Async-signal-safe: it is asked in front of a fork, in
+//! processes that were forked from threaded ones too.
+
+use std::ffi::CStr;
+use std::io::Write;
+use std::os::fd::BorrowedFd;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, stat};
+
+use crate::sys::{self, Pid};
+
+/// Counts the threads that run code of the program; 0 if that cannot be known.
+///
+/// One `stat` where there is one thread: a directory's links are itself, its name in its parent
+/// and each directory in it (proc_pid_task(5) has one a thread).
+pub(crate) fn count() -> u32 {
+    let task = c"/proc/self/task";
+    let Ok(links) = stat(task).map(|stat| stat.st_nlink) else { return 0 };
+    let all = u32::try_from(links).unwrap_or(u32::MAX).saturating_sub(2);
+    if all <= 1 {
+        return all;
+    }
+    // A thread that was joined may still be there for a moment. It runs no code of the program
+    // any more, and so holds no lock.
+    let mut running = 0;
+    match sys::list_numbers(task, |tid, task| running += u32::from(!is_exiting(task, tid))) {
+        Ok(()) => running.max(1),
+        Err(_) => all,
+    }
+}
+
+/// Whether the thread `tid` below the directory `task` has begun to exit, or is gone.
+fn is_exiting(task: BorrowedFd<'_>, tid: Pid) -> bool {
+    /// `PF_EXITING` (include/linux/sched.h), set before whoever joins the thread is woken.
+    const EXITING: u64 = 0x4;
+    // Room for any number, and for the NUL behind.
+    let mut path = [0; 32];
+    let _ = write!(&mut path[..], "{tid}/stat");
+    let Ok(path) = CStr::from_bytes_until_nul(&path) else { return false };
+    let fd = match openat(task, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(error) => return matches!(error, Errno::ENOENT | Errno::ESRCH),
+    };
+    let mut bytes = [0; 512];
+    // ESRCH if it has gone since.
+    let Ok(filled) = nix::unistd::read(&fd, &mut bytes) else { return true };
+    let line = bytes.get(..filled).unwrap_or_default();
+    // The name is in parentheses, and may have any in it. The flags are the seventh behind it.
+    let behind = line.iter().rposition(|byte| *byte == b')').and_then(|at| line.get(at + 2..));
+    let flags = behind.unwrap_or_default().split(|byte| *byte == b' ').nth(6);
+    let flags = flags.and_then(|flags| std::str::from_utf8(flags).ok()?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & EXITING != 0)
+}

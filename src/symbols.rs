@@ -8,6 +8,9 @@ use crate::facts::{Facts, Site};
 use crate::proc::maps::{Address, Maps};
 use crate::proc::waits::{On, Thread};
 
+/// How many of the user's frames are shown besides the first.
+const CALLERS: usize = 2;
+
 struct Frame {
     function: Option<String>,
     file: Option<PathBuf>,
@@ -32,16 +35,15 @@ pub(crate) fn names(facts: &Facts) -> Names {
     Names {
         full,
         origins: facts.sites.iter().map(|site| origin(site, &maps, &here, full)).collect(),
-        stacks: stacked.map(|thread| (thread.tid, stack(&thread.frames, &maps, &here, full))).collect(),
+        stacks: stacked.map(|thread| (thread.tid, stack(thread, &maps, &here, full))).collect(),
         locks: threads().filter_map(|thread| Some((thread.tid, lock(thread, &maps)?))).collect(),
     }
 }
 
 /// The frames of a blocked thread that say something, the innermost first: what was called of
 /// others' code, and the user's own that called it.
-fn stack(frames: &[Address], maps: &Maps, here: &Path, full: bool) -> Vec<String> {
-    /// How many of the user's own.
-    const OWN: usize = 3;
+fn stack(thread: &Thread, maps: &Maps, here: &Path, full: bool) -> Vec<String> {
+    let Thread { frames, syscall, .. } = thread;
     let frames: Vec<Frame> = frames.iter().flat_map(|address| resolve(address, maps)).collect();
     if full {
         return frames.iter().map(|frame| describe(frame, here)).collect();
@@ -49,17 +51,35 @@ fn stack(frames: &[Address], maps: &Maps, here: &Path, full: bool) -> Vec<String
     let first = frames.iter().position(|frame| is_users(frame) && !is_of_registry(frame));
     let first = first.or_else(|| frames.iter().position(|frame| is_users(frame) || is_named_by_user(frame)));
     let first = first.unwrap_or(frames.len());
-    let called = frames[..first].iter().rev().find(|frame| frame.function.is_some());
-    let is_own = |frame: &&Frame| is_users(frame) || frame.file.is_none() && is_named_by_user(frame);
-    let own = frames[first..].iter().filter(is_own);
+    // Of others' code what the user called, be it std or libc.
+    let others = || frames[..first].iter().rev().filter(|frame| frame.function.is_some());
+    let called = others().find(|frame| !frame.is_plumbing).or_else(|| others().next());
     called
-        .and_then(|frame| frame.function.clone())
+        .and_then(|frame| frame.function.as_deref().map(public_name))
+        .filter(|name| *name != syscall)
+        .map(str::to_owned)
         .into_iter()
-        .chain(own.take(OWN).map(|frame| match (&frame.function, place(frame, here)) {
+        .chain(own(&frames[first..], 1 + CALLERS, here))
+        .collect()
+}
+
+/// The first of the user's own frames: `tests/server.rs:31:10 server::restarts`.
+fn own(frames: &[Frame], most: usize, here: &Path) -> Vec<String> {
+    frames
+        .iter()
+        .filter(|frame| is_users(frame) || frame.file.is_none() && is_named_by_user(frame))
+        .take(most)
+        .map(|frame| match (&frame.function, place(frame, here)) {
             (Some(function), Some(place)) => format!("{place} {function}"),
             (function, place) => place.or_else(|| function.clone()).unwrap_or_default(),
-        }))
+        })
         .collect()
+}
+
+/// What a function of libc is called outside of it: `wait4`, not `__GI___wait4`.
+fn public_name(name: &str) -> &str {
+    let inner = name.strip_prefix("__GI_").unwrap_or(name);
+    inner.strip_prefix("__libc_").unwrap_or(inner).trim_start_matches('_')
 }
 
 /// The name of the static that a futex lies in, or of what it is part of.
@@ -77,12 +97,13 @@ fn lock(thread: &Thread, maps: &Maps) -> Option<String> {
 
 fn origin(site: &Site, maps: &Maps, here: &Path, full: bool) -> Origin {
     let frames: Vec<Frame> = site.frames.iter().flat_map(|address| resolve(address, maps)).collect();
-    let user = |frame: &&Frame| is_users(frame) && !is_of_registry(frame);
-    let best = frames
+    let at = frames
         .iter()
-        .find(user)
-        .or_else(|| frames.iter().find(|frame| is_users(frame)))
-        .or_else(|| frames.iter().find(|frame| frame.file.is_none() && is_named_by_user(frame)));
+        .position(|frame| is_users(frame) && !is_of_registry(frame))
+        .or_else(|| frames.iter().position(is_users))
+        .or_else(|| frames.iter().position(|frame| frame.file.is_none() && is_named_by_user(frame)));
+    let best = at.and_then(|at| frames.get(at));
+    let above = frames.get(at.map_or(frames.len(), |at| at + 1)..).unwrap_or_default();
     Origin {
         call: site.call.clone(),
         maker: site.maker,
@@ -93,6 +114,7 @@ fn origin(site: &Site, maps: &Maps, here: &Path, full: bool) -> Origin {
         execed: site.execed,
         place: best.and_then(|frame| place(frame, here)),
         function: best.and_then(|frame| frame.function.clone()),
+        callers: own(above, CALLERS, here),
         functions: frames.iter().filter_map(|frame| frame.function.clone()).collect(),
         stack: if full { frames.iter().map(|frame| describe(frame, here)).collect() } else { Vec::new() },
     }

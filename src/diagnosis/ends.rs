@@ -1,6 +1,6 @@
 //! Ends of pipes that are where nobody meant them to be, or that nobody watches.
 
-use super::{Finding, Names, origin_of_inode};
+use super::{Finding, Names, origin_of_inode, plural};
 use crate::facts::{Class, Facts, Process};
 use crate::proc::fds::end;
 use crate::report::escape;
@@ -33,50 +33,48 @@ pub(super) fn unread(facts: &Facts) -> Vec<Unread> {
 /// A program that is given a pipe on purpose has it as 0, 1 or 2. A higher number that outlived an
 /// exec was open in the process that started it, without close-on-exec.
 pub(super) fn find(facts: &Facts, names: &Names, findings: &mut Vec<Finding>) {
-    let mut told: Vec<(u64, i32)> = Vec::new();
-    for process in facts.processes.iter().filter(|process| is_program(process)) {
-        for fd in process.fds.iter().flatten().filter(|fd| fd.fd > 2 && !fd.cloexec) {
-            let Some(ino) = fd.pipe() else { continue };
+    /// The most pipes that are told of.
+    const TOLD: usize = 8;
+    let strayed = |process: &'_ Process| -> Vec<(u64, i32, i32)> {
+        let fds = process.fds.iter().flatten().filter(|fd| fd.fd > 2 && !fd.cloexec);
+        fds.filter_map(|fd| Some((fd.pipe()?, fd.fd, fd.access))).collect()
+    };
+    let programs: Vec<&Process> = facts.processes.iter().filter(|process| is_program(process)).collect();
+    let mut told: Vec<u64> = Vec::new();
+    for process in &programs {
+        for (ino, ..) in strayed(process) {
             let Some(origin) = origin_of_inode(&names.origins, ino) else { continue };
-            if origin.maker == process.pid || told.contains(&(ino, fd.access)) {
+            if origin.maker == process.pid || told.contains(&ino) || told.len() >= TOLD {
                 continue;
             }
-            told.push((ino, fd.access));
-            let others = facts.processes.iter().filter(|other| {
-                is_program(other)
-                    && other.pid != process.pid
-                    && other
-                        .fds
-                        .iter()
-                        .flatten()
-                        .any(|held| held.fd > 2 && held.pipe() == Some(ino) && held.access == fd.access)
-            });
-            let more = match others.count() {
+            told.push(ino);
+            let ends: Vec<(u64, i32, i32)> =
+                strayed(process).into_iter().filter(|(other, ..)| *other == ino).collect();
+            let fds: Vec<String> =
+                ends.iter().map(|(_, fd, access)| format!("{fd} ({} end)", end(*access))).collect();
+            let has = |other: &&&Process| {
+                other.pid != process.pid && strayed(other).iter().any(|(other, ..)| *other == ino)
+            };
+            let more = match programs.iter().filter(has).count() {
                 0 => String::new(),
-                1 => ", and so does 1 more process".to_owned(),
-                count => format!(", and so do {count} more processes"),
+                count => format!(" {} more have it too.", plural(count, "process")),
             };
             let place = origin.place.clone().or_else(|| origin.function.clone());
             let place = place.unwrap_or_else(|| "code without debug information".to_owned());
             findings.push(Finding {
                 cause: None,
                 sentence: format!(
-                    "inherited by mistake: pid {} `{}` has the {} end of pipe:[{ino}] as fd {}{more}, only \
-                     because the end has no O_CLOEXEC. It was made at {place}.",
+                    "inherited by mistake: pid {} `{}` has pipe:[{ino}] as fd {} only because no O_CLOEXEC \
+                     kept it back; it was made at {place}.{more}",
                     process.pid,
                     escape::command(process),
-                    end(fd.access),
-                    fd.fd
+                    fds.join(" and fd "),
                 ),
                 fix: Some(format!(
-                    "create fd {} with O_CLOEXEC ({place}): `std::io::pipe` and `pipe2(O_CLOEXEC)` do.",
-                    fd.fd
+                    "make that pipe with O_CLOEXEC ({place}): `std::io::pipe` and `pipe2(O_CLOEXEC)` do."
                 )),
                 allow: None,
             });
-            if findings.len() >= 16 {
-                return;
-            }
         }
     }
 }

@@ -22,11 +22,11 @@ pub(super) fn find(facts: &Facts, stuck: &[Stuck], names: &Names, findings: &mut
     for root in roots {
         if root.because == Because::Cycle {
             let ring: BTreeSet<i32> = root.ring.iter().copied().collect();
-            // Somebody of the ring waits for what nobody of it has.
-            let inherited = stuck
+            // Somebody of the ring would wait without the others too.
+            let told = stuck
                 .iter()
-                .any(|other| other.because == Because::InheritedLock && ring.contains(&other.tid));
-            if inherited || rings.contains(&ring) {
+                .any(|other| other.because != Because::Cycle && is_root(other) && ring.contains(&other.tid));
+            if told || rings.contains(&ring) {
                 continue;
             }
             rings.push(ring);
@@ -87,18 +87,23 @@ impl Scene<'_> {
         let (sentence, fix) = match stuck.because {
             Because::InheritedLock => self.inherited_lock(stuck, process, thread, &never),
             Because::OwnWriteEnd => {
-                let (ends, _) = self.ends(process, stuck.pipe?, Fd::writes);
-                let reads = match ends.len() {
-                    1 => format!("whose only write end is its own fd {}", ends[0]),
-                    _ => format!("whose only write ends are its own fds {}", list(&ends)),
+                let ends = self.ends(process, stuck.pipe?, Fd::writes);
+                let others: Vec<i32> = stuck.wakers.iter().copied().filter(|waker| *waker != pid).collect();
+                let held = match (ends.len(), &others[..]) {
+                    (1, []) => format!("whose only write end is its own fd {}", list(&ends)),
+                    (_, []) => format!("whose only write ends are its own fds {}", list(&ends)),
+                    (_, others) => format!(
+                        "whose write ends are its own fd {} and those of {}, which is stuck too",
+                        list(&ends),
+                        list(others)
+                    ),
                 };
-                let keeper = if process.is_test { "the test" } else { "its own lifeline keeper: it" };
-                let is = if process.is_test { ", " } else { " is " };
-                let sentence = format!(
-                    "pid {pid}{is}{keeper}{} waits for EOF on a pipe {reads}. {}",
-                    if process.is_test { "," } else { "" },
-                    can_never("see EOF")
-                );
+                let who = if process.is_test {
+                    format!("the test, pid {pid},")
+                } else {
+                    format!("pid {pid} is its own lifeline keeper: it")
+                };
+                let sentence = format!("{who} waits for EOF on a pipe {held}. {}", can_never("see EOF"));
                 (sentence, Some(self.fix_of_own_end(process, stuck.pipe?, &ends)))
             }
             Because::Cycle if matches!(thread.on, On::Futex { .. }) && stuck.ring.len() <= 1 => {
@@ -147,11 +152,10 @@ impl Scene<'_> {
              That thread does not exist in {pid}. {never}",
             self.lock(thread)
         );
-        let called = self.names.stacks.get(&thread.tid).and_then(|stack| stack.first());
-        let called = called.map(|function| {
-            let name = function.rsplit("::").next().unwrap_or(function);
-            format!(": `{name}` locks")
-        });
+        // A thread that has just begun has called nothing of the user's choice.
+        let stack = self.names.stacks.get(&thread.tid).filter(|stack| stack.len() > 1);
+        let called =
+            stack.and_then(|stack| stack.first()).map(|function| format!(": `{}` locks", brief(function)));
         let fix = format!(
             "exec after the fork (`Command`), or fork while there is one thread. Between fork and exec only \
              async-signal-safe calls are sound{}.",
@@ -255,11 +259,10 @@ impl Scene<'_> {
         }
     }
 
-    /// The fds of one process that are ends of a pipe, and whether all are close-on-exec.
-    fn ends(&self, process: &Process, pipe: u64, is: impl Fn(&Fd) -> bool) -> (Vec<i32>, bool) {
+    /// The fds of one process that are ends of a pipe.
+    fn ends(&self, process: &Process, pipe: u64, is: impl Fn(&Fd) -> bool) -> Vec<i32> {
         let ends = process.fds.iter().flatten().filter(|fd| fd.pipe() == Some(pipe) && is(fd));
-        let cloexec = ends.clone().all(|fd| fd.cloexec);
-        (ends.map(|fd| fd.fd).collect(), cloexec)
+        ends.map(|fd| fd.fd).collect()
     }
 
     fn fix_of_own_end(&self, process: &Process, pipe: u64, ends: &[i32]) -> String {
@@ -291,6 +294,15 @@ enum Kind {
     Read,
     Write,
     Thread,
+}
+
+/// The last two parts of a path: `Mutex<T>::lock`.
+fn brief(path: &str) -> &str {
+    let mut parts = path.rmatch_indices("::");
+    match (parts.next(), parts.next()) {
+        (Some(_), Some((at, _))) => &path[at + 2..],
+        _ => path,
+    }
 }
 
 /// `3`, `3 and 4`, `3, 4 and 5`.

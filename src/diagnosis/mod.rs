@@ -74,6 +74,8 @@ pub(crate) struct Origin {
     pub(crate) place: Option<String>,
     /// The function of that place.
     pub(crate) function: Option<String>,
+    /// Who called it, the user's own frames with their places, the innermost first.
+    pub(crate) callers: Vec<String>,
     /// Every function of the stack, the innermost first.
     pub(crate) functions: Vec<String>,
     /// The whole stack, if `CHILDPROOF_BACKTRACE=full` asks for it.

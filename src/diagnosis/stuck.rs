@@ -23,7 +23,7 @@ use crate::proc::waits::{On, Thread};
 pub(crate) enum Because {
     /// It waits for a lock that a thread held which a fork did not copy.
     InheritedLock,
-    /// It reads from a pipe of which it has all the write ends itself.
+    /// It reads from a pipe of which it has a write end itself, and nobody else with one runs.
     OwnWriteEnd,
     /// It waits, over others, for itself.
     Cycle,
@@ -287,7 +287,8 @@ impl Scene<'_> {
         let because = match &thread.on {
             On::Futex { .. } if self.is_inherited(process, thread, names) => Because::InheritedLock,
             On::Futex { .. } => Because::Cycle,
-            _ if wait.reads.is_some() && wait.writes.is_none() && wakers == [process.pid] => {
+            // Whatever the others do: it would have to do it itself.
+            _ if wait.reads.is_some() && wait.writes.is_none() && wakers.contains(&process.pid) => {
                 Because::OwnWriteEnd
             }
             _ if wait.writes.is_some() && wait.reads.is_none() && wakers == [process.pid] => {

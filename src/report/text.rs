@@ -15,6 +15,8 @@ use crate::proc::waits::{On, Thread};
 
 /// The most processes and fds that are listed one by one.
 const LISTED: usize = 24;
+/// The most characters of a sentence in one line.
+const WIDTH: usize = 100;
 /// The most pipes whose ends are listed.
 const PIPES: usize = 6;
 
@@ -58,6 +60,27 @@ impl Text {
         self.out.push('\n');
     }
 
+    /// A sentence in lines that fit a terminal: `begin` before the first, spaces before the others.
+    fn wrapped(&mut self, begin: &str, indent: usize, sentence: &str) {
+        let mut line = begin.to_owned();
+        let mut width = 0;
+        for word in sentence.split(' ') {
+            let length = word.chars().count();
+            if width > 0 && width + 1 + length > WIDTH {
+                let full = std::mem::replace(&mut line, " ".repeat(indent));
+                self.line(&full);
+                width = 0;
+            }
+            if width > 0 {
+                line.push(' ');
+                width += 1;
+            }
+            line.push_str(word);
+            width += length;
+        }
+        self.line(&line);
+    }
+
     fn styled(&self, style: Style, text: &str) -> String {
         if self.colour { format!("{style}{text}{style:#}") } else { text.to_owned() }
     }
@@ -66,7 +89,7 @@ impl Text {
         self.head(verdict);
         self.line("");
         for finding in &verdict.findings {
-            self.line(&format!("  {}", escape::text(&finding.sentence)));
+            self.wrapped("  ", 2, &escape::text(&finding.sentence));
         }
         self.tree(verdict);
         self.blocked_pipes(verdict);
@@ -175,6 +198,7 @@ impl Text {
             let who = match (&threads[..], process.tasks.len()) {
                 (_, 1) => String::new(),
                 ([thread], _) if thread.tid == process.pid => "main thread: ".to_owned(),
+                ([thread], _) if thread.name == process.comm => format!("thread {}: ", thread.tid),
                 ([thread], _) => format!("thread {} `{}`: ", thread.tid, escape::text(&thread.name)),
                 ([first, ..], _) => {
                     format!("\u{d7}{} threads `{}`, ..: ", threads.len(), escape::text(&first.name))
@@ -342,7 +366,10 @@ impl Text {
             0 | 1 => String::new(),
             threads => format!(" by thread `{}`, one of {threads}", escape::text(&origin.thread)),
         };
-        let line = format!("{indent}{how} {}{thread} ({}{by})", escape::text(&place), origin.call);
+        let mut line = format!("{indent}{how} {}{thread} ({}{by})", escape::text(&place), origin.call);
+        for caller in origin.callers.iter().filter(|_| origin.stack.is_empty()) {
+            let _ = write!(line, " < {}", escape::text(caller));
+        }
         self.line(&line);
         for frame in &origin.stack {
             self.line(&format!("{indent}  {}", escape::text(frame)));
@@ -357,7 +384,7 @@ impl Text {
         }
         for finding in &verdict.findings {
             if let Some(text) = &finding.fix {
-                self.line(&format!("  {fix} {}", escape::text(text)));
+                self.wrapped(&format!("  {fix} "), 7, &escape::text(text));
             }
             if let Some(text) = &finding.allow {
                 self.line(&format!("  {allow} #[childproof::test({text})]"));
@@ -477,17 +504,16 @@ fn wait_line(verdict: &Verdict, process: &Process, thread: &Thread) -> String {
         On::Other | On::Sleep | On::Signal => String::new(),
     };
     let mut line = escape::text(&thread.syscall);
-    if !argument.is_empty() {
-        let _ = write!(line, "({})", escape::text(&argument));
-    }
     let file = match &thread.on {
         On::Fd { fd } | On::Lock { fd } | On::Read { fd } | On::Write { fd } => {
-            process.fds.iter().flatten().find(|known| known.fd == *fd && known.pipe().is_none())
+            process.fds.iter().flatten().find(|known| known.fd == *fd)
         }
         _ => None,
     };
-    if let Some(file) = file {
-        let _ = write!(line, " {}", escape::text(&file.target));
+    match file {
+        Some(file) => drop(write!(line, "({argument}: {})", escape::text(&file.target))),
+        None if argument.is_empty() => {}
+        None => drop(write!(line, "({})", escape::text(&argument))),
     }
     if let Some(name) = &thread.wchan {
         let _ = write!(line, "  [{}]", escape::text(name));
@@ -526,8 +552,7 @@ fn end_lines(verdict: &Verdict, pipe: u64) -> Vec<String> {
         .flat_map(|(pid, thread)| thread.fds().into_iter().map(move |fd| (pid, fd)))
         .collect();
     let is_blocked = |pid: i32, fd: i32| blocked.contains(&(pid, fd));
-    let count = |reads: bool| holders.iter().filter(|(_, fd, _)| fd.reads() == reads).count();
-    let only = |reads: bool| count(reads) == 1;
+    let only = |reads: bool| holders.iter().filter(|(_, fd, _)| fd.reads() == reads).count() == 1;
     let mut lines = Vec::new();
     for (pid, fd, outside) in holders.iter().take(LISTED) {
         let mut line = format!("{:<5} end  {pid} fd {}", end(fd.access), fd.fd);
@@ -535,16 +560,19 @@ fn end_lines(verdict: &Verdict, pipe: u64) -> Vec<String> {
             let _ = write!(line, " `{}`, outside of the test", escape::text(outside));
         }
         line += no_cloexec(fd.fd, fd.cloexec);
-        if is_blocked(*pid, fd.fd) {
-            line += "   <- blocked on it";
-        } else if only(fd.reads()) {
-            let other = holders.iter().find(|(_, other, _)| other.reads() != fd.reads());
-            line += match other {
-                Some((other, ..)) if other == pid && fd.writes() => "   <- the only one: the reader itself",
-                Some((other, ..)) if other == pid => "   <- the only one: the writer itself",
-                _ => "   <- the only one",
-            };
-        }
+        // Whoever waits at the other end of it.
+        let own = holders
+            .iter()
+            .any(|(other, held, _)| other == pid && held.fd != fd.fd && is_blocked(*other, held.fd));
+        line += match (is_blocked(*pid, fd.fd), only(fd.reads()), own && fd.writes(), own) {
+            (true, ..) => "   <- blocked on it",
+            (_, true, true, _) => "   <- the only one: the reader itself",
+            (_, true, _, true) => "   <- the only one: the writer itself",
+            (_, true, ..) => "   <- the only one",
+            (_, false, true, _) => "   <- the reader itself",
+            (_, false, _, true) => "   <- the writer itself",
+            _ => "",
+        };
         lines.push(line);
     }
     if holders.len() > LISTED {

@@ -14,5 +14,6 @@ mod output;
 mod policy;
 mod shapes;
 mod support;
+mod waits;
 
 childproof::main!();

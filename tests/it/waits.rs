@@ -1,0 +1,115 @@
+//! A report says which wait can never end, and why; and never says so of one that can.
+//!
+//! `tests/fixtures/leaky/tests/waits.rs` has the shapes, `tests/it/expected/waits` their reports.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::thread;
+
+use serde_json::Value;
+
+use crate::output::{assert_expected, normalise, report_in};
+use crate::support::{Fixture, Ran, scratch};
+
+/// The shapes whose waits are proved, with the reasons that the JSON gives, sorted.
+const STUCK: &[(&str, &[&str])] = &[
+    ("keeper_of_its_own_lifeline", &["own_write_end", "stuck_child"]),
+    ("test_that_reads_what_only_it_can_write", &["own_write_end"]),
+    ("wait_before_reading_a_full_pipe", &["cycle", "cycle"]),
+    ("two_crossed_over_two_pipes", &["cycle", "cycle", "stuck_child"]),
+    ("three_in_a_ring", &["cycle", "cycle", "cycle", "stuck_child"]),
+    ("parent_of_a_stuck_child", &["cycle", "own_write_end", "stuck_child"]),
+    ("full_pipe_that_only_the_writer_could_read", &["no_reader_runs"]),
+    ("epoll_on_its_own_pipe", &["own_write_end"]),
+    ("fork_while_a_panic_is_told", &["inherited_lock"]),
+    ("fork_while_a_thread_holds_a_mutex", &["inherited_lock", "stuck_child"]),
+    ("mutex_locked_twice", &["cycle"]),
+    ("two_locks_in_two_orders", &["cycle", "cycle"]),
+    ("join_of_a_stuck_thread", &["cycle", "cycle"]),
+    ("lock_of_a_file_that_a_stuck_child_holds", &["own_write_end", "stuck_holder"]),
+];
+
+/// What the JSON of each test says.
+fn verdicts(filter: &[&str]) -> BTreeMap<String, Value> {
+    let json = scratch().join("waits.json");
+    let arguments = [&["--json", json.to_str().unwrap()], filter].concat();
+    let ran = Fixture::build("leaky").run("waits", &arguments);
+    assert_eq!(ran.code, Some(101), "{}", ran.all());
+    let lines = fs::read_to_string(json).unwrap();
+    let verdicts = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    verdicts.map(|line| (line["test"].as_str().unwrap().to_owned(), line)).collect()
+}
+
+fn reasons(verdict: &Value) -> Vec<&str> {
+    let waits = verdict["waits"].as_array().unwrap();
+    let mut reasons: Vec<&str> = waits.iter().filter_map(|wait| wait["because"].as_str()).collect();
+    reasons.sort_unstable();
+    reasons
+}
+
+#[childproof::test]
+fn that_never_end_are_told_with_the_reason() {
+    let verdicts = verdicts(&["--skip", "not_", "--skip", "come_and_go", "--skip", "bare_fork"]);
+    for (name, expected) in STUCK {
+        assert_eq!(reasons(&verdicts[*name]), *expected, "{name}: {}", verdicts[*name]["waits"]);
+    }
+}
+
+#[childproof::test]
+fn that_may_end_are_never_called_proved() {
+    let verdicts = verdicts(&["not_"]);
+    assert_eq!(verdicts.len(), 13);
+    for (name, verdict) in verdicts {
+        let waits = verdict["waits"].as_array().unwrap();
+        assert!(!waits.is_empty(), "{name} was not looked at");
+        assert!(waits.iter().all(|wait| wait["proved"] == false), "{name}: {waits:?}");
+    }
+}
+
+#[childproof::test]
+fn are_reported_as_a_reader_needs_them() {
+    let shapes = STUCK.iter().map(|(name, _)| *name).chain([
+        "not_proved_self_pipe_of_a_signal_handler",
+        "not_stuck_wake_pipe",
+        "not_stuck_poll_with_one_live_end",
+        "lifelines_that_nobody_watches",
+        "write_end_inherited_by_mistake",
+    ]);
+    // Each waits for its time to be over: side by side.
+    let reports: Vec<_> = shapes.map(|shape| (shape, thread::spawn(|| report_in("waits", shape)))).collect();
+    let reports = reports.into_iter().map(|(shape, report)| (shape, report.join().unwrap()));
+    assert_expected("waits", reports);
+}
+
+/// The lock of a thread that comes or goes is held for a moment only: who hangs on it, and where,
+/// differs from run to run, the story does not.
+#[childproof::test(timeout = "120s")]
+fn for_locks_that_are_held_for_a_moment_are_told_too() {
+    let fixture = Fixture::build("leaky");
+    let ran = |name: &str| fixture.run("waits", &["--exact", name, "--color=never"]);
+    let seen = |ran: &Ran, parts: &[&str]| {
+        let text = normalise(&ran.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+        for part in parts {
+            assert!(text.contains(part), "no {part:?} in\n{}", ran.all());
+        }
+    };
+    seen(
+        &ran("fork_while_threads_come_and_go"),
+        &[
+            "can never run again: it waits for a lock (std::sys::pal::unix::stack_overflow::thread_info::LOCK) \
+             that some thread of pid # held when # was forked. That thread does not exist in #.",
+            "forked at tests/fixtures/leaky/tests/waits.rs:22:20 waits::fork by thread `main`, one of ",
+            "fix: exec after the fork",
+        ],
+    );
+    seen(
+        &ran("bare_fork_while_threads_allocate"),
+        &[
+            // Which lock of malloc's differs, and whether this libc tells its name.
+            "waits for a lock (",
+            "), and it has no other thread that could let go of it. It can never go on.",
+            " < tests/fixtures/leaky/tests/waits.rs:339:19 waits::leak_one_that_hangs",
+            "started by another program, or by a raw syscall: its line is not known",
+        ],
+    );
+}

@@ -162,25 +162,55 @@ impl Text {
             self.wait_and_fds(verdict, test, "       ");
         }
         let below: Vec<&Process> = processes.iter().copied().filter(|process| !process.is_test).collect();
-        for process in below.iter().take(LISTED) {
+        let mut entries: Vec<Entry<'_>> = Vec::new();
+        for process in &below {
             let known = process.lineage.iter().filter(|pid| below.iter().any(|other| other.pid == **pid));
             let indent = "   ".repeat(known.count());
-            let name = self.styled(Style::new().bold(), &escape::command(process));
-            self.line(&format!("  {indent}`- {} {name}   {}", process.pid, describe(process, facts)));
-            if let Some(origin) = verdict.origin_of_process(process.pid) {
-                let how = if process.forked_without_exec { "forked" } else { "spawned" };
-                self.origin(&format!("  {indent}       "), how, origin, verdict.facts.pid);
-            } else if crate::sites::UNKNOWN.is_none() {
-                let line = format!(
-                    "  {indent}       started by another program, or by a raw syscall: its line is not known"
-                );
-                self.line(&line);
+            let details = self.details(verdict, process, &format!("{indent}       "));
+            let is_leaf = below.iter().all(|other| other.lineage.first() != Some(&process.pid));
+            let same = |entry: &&mut Entry<'_>| is_leaf && entry.is_leaf && entry.is_like(process, &details);
+            match entries.iter_mut().find(same) {
+                Some(entry) => entry.others.push(process.pid),
+                None => entries.push(Entry { process, indent, details, is_leaf, others: Vec::new() }),
             }
-            self.wait_and_fds(verdict, process, &format!("{indent}       "));
         }
-        if below.len() > LISTED {
-            self.line(&format!("  .. and {} more", below.len() - LISTED));
+        for entry in entries.iter().take(LISTED) {
+            let Entry { process, indent, details, others, .. } = entry;
+            let name = self.styled(Style::new().bold(), &escape::command(process));
+            let description = describe(process, facts);
+            if others.is_empty() {
+                self.line(&format!("  {indent}`- {} {name}   {description}", process.pid));
+            } else {
+                let pids: Vec<String> = others.iter().take(8).map(i32::to_string).collect();
+                let more = if others.len() > pids.len() { ", .." } else { "" };
+                let count = others.len() + 1;
+                self.line(&format!("  {indent}`- \u{d7}{count} {name}   {description}"));
+                self.line(&format!("  {indent}       pids {}, {}{more}", process.pid, pids.join(", ")));
+            }
+            self.out.push_str(details);
         }
+        if entries.len() > LISTED {
+            let left: usize = entries.iter().skip(LISTED).map(|entry| 1 + entry.others.len()).sum();
+            self.line(&format!("  .. and {left} more"));
+        }
+    }
+
+    /// The lines below a process: where it was made, what it waits for, what it holds.
+    fn details(&mut self, verdict: &Verdict, process: &Process, indent: &str) -> String {
+        let before = std::mem::take(&mut self.out);
+        match verdict.origin_of_process(process.pid) {
+            Some(origin) => {
+                let how = if process.forked_without_exec { "forked" } else { "spawned" };
+                self.origin(&format!("  {indent}"), how, origin, verdict.facts.pid);
+            }
+            None if crate::sites::UNKNOWN.is_none() => {
+                let unknown = "started by another program, or by a raw syscall: its line is not known";
+                self.line(&format!("  {indent}{unknown}"));
+            }
+            None => {}
+        }
+        self.wait_and_fds(verdict, process, indent);
+        std::mem::replace(&mut self.out, before)
     }
 
     /// What each thread of a process is blocked in; those that are alike are one line.
@@ -406,6 +436,30 @@ impl Text {
             };
             self.line(&format!("  killed: {shown}{more}"));
         }
+    }
+}
+
+/// A process of the tree, with those that are like it.
+struct Entry<'a> {
+    process: &'a Process,
+    indent: String,
+    details: String,
+    /// Nobody else of the tree is its child.
+    is_leaf: bool,
+    others: Vec<i32>,
+}
+
+impl Entry<'_> {
+    fn is_like(&self, other: &Process, details: &str) -> bool {
+        let of = |process: &Process| {
+            let Process { class, state, adopted, threads, forked_without_exec, .. } = process;
+            (*class, state.clone(), *adopted, *threads, *forked_without_exec, process.pgid == process.pid)
+        };
+        self.details == details
+            && self.process.command_line == other.command_line
+            && self.process.comm == other.comm
+            && self.process.lineage == other.lineage
+            && of(self.process) == of(other)
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Fixture, Run, alive, scratch, until};
+use crate::support::{Fixture, Run, alive, as_nobody, scratch, through_shell, until};
 
 const TARGETS: [&str; 3] = ["harness", "stock", "threaded"];
 
@@ -275,18 +275,6 @@ fn a_test_sees_the_arguments_name_signals_and_fds_that_the_harness_was_given() {
             assert_eq!(world.line("threads"), threads, "{who}");
         }
     }
-}
-
-fn through_shell(like: &Command, script: &str, program: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new("sh");
-    command.args(["-c", script, "sh"]).arg(program).args(arguments);
-    for (name, value) in like.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    command
 }
 
 struct World(String);
@@ -551,8 +539,8 @@ fn what_cannot_be_killed_is_named_and_the_run_goes_on() {
     let runs = TARGETS.map(|target| {
         let arguments =
             ["bodies::leaves_a_process_of_root", "bodies::well_behaved", "--exact", "--test-threads=1"];
-        let (mut command, setuid) = as_nobody(&fixture, target, &arguments);
-        command.env("VICTIM_SETPRIV", setuid);
+        let mut command = as_nobody(&fixture, target, &arguments);
+        command.env("VICTIM_SETPRIV", setuid_setpriv());
         (target, Run::spawn(command))
     });
     for (target, mut run) in runs {
@@ -570,11 +558,8 @@ fn what_cannot_be_killed_is_named_and_the_run_goes_on() {
     }
 }
 
-/// Runs a copy of a target as `nobody`, who may reach nothing here but what lies in `/tmp`. Also
-/// gives the path of a setuid-root `setpriv`.
-fn as_nobody(fixture: &Fixture, target: &str, arguments: &[&str]) -> (Command, PathBuf) {
-    let binary = scratch().join(format!("nobody-{target}"));
-    fs::copy(fixture.binary(target), &binary).unwrap();
+/// The path of a setuid-root `setpriv`, in the scratch directory.
+fn setuid_setpriv() -> PathBuf {
     let setuid = scratch().join("setuid-setpriv");
     if !setuid.exists() {
         let from = std::env::split_paths(&std::env::var_os("PATH").unwrap())
@@ -583,11 +568,7 @@ fn as_nobody(fixture: &Fixture, target: &str, arguments: &[&str]) -> (Command, P
         fs::copy(from.unwrap(), &setuid).unwrap();
         fs::set_permissions(&setuid, fs::Permissions::from_mode(0o4755)).unwrap();
     }
-    let like = fixture.command(target, &[]);
-    let script = "exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
-    let mut command = through_shell(&like, script, &binary, arguments);
-    command.current_dir("/");
-    (command, setuid)
+    setuid
 }
 
 /// To kill only the supervisor's own children is to make others of their children, for ever.
@@ -808,7 +789,7 @@ fn scratch_is_private_empty_and_removed() {
             ];
             let command = if nix::unistd::geteuid().is_root() && is_installed("setpriv") {
                 // Permissions are nothing to root.
-                as_nobody(&fixture, target, &arguments).0
+                as_nobody(&fixture, target, &arguments)
             } else {
                 fixture.command(target, &arguments)
             };
@@ -837,7 +818,7 @@ fn scratch_is_removed_whoever_was_killed() {
         for who in ["harness", "supervisor", "fork server", "all but the harness"] {
             let arguments = ["bodies::scratch::c", "bodies::sits", "--exact", "--test-threads=2"];
             let command = if nix::unistd::geteuid().is_root() && is_installed("setpriv") {
-                as_nobody(&fixture, target, &arguments).0
+                as_nobody(&fixture, target, &arguments)
             } else {
                 fixture.command(target, &arguments)
             };

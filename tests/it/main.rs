@@ -8,6 +8,8 @@
 mod command_line;
 mod compose;
 mod death;
+mod degraded;
+mod graphs;
 mod invariants;
 mod lines;
 mod output;

@@ -144,6 +144,30 @@ pub(crate) fn alive(pid: i32) -> bool {
     !matches!(stat.rsplit(") ").next().and_then(|rest| rest.chars().next()), Some('Z' | 'X') | None)
 }
 
+/// A command that runs `program` through a shell script, with the environment of `like`.
+pub(crate) fn through_shell(like: &Command, script: &str, program: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh"]).arg(program).args(arguments);
+    for (name, value) in like.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
+}
+
+/// Runs a copy of a target as `nobody`, who may reach nothing here but what lies in `/tmp`.
+pub(crate) fn as_nobody(fixture: &Fixture, target: &str, arguments: &[&str]) -> Command {
+    let binary = scratch().join(format!("nobody-{target}"));
+    fs::copy(fixture.binary(target), &binary).unwrap();
+    let like = fixture.command(target, &[]);
+    let script = "exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
+    let mut command = through_shell(&like, script, &binary, arguments);
+    command.current_dir("/");
+    command
+}
+
 fn nix_lock(file: &File) -> nix::fcntl::Flock<File> {
     let file = file.try_clone().unwrap();
     nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive).map_err(|(_, error)| error).unwrap()

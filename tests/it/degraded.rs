@@ -1,0 +1,95 @@
+//! Where something may not be read, the report says so, and blames nobody for it.
+
+use std::process::Command;
+
+use crate::support::{Fixture, Ran, as_nobody, through_shell};
+
+fn leaky() -> Fixture {
+    Fixture::build("leaky")
+}
+
+/// Whether tests can change user here. Says so if not.
+fn can_be_nobody() -> bool {
+    let setpriv = Command::new("setpriv").arg("--version").output().is_ok();
+    let can = nix::unistd::geteuid().is_root() && setpriv;
+    if !can {
+        println!("not checked: it needs root and `setpriv`");
+    }
+    can
+}
+
+#[track_caller]
+fn assert_says(ran: &Ran, parts: &[&str]) {
+    let text = ran.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in parts {
+        assert!(text.contains(part), "no {part:?} in\n{}", ran.all());
+    }
+}
+
+#[childproof::test]
+fn an_ordinary_user_gets_the_same_proof() {
+    if !can_be_nobody() {
+        return;
+    }
+    let arguments = ["--exact", "keeper_of_its_own_lifeline", "--color=never"];
+    let ran = Ran::of(&mut as_nobody(&leaky(), "waits", &arguments));
+    assert_says(&ran, &["It can never see EOF. (same in 2 snapshots)", "<- the only one: the reader itself"]);
+}
+
+#[childproof::test]
+fn a_process_that_may_not_be_read_proves_nothing() {
+    if !can_be_nobody() {
+        return;
+    }
+    let arguments = ["--exact", "undumpable_keeper_of_its_own_lifeline", "--color=never"];
+    let ran = Ran::of(&mut as_nobody(&leaky(), "waits", &arguments));
+    assert_says(&ran, &["its fds may not be read", "what it waits in may not be read"]);
+    assert!(!ran.stdout.contains("never"), "{}", ran.all());
+    // Root may read it.
+    let ran = leaky().run("waits", &arguments);
+    assert_says(&ran, &["It can never see EOF."]);
+}
+
+/// With `hidepid` the processes of others do not even show in `/proc`.
+#[childproof::test]
+fn a_proc_that_hides_others_is_enough() {
+    if !can_be_nobody() {
+        return;
+    }
+    let fixture = leaky();
+    let hidden = "mount -t proc -o hidepid=2 proc /proc";
+    if !Command::new("unshare").args(["-m", "sh", "-c", hidden]).status().is_ok_and(|status| status.success())
+    {
+        println!("not checked: `/proc` cannot be mounted here");
+        return;
+    }
+    let arguments = ["--exact", "keeper_of_its_own_lifeline", "child_with_a_very_long_command_line"];
+    let nobody = as_nobody(&fixture, "waits", &arguments);
+    let script = format!(
+        "exec unshare -m sh -c '{hidden}; cd /; exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"' sh \"$@\""
+    );
+    let binary = std::env::temp_dir().join("nobody-waits");
+    let ran = Ran::of(&mut through_shell(
+        &nobody,
+        &script,
+        &binary,
+        &[&arguments[..], &["--color=never"]].concat(),
+    ));
+    assert_says(&ran, &["It can never see EOF.", "outlived the test by 200 ms", "0 passed; 2 failed"]);
+}
+
+#[childproof::test]
+fn a_command_line_of_100_kb_is_cut() {
+    let ran = leaky().run("waits", &["--exact", "child_with_a_very_long_command_line", "--color=never"]);
+    assert!(ran.stdout.len() < 20_000, "{} bytes", ran.stdout.len());
+    assert_says(&ran, &[r"\u{1b}[2J\nxxxx"]);
+    assert!(!ran.stdout.contains('\x1b'), "{}", ran.all());
+}
+
+#[childproof::test]
+fn a_hundred_leaked_processes_are_a_report_that_can_be_read() {
+    let ran = leaky().run("waits", &["--exact", "hundred_children", "--color=never"]);
+    let lines = ran.stdout.lines().count();
+    assert!(lines < 120, "{lines} lines\n{}", ran.all());
+    assert_says(&ran, &["left 100 processes", "and 99 more processes outlived the test", "\u{d7}100"]);
+}

@@ -1,0 +1,53 @@
+//! No wait is called endless that is not: random processes at random pipes, against the truth that
+//! follows from how they were made.
+//!
+//! `tests/fixtures/leaky/tests/graphs.rs` makes them.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde_json::Value;
+
+use crate::support::{Fixture, Ran, scratch};
+
+/// Runs these graphs and compares.
+fn check(graphs: std::ops::Range<u64>) {
+    let fixture = Fixture::build("leaky");
+    let json = scratch().join("graphs.json");
+    let mut command = fixture.command("graphs", &["--test-threads=4", "--json", json.to_str().unwrap()]);
+    command.env("GRAPHS", format!("{}..{}", graphs.start, graphs.end)).env("GRAPHS_OUT", scratch());
+    let ran = Ran::of(&mut command);
+    let (mut stuck, mut proved) = (0, 0);
+    for line in fs::read_to_string(&json).unwrap_or_else(|_| panic!("{}", ran.all())).lines() {
+        let verdict: Value = serde_json::from_str(line).unwrap();
+        let number = verdict["test"].as_str().unwrap().trim_start_matches("graph_").to_owned();
+        let truth: BTreeMap<i64, bool> = fs::read_to_string(scratch().join(&number))
+            .unwrap()
+            .lines()
+            .map(|line| line.split_once(' ').unwrap())
+            .map(|(pid, stuck)| (pid.parse().unwrap(), stuck == "true"))
+            .collect();
+        stuck += truth.values().filter(|stuck| **stuck).count();
+        for wait in verdict["waits"].as_array().unwrap().iter().filter(|wait| wait["proved"] == true) {
+            let pid = wait["pid"].as_i64().unwrap();
+            assert_eq!(wait["tid"], wait["pid"], "graph {number}: the second thread sleeps: {wait}");
+            assert!(truth[&pid], "graph {number}: pid {pid} can wake: {wait}\n{truth:?}");
+            proved += 1;
+        }
+    }
+    // A process that the machine had not come to run is no false proof, but no proof either.
+    assert!(stuck as u64 * 2 >= graphs.end - graphs.start, "{stuck} stuck: the graphs are too tame");
+    assert!(proved * 10 >= stuck * 8, "{proved} of {stuck} that were stuck were found");
+    println!("{proved} of {stuck} were found, and no other");
+}
+
+#[childproof::test(timeout = "120s")]
+fn have_no_false_proof() {
+    check(0..60);
+}
+
+#[childproof::test(timeout = "20m")]
+#[ignore = "takes minutes: `cargo test --test it -- --ignored graphs`"]
+fn have_no_false_proof_in_two_thousand() {
+    check(1000..3000);
+}

@@ -29,7 +29,7 @@ pub(crate) enum Cause {
 
 impl Cause {
     /// The name in the JSON schema.
-    #[cfg(feature = "json")]
+    #[cfg(any(feature = "json", feature = "junit"))]
     pub(crate) fn name(self) -> &'static str {
         match self {
             Cause::Panicked => "panicked",

@@ -3,4 +3,6 @@
 pub(crate) mod escape;
 #[cfg(feature = "json")]
 pub(crate) mod json;
+#[cfg(feature = "junit")]
+pub(crate) mod junit;
 pub(crate) mod text;

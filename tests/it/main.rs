@@ -9,6 +9,7 @@ mod command_line;
 mod compose;
 mod death;
 mod invariants;
+mod junit;
 mod lines;
 mod output;
 mod policy;

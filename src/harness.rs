@@ -1,6 +1,6 @@
 //! The harness of a `harness = false` target: arguments, trials, libtest-mimic.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
@@ -22,6 +22,7 @@ use crate::policy::{self, Policy};
 use crate::proc::process::Stat;
 use crate::registry::{self, Test};
 use crate::report;
+use crate::report::annotations::{self, Checkout};
 #[cfg(feature = "junit")]
 use crate::report::junit::Junit;
 use crate::serial;
@@ -170,6 +171,7 @@ impl Harness {
         if arguments.color.is_none() && std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
             arguments.color = Some(libtest_mimic::ColorSetting::Never);
         }
+        let checkout = Checkout::of_runner(|name| std::env::var_os(name));
         let run = Arc::new(Run {
             entries,
             policy,
@@ -177,6 +179,8 @@ impl Harness {
             server,
             json,
             junit,
+            checkout,
+            annotations: Mutex::new(BTreeMap::new()),
             failed: AtomicBool::new(false),
             aside: Mutex::new(Vec::new()),
             captures: Mutex::new(Vec::new()),
@@ -356,6 +360,9 @@ struct Run {
     server: ForkServer,
     json: Option<Mutex<File>>,
     junit: Option<Mutex<Junit>>,
+    checkout: Option<Checkout>,
+    /// One a test, however often it failed: GitHub shows only ten a step.
+    annotations: Mutex<BTreeMap<usize, String>>,
     failed: AtomicBool,
     /// What is shown after the results: times, and output of tests that passed.
     aside: Mutex<Vec<(String, Duration, String)>>,
@@ -388,6 +395,9 @@ fn rounds(run: &Arc<Run>, arguments: &Arguments) -> bool {
         if failed && options.fail_fast {
             break;
         }
+    }
+    if chatty {
+        run.show_annotations();
     }
     failed
 }
@@ -430,6 +440,10 @@ impl Run {
         if verdict.failed() {
             self.failed.store(true, Ordering::Release);
             self.keep_aside(&verdict, "");
+            if let Some(checkout) = &self.checkout {
+                let annotation = || annotations::annotation(&verdict, checkout);
+                lock(&self.annotations).entry(index).or_insert_with(annotation);
+            }
             let colour = self.options.format != Some(FormatSetting::Json);
             return Err(Failed::from(join(&output, &report::text::report(&verdict, colour))));
         }
@@ -478,6 +492,13 @@ impl Run {
             }
         }
         aside.clear();
+    }
+
+    fn show_annotations(&self) {
+        let mut out = io::stdout().lock();
+        for annotation in lock(&self.annotations).values() {
+            let _ = writeln!(out, "{annotation}");
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use crate::harness::guard;
 use crate::policy::{self, Policy};
 use crate::registry::Test;
 use crate::report;
+use crate::report::annotations::{self, Checkout};
 use crate::supervisor::Job;
 use crate::sys;
 
@@ -45,6 +46,11 @@ impl Test {
             print!("{output}");
         }
         if verdict.failed() {
+            let checkout = Checkout::of_runner(|name| std::env::var_os(name)).filter(|_| !prints_json());
+            if let Some(checkout) = checkout {
+                // Not behind a line of somebody's that has no end yet.
+                println!("\n{}", annotations::annotation(&verdict, &checkout));
+            }
             let colour = std::io::stderr().is_terminal()
                 && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
             fail(&format!("\n{}", report::text::report(&verdict, colour)));
@@ -80,6 +86,13 @@ extern "C" fn end() {
 fn fail(message: &str) -> ! {
     eprintln!("{message}");
     std::panic::resume_unwind(Box::new("the test failed under childproof"));
+}
+
+/// Whether libtest was told to print JSON and nothing else.
+fn prints_json() -> bool {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let split = arguments.windows(2).any(|pair| pair[0] == "--format" && pair[1] == "json");
+    split || arguments.iter().any(|argument| argument == "--format=json")
 }
 
 /// Whether libtest was told not to catch the output.

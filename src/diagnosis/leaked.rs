@@ -8,8 +8,9 @@ use crate::outcome::End;
 use crate::policy::Settings;
 use crate::report::escape;
 
-/// Adds what is to be said of leaked processes, and of forked children that ran on.
-pub(super) fn find(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
+/// Adds what is to be said of leaked processes, and of forked children that ran on. Gives the
+/// process that is named, if one is.
+pub(super) fn find(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) -> Option<i32> {
     let returned = facts.returned_children as usize;
     if returned > 0 {
         findings.push(Finding {
@@ -31,9 +32,9 @@ pub(super) fn find(facts: &Facts, settings: &Settings, findings: &mut Vec<Findin
     // At a timeout the children are killed with the test that had no time to stop them: the
     // timeout is what failed, and they are shown with it.
     if facts.end == End::TimedOut || !settings.deny_processes {
-        return;
+        return None;
     }
-    let Some(first) = leaked.first() else { return };
+    let first = leaked.first()?;
     let who = format!("pid {} `{}`", first.pid, escape::command(first));
     let grace = milliseconds(settings.grace);
     let sentence = match leaked.len() {
@@ -47,6 +48,7 @@ pub(super) fn find(facts: &Facts, settings: &Settings, findings: &mut Vec<Findin
         fix: Some(fix(first, facts)),
         allow: glob_for(first).map(|glob| format!("allow_process = \"{glob}\"")),
     });
+    Some(first.pid)
 }
 
 fn fix(process: &Process, facts: &Facts) -> String {

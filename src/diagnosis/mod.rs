@@ -83,6 +83,8 @@ pub(crate) struct Verdict {
     pub(crate) name: String,
     pub(crate) facts: Facts,
     pub(crate) findings: Vec<Finding>,
+    /// The leaked process that a finding names.
+    pub(crate) leaked: Option<i32>,
     /// The stray fds, same ones folded, with who holds the other end.
     pub(crate) strays: Vec<Stray>,
     /// The pipes that leaked processes hold, with who holds which end.
@@ -135,7 +137,7 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, origin
     let strays = stray::fold(&facts);
     let mut findings = Vec::new();
     ends(&facts, settings, &mut findings);
-    leaked::find(&facts, settings, &mut findings);
+    let leaked = leaked::find(&facts, settings, &mut findings);
     stray::find(&facts, &strays, &mut findings);
     counts(&facts, settings, &mut findings);
     for survivor in &facts.survivors {
@@ -153,7 +155,7 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, origin
         });
     }
     let pipes = stray::pipes(&facts);
-    Verdict { name: name.to_owned(), facts, findings, strays, pipes, origins }
+    Verdict { name: name.to_owned(), facts, findings, leaked, strays, pipes, origins }
 }
 
 /// Where the pipe or socket with this inode was made. The last who made it: numbers come again.

@@ -73,7 +73,7 @@ fn case<'a>(suite: &'a Value, name: &str) -> &'a Value {
 #[childproof::test]
 fn tells_every_test_with_its_words() {
     let path = path();
-    let ran = run(&path, &["passes", "ignored", "panics", "leaks"]);
+    let ran = run(&path, &["passes", "ignored", "panics", "leaks", "--exact"]);
     assert_eq!(ran.code, Some(101), "{}", ran.all());
     let Some(root) = read(&path) else { return };
     let suite = child(&root, "testsuite");
@@ -152,7 +152,7 @@ fn names_each_test_once_however_often_it_ran() {
 #[childproof::test]
 fn is_written_when_a_run_fails_fast() {
     let path = path();
-    run(&path, &["leaks", "panics", "passes", "--fail-fast", "--test-threads=1"]);
+    run(&path, &["leaks", "panics", "passes", "--exact", "--fail-fast", "--test-threads=1"]);
     let Some(root) = read(&path) else { return };
     let suite = child(&root, "testsuite");
     assert_eq!((&suite["at"]["tests"], &suite["at"]["skipped"]), (&"3".into(), &"2".into()), "{suite:#}");

@@ -23,6 +23,7 @@ use crate::proc::process::Stat;
 use crate::registry::{self, Test};
 use crate::report;
 use crate::report::annotations::{self, Checkout};
+use crate::report::escape;
 #[cfg(feature = "junit")]
 use crate::report::junit::Junit;
 use crate::serial;
@@ -309,10 +310,10 @@ fn check(entries: &[Entry], options: &Options) -> Result<(), String> {
     let mut seen = HashSet::new();
     for entry in entries {
         let name = entry.name();
-        if name.is_empty() || name.contains(|c: char| c.is_control()) {
+        if name.is_empty() || name.contains(escape::rearranges) {
             return Err(format!(
                 "invalid test name `{}`: expected text without control characters",
-                name.escape_debug()
+                escape::text(&name)
             ));
         }
         if !seen.insert(name.clone()) {
@@ -422,7 +423,7 @@ impl Run {
             return Ok(if reason.is_empty() {
                 Completion::ignored()
             } else {
-                Completion::ignored_with(reason)
+                Completion::ignored_with(escape::text(reason))
             });
         }
         if self.options.fail_fast && self.failed.load(Ordering::Acquire) {

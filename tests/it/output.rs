@@ -5,7 +5,7 @@
 
 use std::fs;
 
-use crate::support::{Fixture, root};
+use crate::support::{Fixture, Ran, root};
 
 fn output(shape: &str, arguments: &[&str]) -> String {
     let name = format!("shapes::{shape}");
@@ -91,9 +91,61 @@ fn of_a_failing_body_comes_before_the_report() {
 
 #[childproof::test]
 fn never_has_the_escape_sequences_of_a_name() {
-    let text = output("child_with_a_nasty_name", &["--color=never"]);
+    // Where colours are not wanted, the printer takes out what it knows of them by itself.
+    let text = output("child_with_a_nasty_name", &["--color=always"]);
     assert!(text.contains(r"a\u{1b}[2J\n) R 1 1"), "{text}");
-    assert!(!text.contains('\x1b'), "{text}");
+    assert!(!text.contains("\x1b[2J"), "{text}");
+
+    let fixture = Fixture::build("leaky");
+    for (test, names) in [
+        // The kernel's and the program's, and what would allow it.
+        ("command_line", &[r#"`"\u{1b}[2J\r\n"#, r#""?[2J????????xxx"#][..]),
+        ("fork", &[r"`\u{1b}[2J\r\n"]),
+        ("zombie", &[r"`\u{1b}[2J\r\n"]),
+        ("file", &[r"/\u{1b}[2J\r\n"]),
+        ("message", &[r#"panicked with "\u{1b}[2J\r\n"#]),
+    ] {
+        let name = format!("nasty::{test}");
+        let ran = fixture.run("reports", &["--exact", &name, "--color=always"]);
+        // What the body printed itself is its own, and comes before.
+        let begin = ran.stdout.find("LEAK\x1b").or(ran.stdout.find("FAIL\x1b"));
+        let report = &ran.stdout[begin.unwrap_or_else(|| panic!("{}", ran.all()))..];
+        for expected in names {
+            assert!(report.contains(expected), "no {expected} in {report}");
+        }
+        // Each colour is ended by the next `m`, and nothing else begins with an escape.
+        let mut parts = report.split('\x1b');
+        let first = parts.next().unwrap();
+        let plain: String = parts.fold(first.to_owned(), |text, part| {
+            let (colour, rest) = part.split_once('m').unwrap_or_else(|| panic!("{part:?}"));
+            let known = |c: char| c.is_ascii_digit() || "[;".contains(c);
+            assert!(colour.starts_with('[') && colour.chars().all(known), "{colour:?}");
+            text + rest
+        });
+        let raw = |c: char| c != '\n' && c.is_control() || c == '\u{202e}';
+        assert!(!plain.contains(raw), "{plain:?}");
+        let longest = plain.lines().map(|line| line.chars().count()).max().unwrap();
+        assert!(longest < if test == "message" { 1400 } else { 250 }, "{longest} in {plain}");
+    }
+}
+
+#[childproof::test]
+fn has_no_names_and_reasons_that_rearrange_its_lines() {
+    let fixture = Fixture::build("leaky");
+    for (name, shown) in
+        [("a\nb", r"a\nb"), ("a\x1b[2J", r"a\u{1b}[2J"), ("a\u{202e}b", r"a\u{202e}b"), ("", "")]
+    {
+        let ran = Ran::of(fixture.command("harness", &["made"]).env("LEAKY_NAME", name));
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{}", ran.all());
+        let expected =
+            format!("error: invalid test name `{shown}`: expected text without control characters\n");
+        assert_eq!(ran.stderr, expected);
+    }
+    let name = "made of naïve ☃ 👩\u{200d}🚀";
+    let mut command = fixture.command("harness", &["made", "--color=always"]);
+    let ran = Ran::of(command.env("LEAKY_NAME", name).env("LEAKY_REASON", "a\n\x1b[2J\u{202e}b"));
+    assert!(ran.stdout.contains(name), "{}", ran.all());
+    assert!(ran.stdout.contains(r"ignored (a\n\u{1b}[2J\u{202e}b)"), "{}", ran.all());
 }
 
 #[childproof::test]

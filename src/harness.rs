@@ -141,7 +141,7 @@ impl Harness {
         if let Err(message) = check(&entries, &options) {
             return say(&format!("error: {message}\n"), 2);
         }
-        let mut arguments = arguments(&options);
+        let arguments = arguments(&options);
         if options.list {
             let trials = entries.iter().map(|entry| list_entry(entry, &options)).collect();
             let _ = libtest_mimic::run(&arguments, trials);
@@ -169,9 +169,6 @@ impl Harness {
                 return say(&cannot_write(&options, &error), 2);
             }
         };
-        if arguments.color.is_none() && std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
-            arguments.color = Some(libtest_mimic::ColorSetting::Never);
-        }
         let checkout = Checkout::of_runner(|name| std::env::var_os(name));
         let run = Arc::new(Run {
             entries,
@@ -445,6 +442,7 @@ impl Run {
                 let annotation = || annotations::annotation(&verdict, checkout);
                 lock(&self.annotations).entry(index).or_insert_with(annotation);
             }
+            // libtest-mimic takes the colours out where they are not wanted.
             let colour = self.options.format != Some(FormatSetting::Json);
             return Err(Failed::from(join(&output, &report::text::report(&verdict, colour))));
         }

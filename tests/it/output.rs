@@ -4,8 +4,9 @@
 //! After a change that was meant, `CHILDPROOF_BLESS=1 cargo test --test it` writes them anew.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
-use crate::support::{Fixture, Ran, root};
+use crate::support::{Fixture, Ran, root, scratch};
 
 fn output(shape: &str, arguments: &[&str]) -> String {
     let name = format!("shapes::{shape}");
@@ -148,8 +149,81 @@ fn has_no_names_and_reasons_that_rearrange_its_lines() {
     assert!(ran.stdout.contains(r"ignored (a\n\u{1b}[2J\u{202e}b)"), "{}", ran.all());
 }
 
+/// Runs a test that leaks on a terminal; `redirection` is a shell's. What the terminal saw, and
+/// what went to a file `out`. `None` where there is no script(1), which makes the terminal.
+fn on_a_terminal(
+    target: &str,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+    redirection: &str,
+) -> Option<(String, String)> {
+    let (script, out) = (scratch().join("run.sh"), scratch().join("out"));
+    let command =
+        Fixture::build("leaky").command(target, &[&["--exact", "shapes::child_dropped"], arguments].concat());
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<String> = words.map(|word| format!("'{}'", word.to_string_lossy())).collect();
+    fs::write(&script, format!("{} {redirection}\n", words.join(" "))).unwrap();
+    fs::write(&out, "").unwrap();
+    let mut terminal = Command::new("script");
+    for (name, _) in command.get_envs() {
+        terminal.env_remove(name);
+    }
+    terminal.args(["-qec", "sh \"$RUN\"", "/dev/null"]).env("RUN", &script).env("OUT", &out);
+    // Where it is set, a dumb terminal counts as a capable one.
+    terminal.env_remove("CI");
+    terminal.env("SHELL", "/bin/sh").env("TERM", "xterm-256color").envs(environment.iter().copied());
+    let Ok(output) = terminal.stdin(Stdio::null()).output() else {
+        println!("skipped: script(1) is not installed");
+        return None;
+    };
+    assert_eq!(output.status.code(), Some(101), "{output:?}");
+    Some((String::from_utf8_lossy(&output.stdout).into_owned(), fs::read_to_string(out).unwrap()))
+}
+
+const COLOURED: &str = "\x1b[31mLEAK\x1b[0m";
+const PLAIN: &str = "LEAK  shapes::child_dropped   body passed";
+
 #[childproof::test]
-fn has_colours_only_where_they_are_wanted() {
-    assert!(!output("child_dropped", &[]).contains('\x1b'), "a pipe is no terminal");
-    assert!(output("child_dropped", &["--color=always"]).contains("\x1b[1m"));
+fn has_colours_on_a_terminal_unless_they_are_not_wanted() {
+    for target in ["harness", "stock"] {
+        for (arguments, environment, expected) in [
+            (&[][..], &[][..], COLOURED),
+            (&[], &[("NO_COLOR", "1")], PLAIN),
+            (&[], &[("NO_COLOR", "0")], PLAIN),
+            (&[], &[("NO_COLOR", "")], COLOURED),
+            (&[], &[("TERM", "dumb")], PLAIN),
+            (&["--color=auto"], &[("NO_COLOR", "1")], PLAIN),
+            (&["--color=never"], &[], PLAIN),
+            (&["--color", "never"], &[], PLAIN),
+            (&["--color", "always"], &[("NO_COLOR", "1")], COLOURED),
+        ] {
+            let Some((seen, _)) = on_a_terminal(target, arguments, environment, "") else { return };
+            assert!(seen.contains(expected), "{target} {arguments:?} {environment:?}\n{seen}");
+            // libtest does not know NO_COLOR.
+            let plain = expected == PLAIN && (target == "harness" || arguments.len() > 1);
+            assert!(!plain || !seen.contains('\x1b'), "{target} {arguments:?} {environment:?}\n{seen}");
+        }
+    }
+}
+
+#[childproof::test]
+fn has_no_colours_in_a_file_unless_they_are_wanted() {
+    for target in ["harness", "stock"] {
+        for (arguments, expected) in
+            [(&[][..], PLAIN), (&["--color=auto"], PLAIN), (&["--color=always"], COLOURED)]
+        {
+            // The other stream is a terminal still.
+            let Some((_, written)) = on_a_terminal(target, arguments, &[], "> \"$OUT\"") else { return };
+            assert!(written.contains(expected), "{target} {arguments:?}\n{written}");
+            let plain = expected == PLAIN;
+            assert!(!plain || !written.contains('\x1b'), "{target} {arguments:?}\n{written}");
+        }
+        let Some((seen, _)) = on_a_terminal(target, &[], &[], "2> \"$OUT\"") else { return };
+        assert!(seen.contains(COLOURED), "{target}\n{seen}");
+    }
+    // libtest catches nothing, and the report is where it was printed.
+    let Some((_, written)) = on_a_terminal("stock", &["--nocapture"], &[], "2> \"$OUT\"") else { return };
+    assert!(written.contains(PLAIN), "{written}");
+    let Some((seen, _)) = on_a_terminal("stock", &["--nocapture"], &[], "> \"$OUT\"") else { return };
+    assert!(seen.contains(COLOURED), "{seen}");
 }

@@ -1,14 +1,15 @@
 //! The harness of a `harness = false` target: arguments, trials, libtest-mimic.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::process::{ExitCode, Termination};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use libtest_mimic::{Arguments, Completion, Failed, FormatSetting, Trial};
@@ -21,6 +22,10 @@ use crate::policy::{self, Policy};
 use crate::proc::process::Stat;
 use crate::registry::{self, Test};
 use crate::report;
+use crate::report::annotations::{self, Checkout};
+use crate::report::escape;
+#[cfg(feature = "junit")]
+use crate::report::junit::Junit;
 use crate::serial;
 use crate::supervisor::Job;
 use crate::sys;
@@ -105,8 +110,9 @@ impl Harness {
     /// Runs the tests as the command line says, and tells how it went.
     ///
     /// The value is 0 if all was well, 101 if a test failed, 2 if arguments, environment or names
-    /// were not valid. Call it before any thread is started: a threaded process cannot be forked
-    /// safely, so the harness starts its tests by a slower way then.
+    /// were not valid or a file could not be written. Call it before any thread is started: a
+    /// threaded process cannot be forked safely, so the harness starts its tests by a slower way
+    /// then.
     pub fn run(self) -> ExitCode {
         let Harness { policy, added } = self;
         let entries: Vec<Entry> = registry::all()
@@ -135,7 +141,7 @@ impl Harness {
         if let Err(message) = check(&entries, &options) {
             return say(&format!("error: {message}\n"), 2);
         }
-        let mut arguments = arguments(&options);
+        let arguments = arguments(&options);
         if options.list {
             let trials = entries.iter().map(|entry| list_entry(entry, &options)).collect();
             let _ = libtest_mimic::run(&arguments, trials);
@@ -156,15 +162,23 @@ impl Harness {
                 return say(&format!("error: cannot write `--json {}`: {error}\n", path.display()), 2);
             }
         };
-        if arguments.color.is_none() && std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
-            arguments.color = Some(libtest_mimic::ColorSetting::Never);
-        }
+        let junit = match options.junit.as_ref().map(|(_, path)| Junit::create(path, &target())).transpose() {
+            Ok(junit) => junit.map(Mutex::new),
+            Err(error) => {
+                server.shut_down();
+                return say(&cannot_write(&options, &error), 2);
+            }
+        };
+        let checkout = Checkout::of_runner(|name| std::env::var_os(name));
         let run = Arc::new(Run {
             entries,
             policy,
             options,
             server,
             json,
+            junit,
+            checkout,
+            annotations: Mutex::new(BTreeMap::new()),
             failed: AtomicBool::new(false),
             aside: Mutex::new(Vec::new()),
             captures: Mutex::new(Vec::new()),
@@ -174,6 +188,9 @@ impl Harness {
         let failed = rounds(&run, &arguments);
         sys::ignore_signal(nix::libc::SIGPIPE);
         run.server.shut_down();
+        if let Some(Err(error)) = run.junit.as_ref().map(|junit| lock(junit).write()) {
+            return say(&cannot_write(&run.options, &error), if failed { 101 } else { 2 });
+        }
         if failed { ExitCode::from(101) } else { ExitCode::SUCCESS }
     }
 }
@@ -186,6 +203,27 @@ fn say(message: &str, code: u8) -> ExitCode {
         let _ = io::stderr().write_all(message.as_bytes());
     }
     ExitCode::from(code)
+}
+
+fn cannot_write(options: &Options, error: &io::Error) -> String {
+    let (place, path) = options.junit.clone().unwrap_or_default();
+    format!("error: cannot write `{place}{}`: {error}\n", path.display())
+}
+
+/// The name of the test target: that of its binary, without the hash that cargo adds.
+fn target() -> String {
+    let path = PathBuf::from(std::env::args_os().next().unwrap_or_default());
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    match name.rsplit_once('-') {
+        Some((name, hash)) if hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+            name.to_owned()
+        }
+        _ => name.into_owned(),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One test of the run.
@@ -269,18 +307,22 @@ fn check(entries: &[Entry], options: &Options) -> Result<(), String> {
     let mut seen = HashSet::new();
     for entry in entries {
         let name = entry.name();
-        if name.is_empty() || name.contains(|c: char| c.is_control()) {
+        if name.is_empty() || name.contains(escape::rearranges) {
             return Err(format!(
                 "invalid test name `{}`: expected text without control characters",
-                name.escape_debug()
+                escape::text(&name)
             ));
         }
         if !seen.insert(name.clone()) {
             return Err(format!("two tests are called `{name}`: names must differ"));
         }
     }
-    if options.json.is_some() && !cfg!(feature = "json") {
-        return Err("`--json` needs childproof's feature `json`, which is off in this build".to_owned());
+    let off = [
+        ("json", options.json.is_some() && !cfg!(feature = "json")),
+        ("junit", options.junit.is_some() && !cfg!(feature = "junit")),
+    ];
+    if let Some((name, _)) = off.iter().find(|(_, missing)| *missing) {
+        return Err(format!("`--{name}` needs childproof's feature `{name}`, which is off in this build"));
     }
     Ok(())
 }
@@ -315,6 +357,10 @@ struct Run {
     options: Options,
     server: ForkServer,
     json: Option<Mutex<File>>,
+    junit: Option<Mutex<Junit>>,
+    checkout: Option<Checkout>,
+    /// One a test, however often it failed: GitHub shows only ten a step.
+    annotations: Mutex<BTreeMap<usize, String>>,
     failed: AtomicBool,
     /// What is shown after the results: times, and output of tests that passed.
     aside: Mutex<Vec<(String, Duration, String)>>,
@@ -339,7 +385,7 @@ fn rounds(run: &Arc<Run>, arguments: &Arguments) -> bool {
             }
             shuffle(&mut order, seed);
         }
-        let trials = order.into_iter().map(|index| trial(run, index)).collect();
+        let trials = order.into_iter().map(|index| trial(run, index, round)).collect();
         failed |= libtest_mimic::run(arguments, trials).has_failed();
         if chatty {
             run.show_aside();
@@ -348,42 +394,55 @@ fn rounds(run: &Arc<Run>, arguments: &Arguments) -> bool {
             break;
         }
     }
+    if chatty {
+        run.show_annotations();
+    }
     failed
 }
 
-fn trial(run: &Arc<Run>, index: usize) -> Trial {
+fn trial(run: &Arc<Run>, index: usize, round: u64) -> Trial {
     let entry = &run.entries[index];
     if !entry.selected(&run.options) {
         return Trial::test(FILTERED, || Ok(()));
     }
     let run = Arc::clone(run);
-    Trial::ignorable_test(entry.name(), move || run.one(index))
+    Trial::ignorable_test(entry.name(), move || run.one(index, round))
 }
 
 impl Run {
     /// Runs one test, from the queue to the report.
-    fn one(&self, index: usize) -> Result<Completion, Failed> {
+    fn one(&self, index: usize, round: u64) -> Result<Completion, Failed> {
         let entry = &self.entries[index];
         let name = entry.name();
         if let Some(reason) = entry.left_out(&self.options) {
             self.write_json(|| ignored_line(&name));
+            self.write_junit(|junit| junit.skipped(&name, reason));
             return Ok(if reason.is_empty() {
                 Completion::ignored()
             } else {
-                Completion::ignored_with(reason)
+                Completion::ignored_with(escape::text(reason))
             });
         }
         if self.options.fail_fast && self.failed.load(Ordering::Acquire) {
+            let reason = "a test failed before it, and --fail-fast is set";
             self.write_json(|| ignored_line(&name));
-            return Ok(Completion::ignored_with("a test failed before it, and --fail-fast is set"));
+            self.write_junit(|junit| junit.skipped(&name, reason));
+            return Ok(Completion::ignored_with(reason));
         }
         let settings = self.options.policy.clone().over(&entry.policy()).over(&self.policy).settle();
         let job = Job { index: index as u64, name, settings };
         let (verdict, output) = guard(&self.server, &job, self.options.no_capture, &self.captures);
         self.write_json(|| verdict_line(&verdict));
+        let round = (self.options.repeat > 1).then(|| format!("round {round} of {}", self.options.repeat));
+        self.write_junit(|junit| junit.ran(&verdict, &output, round.as_deref()));
         if verdict.failed() {
             self.failed.store(true, Ordering::Release);
             self.keep_aside(&verdict, "");
+            if let Some(checkout) = &self.checkout {
+                let annotation = || annotations::annotation(&verdict, checkout);
+                lock(&self.annotations).entry(index).or_insert_with(annotation);
+            }
+            // libtest-mimic takes the colours out where they are not wanted.
             let colour = self.options.format != Some(FormatSetting::Json);
             return Err(Failed::from(join(&output, &report::text::report(&verdict, colour))));
         }
@@ -395,9 +454,15 @@ impl Run {
         let Some(json) = &self.json else { return };
         let mut line = line();
         line.push('\n');
-        let mut json = json.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut json = lock(json);
         if let Err(error) = json.write_all(line.as_bytes()) {
             eprintln!("childproof: cannot write the JSON of a test: {error}");
+        }
+    }
+
+    fn write_junit(&self, add: impl FnOnce(&mut Junit)) {
+        if let Some(junit) = &self.junit {
+            add(&mut lock(junit));
         }
     }
 
@@ -407,12 +472,12 @@ impl Run {
         }
         let left = report::text::aside(verdict).filter(|_| !verdict.failed()).unwrap_or_default();
         let shown = join(output, &left);
-        let mut aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut aside = lock(&self.aside);
         aside.push((verdict.name.clone(), verdict.facts.time, shown));
     }
 
     fn show_aside(&self) {
-        let mut aside = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut aside = lock(&self.aside);
         let mut out = io::stdout().lock();
         if self.options.show_output {
             for (name, _, shown) in aside.iter().filter(|(_, _, shown)| !shown.is_empty()) {
@@ -426,6 +491,13 @@ impl Run {
             }
         }
         aside.clear();
+    }
+
+    fn show_annotations(&self) {
+        let mut out = io::stdout().lock();
+        for annotation in lock(&self.annotations).values() {
+            let _ = writeln!(out, "{annotation}");
+        }
     }
 }
 
@@ -448,6 +520,29 @@ fn verdict_line(_: &Verdict) -> String {
 #[cfg(not(feature = "json"))]
 fn ignored_line(_: &str) -> String {
     String::new()
+}
+
+/// There is none without the feature: `check` has refused `--junit` then.
+#[cfg(not(feature = "junit"))]
+enum Junit {}
+
+#[cfg(not(feature = "junit"))]
+impl Junit {
+    fn create(_: &std::path::Path, _: &str) -> io::Result<Junit> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn ran(&mut self, _: &Verdict, _: &str, _: Option<&str>) {
+        match *self {}
+    }
+
+    fn skipped(&mut self, _: &str, _: &str) {
+        match *self {}
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        match *self {}
+    }
 }
 
 /// The body's own output first, then ours.
@@ -476,7 +571,7 @@ pub(crate) fn guard(
         let facts = server.run(job, &[sys::borrow(1), sys::borrow(2)], slow);
         return (judge(job, facts), String::new());
     }
-    let kept = captures.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let kept = lock(captures).pop();
     let capture = match kept.map_or_else(capture, Ok) {
         Ok(capture) => capture,
         Err(error) => return lost(format!("cannot make a file for its output: {error}")),
@@ -486,7 +581,7 @@ pub(crate) fn guard(
     let output = read(&capture).unwrap_or_else(|error| format!("[its output cannot be read: {error}]"));
     // Somebody may still write to it if something was left; and then it is not the next test's.
     if !verdict.failed() && capture.set_len(0).is_ok() {
-        captures.lock().unwrap_or_else(PoisonError::into_inner).push(capture);
+        lock(captures).push(capture);
     }
     (verdict, output)
 }

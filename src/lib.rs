@@ -26,6 +26,8 @@
 //! # Features
 //!
 //! `json` (on by default): `--json PATH`, one object per test and line.
+//!
+//! `junit`: `--junit PATH`, JUnit's XML, also where Bazel's variable `XML_OUTPUT_FILE` says.
 
 #![allow(clippy::test_attr_in_doctest, reason = "that is what this crate is about")]
 

@@ -10,6 +10,7 @@ use crate::harness::guard;
 use crate::policy::{self, Policy};
 use crate::registry::Test;
 use crate::report;
+use crate::report::annotations::{self, Checkout};
 use crate::supervisor::Job;
 use crate::sys;
 
@@ -45,9 +46,12 @@ impl Test {
             print!("{output}");
         }
         if verdict.failed() {
-            let colour = std::io::stderr().is_terminal()
-                && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
-            fail(&format!("\n{}", report::text::report(&verdict, colour)));
+            let checkout = Checkout::of_runner(|name| std::env::var_os(name)).filter(|_| !prints_json());
+            if let Some(checkout) = checkout {
+                // Not behind a line of somebody's that has no end yet.
+                println!("\n{}", annotations::annotation(&verdict, &checkout));
+            }
+            fail(&format!("\n{}", report::text::report(&verdict, has_colours())));
         }
         if self.attribute.libtest_expects_panic {
             // The body panicked as it should, in another process; libtest waits for it in this one.
@@ -80,6 +84,41 @@ extern "C" fn end() {
 fn fail(message: &str) -> ! {
     eprintln!("{message}");
     std::panic::resume_unwind(Box::new("the test failed under childproof"));
+}
+
+/// Whether libtest was told to print JSON and nothing else.
+fn prints_json() -> bool {
+    argument("--format").as_deref() == Some("json")
+}
+
+/// Whether the report is to have colours, where libtest shows it: on its stdout, or on our stderr
+/// if it does not catch that.
+fn has_colours() -> bool {
+    let terminal = || {
+        if shows_output() { std::io::stderr().is_terminal() } else { std::io::stdout().is_terminal() }
+    };
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    match argument("--color").as_deref() {
+        Some("always") => !prints_json(),
+        Some("never") => false,
+        _ => {
+            let capable = set("TERM").is_some_and(|term| term != "dumb");
+            capable && set("NO_COLOR").is_none() && terminal() && !prints_json()
+        }
+    }
+}
+
+/// The value of one of libtest's arguments: `--name value` or `--name=value`.
+fn argument(name: &str) -> Option<String> {
+    let mut arguments = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned());
+    while let Some(argument) = arguments.next() {
+        match argument.strip_prefix(name) {
+            Some("") => return arguments.next(),
+            Some(rest) if rest.starts_with('=') => return Some(rest[1..].to_owned()),
+            _ => {}
+        }
+    }
+    None
 }
 
 /// Whether libtest was told not to catch the output.

@@ -10,7 +10,7 @@ use libtest_mimic::{ColorSetting, FormatSetting};
 
 use crate::policy::{self, BadValue, Policy};
 
-/// What was asked for on the command line and in libtest's own environment variables.
+/// What was asked for on the command line and in the environment variables of libtest and Bazel.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
     pub(crate) filters: Vec<String>,
@@ -35,6 +35,8 @@ pub(crate) struct Options {
     pub(crate) repeat: u64,
     pub(crate) fail_fast: bool,
     pub(crate) json: Option<PathBuf>,
+    /// Where JUnit goes, and what stands before the path in the place that says so.
+    pub(crate) junit: Option<(&'static str, PathBuf)>,
     pub(crate) policy: Policy,
 }
 
@@ -98,11 +100,12 @@ impl Options {
             repeat: matches.get_one::<u64>("repeat").copied().unwrap_or(1),
             fail_fast: flag("fail-fast"),
             json: matches.get_one::<PathBuf>("json").cloned(),
+            junit: matches.get_one::<PathBuf>("junit").map(|path| ("--junit ", path.clone())),
             policy,
         }
     }
 
-    /// Adds what libtest reads from the environment. The command line wins.
+    /// Adds what libtest and Bazel's tests read from the environment. The command line wins.
     fn environment(&mut self, get: impl Fn(&str) -> Option<OsString>) -> Result<(), BadValue> {
         let text = |name: &str| get(name).map(|value| value.to_string_lossy().into_owned());
         let is_on = |name: &str| text(name).is_some_and(|value| value != "0");
@@ -125,6 +128,11 @@ impl Options {
                 })
                 .transpose()?;
             self.shuffle = (is_on("RUST_TEST_SHUFFLE") || seed.is_some()).then_some(seed);
+        }
+        // Bazel sets it for every test, also for one that was built without the feature.
+        if let (None, true) = (&self.junit, cfg!(feature = "junit")) {
+            let path = get("XML_OUTPUT_FILE").filter(|path| !path.is_empty());
+            self.junit = path.map(|path| ("XML_OUTPUT_FILE=", path.into()));
         }
         Ok(())
     }
@@ -161,7 +169,8 @@ fn command() -> Command {
         .after_help(
             "A filter selects the tests whose name contains it, or is it with --exact.\n\
              Environment: CHILDPROOF_TIMEOUT, _GRACE, _FDS, _PROCESSES, _UNWAITED, _THREADS,\n\
-             RUST_TEST_THREADS, RUST_TEST_NOCAPTURE, RUST_TEST_SHUFFLE, RUST_TEST_SHUFFLE_SEED.",
+             RUST_TEST_THREADS, RUST_TEST_NOCAPTURE, RUST_TEST_SHUFFLE, RUST_TEST_SHUFFLE_SEED,\n\
+             XML_OUTPUT_FILE.",
         )
         .arg(
             Arg::new("filter")
@@ -221,6 +230,10 @@ fn command() -> Command {
         .arg(value("logfile", "PATH", "Write the output to this file"))
         .arg(
             value("json", "PATH", "Write one JSON object a test to this file")
+                .value_parser(clap::value_parser!(PathBuf)),
+        )
+        .arg(
+            value("junit", "PATH", "Write JUnit's XML to this file, at the end")
                 .value_parser(clap::value_parser!(PathBuf)),
         )
         .arg(Arg::new("unstable").short('Z').value_name("FLAG").action(ArgAction::Append).hide(true))

@@ -8,8 +8,9 @@ use crate::outcome::End;
 use crate::policy::Settings;
 use crate::report::escape;
 
-/// Adds what is to be said of leaked processes, and of forked children that ran on.
-pub(super) fn find(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
+/// Adds what is to be said of leaked processes, and of forked children that ran on. Gives the
+/// process that is named, if one is.
+pub(super) fn find(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) -> Option<i32> {
     let returned = facts.returned_children as usize;
     if returned > 0 {
         findings.push(Finding {
@@ -31,9 +32,9 @@ pub(super) fn find(facts: &Facts, settings: &Settings, findings: &mut Vec<Findin
     // At a timeout the children are killed with the test that had no time to stop them: the
     // timeout is what failed, and they are shown with it.
     if facts.end == End::TimedOut || !settings.deny_processes {
-        return;
+        return None;
     }
-    let Some(first) = leaked.first() else { return };
+    let first = leaked.first()?;
     let who = format!("pid {} `{}`", first.pid, escape::command(first));
     let grace = milliseconds(settings.grace);
     let sentence = match leaked.len() {
@@ -47,6 +48,7 @@ pub(super) fn find(facts: &Facts, settings: &Settings, findings: &mut Vec<Findin
         fix: Some(fix(first, facts)),
         allow: glob_for(first).map(|glob| format!("allow_process = \"{glob}\"")),
     });
+    Some(first.pid)
 }
 
 fn fix(process: &Process, facts: &Facts) -> String {
@@ -96,19 +98,34 @@ fn glob_for(process: &Process) -> Option<String> {
     if process.forked_without_exec {
         return None;
     }
-    let Some((program, arguments)) = process.command_line.split_first() else {
-        return Some(escape::text(&process.comm));
-    };
+    Some(match process.command_line.split_first() {
+        Some((program, arguments)) => glob(program, !arguments.is_empty()),
+        None => glob(&process.comm, false),
+    })
+}
+
+fn glob(program: &str, has_arguments: bool) -> String {
+    /// The most characters of a name that a glob repeats.
+    const NAME: usize = 60;
     // A program that rewrites its title puts it all into one argument: `nginx: master process ..`.
     let (name, cut) = match program.split_once(' ') {
         Some((name, _)) if !program.starts_with('/') => (name, true),
-        _ => (program.as_str(), false),
+        _ => (program, false),
     };
-    let name = match name.rsplit_once('/') {
-        Some((_, name)) => format!("*/{}", escape::text(name)),
-        None => escape::text(name),
+    let (directory, name) = match name.rsplit_once('/') {
+        Some((_, name)) => ("*/", name),
+        None => ("", name),
     };
-    Some(if cut || !arguments.is_empty() { format!("{name} *") } else { name })
+    // It has to be the same in a string literal, and to stand for itself in a glob.
+    let literal = |c: char| escape::shows(c) && !"\"\\*?\u{fffd}".contains(c);
+    let mut rest = name.chars();
+    let name: String = rest.by_ref().take(NAME).map(|c| if literal(c) { c } else { '?' }).collect();
+    let end = match rest.next() {
+        Some(_) => "*",
+        None if cut || has_arguments => " *",
+        None => "",
+    };
+    format!("{directory}{name}{end}")
 }
 
 /// Matches `*` (any run of characters) and `?` (one character) against the whole of `text`.
@@ -146,7 +163,7 @@ fn milliseconds(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::matches;
+    use super::{glob, matches};
 
     #[test]
     fn a_glob_matches_the_whole_command_line() {
@@ -164,5 +181,24 @@ mod tests {
         ] {
             assert_eq!(matches(glob, text), expected, "`{glob}` on `{text}`");
         }
+    }
+
+    #[test]
+    fn a_glob_that_is_proposed_is_a_literal_and_matches() {
+        for (program, arguments, expected) in [
+            ("sleep", "100", "sleep *"),
+            ("/bin/cat", "", "*/cat"),
+            ("nginx: master process", "", "nginx: *"),
+            ("/tmp/a\"b\\c\n\u{202e}*?\u{fffd}", "-x", "*/a?b?c????? *"),
+            ("naïve ☃", "", "naïve *"),
+        ] {
+            let proposed = glob(program, !arguments.is_empty());
+            assert_eq!(proposed, expected);
+            let line = [program, arguments].join(" ");
+            assert!(matches(&proposed, line.trim_end()), "`{proposed}` on `{line}`");
+        }
+        let long = "x".repeat(4096);
+        let proposed = glob(&long, true);
+        assert!(proposed.len() < 100 && matches(&proposed, &format!("{long} y")), "{proposed}");
     }
 }

@@ -36,7 +36,7 @@ pub(crate) enum Cause {
 
 impl Cause {
     /// The name in the JSON schema.
-    #[cfg(feature = "json")]
+    #[cfg(any(feature = "json", feature = "junit"))]
     pub(crate) fn name(self) -> &'static str {
         match self {
             Cause::Panicked => "panicked",
@@ -112,6 +112,8 @@ pub(crate) struct Verdict {
     pub(crate) name: String,
     pub(crate) facts: Facts,
     pub(crate) findings: Vec<Finding>,
+    /// The leaked process that a finding names.
+    pub(crate) leaked: Option<i32>,
     /// The stray fds, same ones folded, with who holds the other end.
     pub(crate) strays: Vec<Stray>,
     /// The pipes that leaked processes hold, with who holds which end.
@@ -125,13 +127,18 @@ pub(crate) struct Verdict {
 
 impl Verdict {
     pub(crate) fn failed(&self) -> bool {
-        self.findings.iter().any(|finding| finding.cause.is_some())
+        self.failures().next().is_some()
+    }
+
+    /// The findings that fail the test, each with its cause.
+    pub(crate) fn failures(&self) -> impl Iterator<Item = (Cause, &Finding)> {
+        self.findings.iter().filter_map(|finding| Some((finding.cause?, finding)))
     }
 
     /// The causes, each once.
     pub(crate) fn causes(&self) -> Vec<Cause> {
         let mut causes: Vec<Cause> = Vec::new();
-        for cause in self.findings.iter().filter_map(|finding| finding.cause) {
+        for (cause, _) in self.failures() {
             if !causes.contains(&cause) {
                 causes.push(cause);
             }
@@ -169,7 +176,7 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     let mut findings = Vec::new();
     explain::find(&facts, &stuck, &names, &mut findings);
     endings(&facts, settings, &mut findings);
-    leaked::find(&facts, settings, &mut findings);
+    let leaked = leaked::find(&facts, settings, &mut findings);
     stray::find(&facts, &strays, &mut findings);
     ends::find(&facts, &names, &mut findings);
     counts(&facts, settings, &mut findings);
@@ -189,7 +196,7 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     }
     let pipes = stray::pipes(&facts);
     let unread = ends::unread(&facts);
-    Verdict { name: name.to_owned(), facts, findings, strays, pipes, unread, stuck, names }
+    Verdict { name: name.to_owned(), facts, findings, leaked, strays, pipes, unread, stuck, names }
 }
 
 /// Where the process `pid` was made.

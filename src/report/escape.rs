@@ -9,14 +9,31 @@ const COMMAND: usize = 100;
 pub(crate) fn text(raw: &str) -> String {
     let mut safe = String::with_capacity(raw.len());
     for c in raw.chars() {
-        let hides = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
-        if c.is_control() || hides {
-            safe.extend(c.escape_default());
-        } else {
+        if shows(c) {
             safe.push(c);
+        } else {
+            safe.extend(c.escape_default());
         }
     }
     safe
+}
+
+/// Whether a character is seen as itself: no control, nothing invisible, no space but the space.
+pub(crate) fn shows(c: char) -> bool {
+    if c.is_ascii() {
+        return !c.is_ascii_control();
+    }
+    // std knows what can be printed, and tells it here. Behind another character, because in front
+    // of a text it would escape accents too.
+    let mut bytes = *b"x\0\0\0\0";
+    let length = c.encode_utf8(&mut bytes[1..]).len();
+    std::str::from_utf8(&bytes[..=length]).is_ok_and(|pair| pair.escape_debug().nth(1) == Some(c))
+}
+
+/// Whether a character changes how the ones around it are shown: a control, a line end, or one of
+/// Unicode's that turn the direction of writing.
+pub(crate) fn rearranges(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// The command line of a process as one would type it, cut to one line.
@@ -24,38 +41,94 @@ pub(crate) fn text(raw: &str) -> String {
 /// A copy of the test that never called exec has the command line of the test, which says
 /// nothing: its name may.
 pub(crate) fn command(process: &Process) -> String {
-    let full = if process.command_line.is_empty() || process.forked_without_exec {
-        text(&process.comm)
-    } else {
-        let words: Vec<String> = process.command_line.iter().map(|word| quote(word)).collect();
-        words.join(" ")
-    };
-    if full.chars().count() <= COMMAND {
-        return full;
+    if process.command_line.is_empty() || process.forked_without_exec {
+        return text(&process.comm);
     }
-    full.chars().take(COMMAND).chain("..".chars()).collect()
+    line(&process.command_line)
 }
 
-fn quote(word: &str) -> String {
-    let safe = text(word);
-    if safe.is_empty()
-        || safe.contains([' ', '"', '\'', '\\', '$', '&', ';', '|', '<', '>', '(', ')', '*', '?'])
-    {
-        format!("\"{}\"", safe.replace('"', "\\\""))
-    } else {
-        safe
+fn line(words: &[String]) -> String {
+    let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
+    let full = words.join(" ");
+    match full.char_indices().nth(COMMAND) {
+        Some((end, _)) => format!("{}..", &full[..end]),
+        None => full,
     }
+}
+
+/// Quotes a word for a shell, if it needs that. What cannot be seen stays a Rust escape.
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "_@%+=:,./-".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return text(word);
+    }
+    let mut quoted = String::with_capacity(word.len() + 2);
+    for c in word.chars() {
+        // sh(1), "Double-Quotes".
+        if "\"\\$`".contains(c) {
+            quoted.push('\\');
+        }
+        quoted.push(c);
+    }
+    format!("\"{}\"", text(&quoted))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::text;
+    use super::{COMMAND, line, quote, rearranges, text};
 
     #[test]
     fn nothing_that_moves_a_cursor_gets_through() {
-        let nasty = "a\x1b[31mred\x1b[0m\nb\r\x07\u{202e}gnp.exe";
+        let nasty = "a\x1b[31mred\x1b[0m\nb\r\x07\u{9b}2J\u{202e}gnp.exe";
         let safe = text(nasty);
-        assert_eq!(safe, r"a\u{1b}[31mred\u{1b}[0m\nb\r\u{7}\u{202e}gnp.exe");
-        assert_eq!(text("naïve ☃"), "naïve ☃");
+        assert_eq!(safe, r"a\u{1b}[31mred\u{1b}[0m\nb\r\u{7}\u{9b}2J\u{202e}gnp.exe");
+    }
+
+    #[test]
+    fn nothing_invisible_gets_through() {
+        for c in "\0\u{7f}\u{85}\u{a0}\u{ad}\u{61c}\u{180e}\u{200b}\u{200d}\u{2028}\u{2060}\u{2066}\u{feff}\u{fff9}\u{e0041}"
+            .chars()
+        {
+            assert_eq!(text(&format!("a{c}b")), format!("a{}b", c.escape_default()));
+        }
+        for seen in ["naïve ☃", "nai\u{308}ve", "файл", "文件", "ملف", "\u{fffd}"] {
+            assert_eq!(text(seen), seen);
+        }
+    }
+
+    #[test]
+    fn a_name_may_not_rearrange_the_line_that_it_is_in() {
+        assert!("a\nb\x1b\u{9b}\u{2029}\u{202e}\u{2066}".chars().filter(|c| rearranges(*c)).count() == 6);
+        assert!(!"naïve ☃ 👩\u{200d}🚀 ملف".contains(rearranges));
+    }
+
+    #[test]
+    fn a_word_is_quoted_as_a_shell_reads_it() {
+        for (word, expected) in [
+            ("sleep", "sleep"),
+            ("--path=/a/b_c.d", "--path=/a/b_c.d"),
+            ("", r#""""#),
+            ("two words", r#""two words""#),
+            ("it's", r#""it's""#),
+            ("say \"no\"", r#""say \"no\"""#),
+            ("$HOME `id`", r#""\$HOME \`id\`""#),
+            ("*.rs", r#""*.rs""#),
+            ("#a", r##""#a""##),
+            ("a~b{c}[d]!", r#""a~b{c}[d]!""#),
+            // One has a newline, the other a backslash and a letter.
+            ("a\nb", r#""a\nb""#),
+            (r"a\nb", r#""a\\nb""#),
+            ("a\u{a0}b", r#""a\u{a0}b""#),
+            ("файл", "файл"),
+        ] {
+            assert_eq!(quote(word), expected, "{word:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_line_is_cut() {
+        let long = line(&["echo".to_owned(), "é".repeat(100_000)]);
+        assert_eq!(long, format!("echo {}..", "é".repeat(COMMAND - 5)));
+        assert_eq!(line(&["x".repeat(COMMAND)]), "x".repeat(COMMAND));
     }
 }

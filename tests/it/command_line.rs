@@ -105,6 +105,8 @@ fn names_what_it_cannot_read_and_runs_nothing() {
         (&["--format=xml"], "terse"),
         (&["--shuffle-seed=x"], "--shuffle-seed"),
         (&["--json", "/nowhere/at/all"], "/nowhere/at/all"),
+        (&["--junit", "/nowhere/at/all"], "cannot write `--junit /nowhere/at/all`: No such file"),
+        (&["--junit", "/proc"], "cannot write `--junit /proc`: Is a directory"),
     ] {
         let output = fixture.run("harness", arguments);
         assert_eq!((output.code, output.stdout.as_str()), (Some(2), ""), "{arguments:?}\n{}", output.all());
@@ -112,6 +114,11 @@ fn names_what_it_cannot_read_and_runs_nothing() {
     }
     for (name, value, expected) in [
         ("RUST_TEST_THREADS", "0", "`RUST_TEST_THREADS`: expected a number"),
+        (
+            "XML_OUTPUT_FILE",
+            "/nowhere/at/all",
+            "cannot write `XML_OUTPUT_FILE=/nowhere/at/all`: No such file",
+        ),
         ("RUST_TEST_SHUFFLE_SEED", "x", "`RUST_TEST_SHUFFLE_SEED`: expected a whole number"),
         ("CHILDPROOF_TIMEOUT", "5", "`5` for `CHILDPROOF_TIMEOUT`: expected a duration"),
         ("CHILDPROOF_GRACE", "none", "`none` for `CHILDPROOF_GRACE`: expected a duration"),

@@ -5,12 +5,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod annotations;
 mod command_line;
 mod compose;
 mod death;
 mod degraded;
 mod graphs;
 mod invariants;
+mod junit;
 mod lines;
 mod output;
 mod policy;

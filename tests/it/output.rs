@@ -4,8 +4,9 @@
 //! After a change that was meant, `CHILDPROOF_BLESS=1 cargo test --test it` writes them anew.
 
 use std::fs;
+use std::process::{Command, Stdio};
 
-use crate::support::{Fixture, root};
+use crate::support::{Fixture, Ran, root, scratch};
 
 fn output(shape: &str, arguments: &[&str]) -> String {
     let name = format!("shapes::{shape}");
@@ -128,13 +129,138 @@ fn of_a_failing_body_comes_before_the_report() {
 
 #[childproof::test]
 fn never_has_the_escape_sequences_of_a_name() {
-    let text = output("child_with_a_nasty_name", &["--color=never"]);
+    // Where colours are not wanted, the printer takes out what it knows of them by itself.
+    let text = output("child_with_a_nasty_name", &["--color=always"]);
     assert!(text.contains(r"a\u{1b}[2J\n) R 1 1"), "{text}");
-    assert!(!text.contains('\x1b'), "{text}");
+    assert!(!text.contains("\x1b[2J"), "{text}");
+
+    let fixture = Fixture::build("leaky");
+    for (test, names) in [
+        // The kernel's and the program's, and what would allow it.
+        ("command_line", &[r#"`"\u{1b}[2J\r\n"#, r#""?[2J????????xxx"#][..]),
+        ("fork", &[r"`\u{1b}[2J\r\n"]),
+        ("zombie", &[r"`\u{1b}[2J\r\n"]),
+        ("file", &[r"/\u{1b}[2J\r\n"]),
+        ("message", &[r#"panicked with "\u{1b}[2J\r\n"#]),
+    ] {
+        let name = format!("nasty::{test}");
+        let ran = fixture.run("reports", &["--exact", &name, "--color=always"]);
+        // What the body printed itself is its own, and comes before.
+        let begin = ran.stdout.find("LEAK\x1b").or(ran.stdout.find("FAIL\x1b"));
+        let report = &ran.stdout[begin.unwrap_or_else(|| panic!("{}", ran.all()))..];
+        for expected in names {
+            assert!(report.contains(expected), "no {expected} in {report}");
+        }
+        // Each colour is ended by the next `m`, and nothing else begins with an escape.
+        let mut parts = report.split('\x1b');
+        let first = parts.next().unwrap();
+        let plain: String = parts.fold(first.to_owned(), |text, part| {
+            let (colour, rest) = part.split_once('m').unwrap_or_else(|| panic!("{part:?}"));
+            let known = |c: char| c.is_ascii_digit() || "[;".contains(c);
+            assert!(colour.starts_with('[') && colour.chars().all(known), "{colour:?}");
+            text + rest
+        });
+        let raw = |c: char| c != '\n' && c.is_control() || c == '\u{202e}';
+        assert!(!plain.contains(raw), "{plain:?}");
+        let longest = plain.lines().map(|line| line.chars().count()).max().unwrap();
+        assert!(longest < if test == "message" { 1400 } else { 250 }, "{longest} in {plain}");
+    }
 }
 
 #[childproof::test]
-fn has_colours_only_where_they_are_wanted() {
-    assert!(!output("child_dropped", &[]).contains('\x1b'), "a pipe is no terminal");
-    assert!(output("child_dropped", &["--color=always"]).contains("\x1b[1m"));
+fn has_no_names_and_reasons_that_rearrange_its_lines() {
+    let fixture = Fixture::build("leaky");
+    for (name, shown) in
+        [("a\nb", r"a\nb"), ("a\x1b[2J", r"a\u{1b}[2J"), ("a\u{202e}b", r"a\u{202e}b"), ("", "")]
+    {
+        let ran = Ran::of(fixture.command("harness", &["made"]).env("LEAKY_NAME", name));
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{}", ran.all());
+        let expected =
+            format!("error: invalid test name `{shown}`: expected text without control characters\n");
+        assert_eq!(ran.stderr, expected);
+    }
+    let name = "made of naïve ☃ 👩\u{200d}🚀";
+    let mut command = fixture.command("harness", &["made", "--color=always"]);
+    let ran = Ran::of(command.env("LEAKY_NAME", name).env("LEAKY_REASON", "a\n\x1b[2J\u{202e}b"));
+    assert!(ran.stdout.contains(name), "{}", ran.all());
+    assert!(ran.stdout.contains(r"ignored (a\n\u{1b}[2J\u{202e}b)"), "{}", ran.all());
+}
+
+/// Runs a test that leaks on a terminal; `redirection` is a shell's. What the terminal saw, and
+/// what went to a file `out`. `None` where there is no script(1), which makes the terminal.
+fn on_a_terminal(
+    target: &str,
+    arguments: &[&str],
+    environment: &[(&str, &str)],
+    redirection: &str,
+) -> Option<(String, String)> {
+    let (script, out) = (scratch().join("run.sh"), scratch().join("out"));
+    let command =
+        Fixture::build("leaky").command(target, &[&["--exact", "shapes::child_dropped"], arguments].concat());
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<String> = words.map(|word| format!("'{}'", word.to_string_lossy())).collect();
+    fs::write(&script, format!("{} {redirection}\n", words.join(" "))).unwrap();
+    fs::write(&out, "").unwrap();
+    let mut terminal = Command::new("script");
+    for (name, _) in command.get_envs() {
+        terminal.env_remove(name);
+    }
+    terminal.args(["-qec", "sh \"$RUN\"", "/dev/null"]).env("RUN", &script).env("OUT", &out);
+    // Where it is set, a dumb terminal counts as a capable one.
+    terminal.env_remove("CI");
+    terminal.env("SHELL", "/bin/sh").env("TERM", "xterm-256color").envs(environment.iter().copied());
+    let Ok(output) = terminal.stdin(Stdio::null()).output() else {
+        println!("skipped: script(1) is not installed");
+        return None;
+    };
+    assert_eq!(output.status.code(), Some(101), "{output:?}");
+    Some((String::from_utf8_lossy(&output.stdout).into_owned(), fs::read_to_string(out).unwrap()))
+}
+
+const COLOURED: &str = "\x1b[31mLEAK\x1b[0m";
+const PLAIN: &str = "LEAK  shapes::child_dropped   body passed";
+
+#[childproof::test]
+fn has_colours_on_a_terminal_unless_they_are_not_wanted() {
+    for target in ["harness", "stock"] {
+        for (arguments, environment, expected) in [
+            (&[][..], &[][..], COLOURED),
+            (&[], &[("NO_COLOR", "1")], PLAIN),
+            (&[], &[("NO_COLOR", "0")], PLAIN),
+            (&[], &[("NO_COLOR", "")], COLOURED),
+            (&[], &[("TERM", "dumb")], PLAIN),
+            (&["--color=auto"], &[("NO_COLOR", "1")], PLAIN),
+            (&["--color=never"], &[], PLAIN),
+            (&["--color", "never"], &[], PLAIN),
+            (&["--color", "always"], &[("NO_COLOR", "1")], COLOURED),
+        ] {
+            let Some((seen, _)) = on_a_terminal(target, arguments, environment, "") else { return };
+            assert!(seen.contains(expected), "{target} {arguments:?} {environment:?}\n{seen}");
+            // libtest does not know NO_COLOR.
+            let plain = expected == PLAIN && (target == "harness" || arguments.len() > 1);
+            assert!(!plain || !seen.contains('\x1b'), "{target} {arguments:?} {environment:?}\n{seen}");
+        }
+    }
+}
+
+#[childproof::test]
+fn has_no_colours_in_a_file_unless_they_are_wanted() {
+    for target in ["harness", "stock"] {
+        for (arguments, expected) in
+            [(&[][..], PLAIN), (&["--color=auto"], PLAIN), (&["--color=always"], COLOURED)]
+        {
+            // The other stream is a terminal still.
+            let Some((_, written)) = on_a_terminal(target, arguments, &[], "> \"$OUT\"") else { return };
+            assert!(written.contains(expected), "{target} {arguments:?}\n{written}");
+            let plain = expected == PLAIN;
+            assert!(!plain || !written.contains('\x1b'), "{target} {arguments:?}\n{written}");
+        }
+        let Some((seen, _)) = on_a_terminal(target, &[], &[], "2> \"$OUT\"") else { return };
+        assert!(seen.contains(COLOURED), "{target}\n{seen}");
+    }
+    // libtest catches nothing, and the report is where it was printed.
+    let Some((_, written)) = on_a_terminal("stock", &["--nocapture"], &[], "2> \"$OUT\"") else { return };
+    assert!(written.contains(PLAIN), "{written}");
+    let Some((seen, _)) = on_a_terminal("stock", &["--nocapture"], &[], "> \"$OUT\"") else { return };
+    assert!(seen.contains(COLOURED), "{seen}");
 }

@@ -61,12 +61,11 @@ impl Fixture {
         let mut command = Command::new("env");
         command.arg("--default-signal=HUP").arg(self.binary(target));
         command.args(arguments).stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
+        let foreign =
+            ["CHILDPROOF_", "RUST_TEST_", "NEXTEST", "GITHUB_", "XML_OUTPUT_FILE", "NO_COLOR", "CLICOLOR"];
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
-            if text.starts_with("CHILDPROOF_")
-                || text.starts_with("RUST_TEST_")
-                || text.starts_with("NEXTEST")
-            {
+            if foreign.iter().any(|prefix| text.starts_with(prefix)) {
                 command.env_remove(&name);
             }
         }

@@ -1,0 +1,135 @@
+//! On a runner of GitHub's, each failed test is told at the line of code that made the leak.
+//!
+//! `tests/fixtures/leaky/tests/reports.rs` has the tests.
+
+use std::fs;
+use std::process::Command;
+
+use crate::support::{Fixture, Ran, root};
+
+/// A command as a runner starts it: in a crate that is not at the root of the repository.
+fn command(target: &str, arguments: &[&str]) -> Command {
+    let mut command = Fixture::build("leaky").command(target, arguments);
+    command.current_dir(root().join("tests/fixtures/leaky"));
+    command.env("GITHUB_ACTIONS", "true").env("GITHUB_WORKSPACE", root());
+    command
+}
+
+/// The lines of stdout that the runner would take as commands.
+fn commands(ran: &Ran) -> Vec<&str> {
+    ran.stdout.lines().filter(|line| line.trim_start().starts_with("::")).collect()
+}
+
+/// `file=..,line=..,` of the line in a test of `reports.rs` that makes the leak.
+fn leak(test: &str) -> String {
+    let path = "tests/fixtures/leaky/tests/reports.rs";
+    let source = fs::read_to_string(root().join(path)).unwrap();
+    let mut lines = source.lines().enumerate().skip_while(|(_, line)| *line != format!("fn {test}() {{"));
+    let (number, _) = lines.find(|(_, line)| line.ends_with("// LEAK")).unwrap();
+    format!("file={path},line={},", number + 1)
+}
+
+#[childproof::test]
+fn name_the_line_that_made_the_leak() {
+    let sleep = "pid N `sleep 86399` outlived the test by 200 ms (the grace).";
+    for (test, title, message) in [
+        ("leaks", "leaked a process", sleep),
+        ("leaks_what_a_shell_started", "leaked a process", sleep),
+        ("leaks_a_pipe", "left a pipe open", "the body left 2 pipe ends open: fd 3, 4."),
+        (
+            "leaks_and_panics",
+            "leaked a process",
+            &format!("{sleep}%0Athe body panicked; its output is above."),
+        ),
+        (
+            "leaks_what_is_allowed_and_what_is_not",
+            "leaked a process",
+            "pid N `tail -f /dev/null` outlived the test by 200 ms (the grace).",
+        ),
+    ] {
+        let ran = Ran::of(&mut command("reports", &[test, "--exact"]));
+        let commands = commands(&ran);
+        assert_eq!(commands.len(), 1, "{}", ran.all());
+        let (place, rest) = commands[0].split_once("col=").unwrap_or_else(|| panic!("{}", ran.all()));
+        assert_eq!(place, format!("::error {}", leak(test)));
+        let (column, rest) = rest.split_once(',').unwrap();
+        assert!(column.parse::<u32>().is_ok(), "{}", commands[0]);
+        let (seen_title, seen_message) = rest.split_once("::").unwrap();
+        assert_eq!(seen_title, format!("title={test} {title}"));
+        assert_eq!(without_pid(seen_message), message);
+        // Not between the results.
+        assert!(ran.stdout.find("test result: ") < ran.stdout.find("::error"), "{}", ran.all());
+    }
+}
+
+/// Replaces the number behind `pid `.
+fn without_pid(message: &str) -> String {
+    match message.strip_prefix("pid ").and_then(|rest| rest.split_once(' ')) {
+        Some((_, rest)) => format!("pid N {rest}"),
+        None => message.to_owned(),
+    }
+}
+
+#[childproof::test]
+fn do_without_a_line_that_is_not_known() {
+    let ran = Ran::of(&mut command("reports", &["panics", "--exact"]));
+    let expected = "::error title=panics panicked::the body panicked; its output is above.";
+    assert_eq!(commands(&ran), [expected], "{}", ran.all());
+    // A path that GitHub does not know is that of the report.
+    let ran = Ran::of(command("reports", &["leaks", "--exact"]).env("GITHUB_WORKSPACE", "/nowhere"));
+    assert!(commands(&ran)[0].starts_with("::error file=tests/reports.rs,line="), "{}", ran.all());
+}
+
+#[childproof::test]
+fn are_one_line_whatever_the_names() {
+    let ran = Ran::of(&mut command("reports", &["leaks_a_nasty_name"]));
+    let commands = commands(&ran);
+    assert_eq!(commands.len(), 1, "{}", ran.all());
+    let expected = r"50%250A,a:b\n::error::no\u{202e}";
+    assert!(commands[0].contains(expected), "{}", commands[0]);
+}
+
+#[childproof::test]
+fn are_one_for_each_test_that_failed() {
+    let tests = ["leaks", "panics", "passes", "ignored", "--exact", "--repeat=2"];
+    let ran = Ran::of(&mut command("reports", &tests));
+    assert_eq!(commands(&ran).len(), 2, "{}", ran.all());
+}
+
+#[childproof::test]
+fn are_for_runners_and_readers_only() {
+    let test = ["panics", "--exact"];
+    for value in ["", "false"] {
+        let ran = Ran::of(command("reports", &test).env("GITHUB_ACTIONS", value));
+        assert_eq!(commands(&ran), [""; 0], "{}", ran.all());
+    }
+    let ran = Ran::of(&mut command("reports", &[&test[..], &["--format=json"]].concat()));
+    assert!(ran.stdout.lines().all(|line| line.starts_with('{')), "{}", ran.all());
+    for format in [&["--format=json"][..], &["--format", "json"]] {
+        let arguments = [&["shapes::panics", "--exact", "-Zunstable-options"], format].concat();
+        let ran = Ran::of(command("stock", &arguments).env("RUSTC_BOOTSTRAP", "1"));
+        assert_eq!(ran.code, Some(101), "{}", ran.all());
+        assert!(!ran.stdout.contains("::error"), "{}", ran.all());
+    }
+}
+
+#[childproof::test]
+fn come_with_the_report_in_a_stock_target() {
+    let tests = ["shapes::child_dropped", "shapes::child_waited_for", "--exact"];
+    let ran = Ran::of(&mut command("stock", &tests));
+    let seen = commands(&ran);
+    assert_eq!(seen.len(), 1, "{}", ran.all());
+    assert!(
+        seen[0].starts_with("::error file=tests/fixtures/leaky/tests/shapes/mod.rs,line="),
+        "{}",
+        ran.all()
+    );
+    assert!(seen[0].contains("title=shapes%3A%3Achild_dropped leaked a process::pid "), "{}", ran.all());
+
+    // The body's last line has no end, nor has libtest's.
+    let arguments = ["shapes::kills_itself", "--exact", "--nocapture", "--test-threads=1"];
+    let ran = Ran::of(&mut command("stock", &arguments));
+    assert!(ran.stdout.contains("words without an end"), "{}", ran.all());
+    let expected = "::error title=shapes%3A%3Akills_itself was ended by a signal::the test process was ended by SIGKILL (9).";
+    assert_eq!(commands(&ran), [expected], "{}", ran.all());
+}

@@ -100,7 +100,7 @@ fn look(pid: Pid, fd: i32, target: String) -> Option<Fd> {
     Some(parse(fd, target, &info))
 }
 
-fn parse(fd: i32, target: String, info: &str) -> Fd {
+pub(super) fn parse(fd: i32, target: String, info: &str) -> Fd {
     let flags = flags(info).unwrap_or(0);
     let event = info.lines().find_map(|line| line.strip_prefix("eventfd-id:"));
     Fd {

@@ -1,6 +1,8 @@
 //! Reads `/proc`. Knows no policy and draws no conclusions.
 
 pub(crate) mod fds;
+#[cfg(test)]
+mod fuzz;
 pub(crate) mod maps;
 pub(crate) mod process;
 pub(crate) mod tree;

@@ -126,7 +126,7 @@ pub(crate) fn holes(pid: Pid) -> Vec<String> {
 }
 
 /// The signals that a process handles, but for those that a fault of its own raises.
-fn caught(status: &str) -> impl Iterator<Item = i32> {
+pub(super) fn caught(status: &str) -> impl Iterator<Item = i32> {
     let faults = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, libc::SIGABRT];
     let set = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
     let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);

@@ -227,14 +227,14 @@ impl Tables {
 const LOAD: u32 = 1;
 const EH_FRAME_HEADER: u32 = 0x6474_e550;
 
-struct Segment {
+pub(super) struct Segment {
     kind: u32,
     address: u64,
     size: u64,
 }
 
 /// The program headers of a 64-bit little-endian ELF file (elf(5)). `read` gives some of its bytes.
-fn segments(header: &[u8], read: impl Fn(u64, usize) -> Option<Vec<u8>>) -> Option<Vec<Segment>> {
+pub(super) fn segments(header: &[u8], read: impl Fn(u64, usize) -> Option<Vec<u8>>) -> Option<Vec<Segment>> {
     let u16_at = |bytes: &[u8], at: usize| Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
     let u32_at = |bytes: &[u8], at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
     let u64_at = |bytes: &[u8], at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));

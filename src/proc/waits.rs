@@ -258,7 +258,7 @@ pub(crate) fn count(pid: Pid) -> usize {
 
 /// A fingerprint of one thread: the same as long as it is blocked in the same call. Empty for one
 /// that is not.
-fn moment(line: &str, status: &str) -> String {
+pub(super) fn moment(line: &str, status: &str) -> String {
     if line.starts_with("running") {
         return String::new();
     }
@@ -305,6 +305,15 @@ impl Call {
             *argument = u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok()?;
         }
         Some(Call::Syscall { number, arguments })
+    }
+}
+
+/// The number and the arguments of a line, for a test.
+#[cfg(test)]
+pub(super) fn parsed(line: &str) -> Option<(libc::c_long, [u64; 6])> {
+    match Call::parse(line)? {
+        Call::Syscall { number, arguments } => Some((number, arguments)),
+        Call::Running | Call::Blocked => None,
     }
 }
 
@@ -419,7 +428,7 @@ fn epoll(pid: Pid, epoll: i32, forever: bool) -> On {
 }
 
 /// Parses `tfd: 5 events: 19 data: 5 pos:0 ino:61af sdev:7` (proc_pid_fdinfo(5)).
-fn parse_interests(info: &str) -> (Vec<i32>, Vec<u64>) {
+pub(super) fn parse_interests(info: &str) -> (Vec<i32>, Vec<u64>) {
     let (mut fds, mut inodes) = (Vec::new(), Vec::new());
     for line in info.lines() {
         let Some(rest) = line.trim_start().strip_prefix("tfd:") else { continue };

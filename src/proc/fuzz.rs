@@ -1,0 +1,149 @@
+//! The parsers against whatever the kernel may print, and whatever it may not.
+//!
+//! What is read here comes from processes that may call themselves anything and vanish in the
+//! middle of a line. A parser reads a line right or gives nothing; it never panics.
+
+use proptest::prelude::*;
+
+use super::fds;
+use super::maps::Maps;
+use super::process::{self, Stat};
+use super::waits;
+use crate::sys::Pid;
+
+/// A name as a process may give it to itself: any 15 bytes but NUL.
+fn comm() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(prop_oneof![Just(b')'), Just(b'('), Just(b' '), Just(b'\n'), 1..=255u8], 0..=15)
+}
+
+/// A line that was cut or changed in places.
+fn damaged(line: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
+    (
+        line,
+        any::<prop::sample::Index>(),
+        prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+    )
+        .prop_map(|(mut line, cut, changes)| {
+            if !line.is_empty() {
+                for (at, byte) in changes {
+                    let at = at.index(line.len());
+                    line[at] = byte;
+                }
+                line.truncate(cut.index(line.len()) + 1);
+            }
+            line
+        })
+}
+
+fn stat_line() -> impl Strategy<Value = (Pid, Vec<u8>, char, Pid, u64, Vec<u8>)> {
+    let state = prop::sample::select(vec!['R', 'S', 'D', 'Z', 'T', 't', 'X', 'I']);
+    (1..=4_194_304, comm(), state, 0..=4_194_304, any::<u64>()).prop_map(
+        |(pid, comm, state, parent, start)| {
+            let mut line = format!("{pid} (").into_bytes();
+            line.extend(&comm);
+            // Fields 4 to 52 of proc_pid_stat(5).
+            let rest = format!(
+                ") {state} {parent} 7 8 0 -1 4194368 1 2 3 4 5 6 7 8 20 0 3 0 {start} 100 200 18446744073709551615 \
+                 1 2 3 4 5 0 0 0 0 0 0 0 17 1 0 0 0 0 0 9 10 11 12 13 14 0\n"
+            );
+            line.extend(rest.into_bytes());
+            (pid, comm, state, parent, start, line)
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn a_stat_is_read_whatever_the_name((pid, comm, state, parent, start, line) in stat_line()) {
+        let stat = Stat::parse(&line).unwrap();
+        prop_assert_eq!((stat.pid, stat.state, stat.ppid, stat.start_ticks), (pid, state, parent, start));
+        prop_assert_eq!(stat.comm, String::from_utf8_lossy(&comm).into_owned());
+        prop_assert_eq!((stat.threads, stat.pgid, stat.sid, stat.argv), (3, 7, 8, (12, 13)));
+        prop_assert!(stat.forked_without_exec && !stat.is_kernel_thread);
+    }
+
+    #[test]
+    fn a_damaged_stat_is_no_panic(line in damaged(stat_line().prop_map(|(.., line)| line))) {
+        let _ = Stat::parse(&line);
+    }
+
+    #[test]
+    fn arguments_are_what_was_given(words in prop::collection::vec("[^\0]{1,20}", 1..6)) {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| [word.as_bytes(), &[0]].concat()).collect();
+        prop_assert_eq!(process::arguments(&bytes), words);
+    }
+
+    #[test]
+    fn any_bytes_are_arguments(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        process::arguments(&bytes);
+    }
+
+    #[test]
+    fn any_status_has_some_signals(set in any::<u64>(), junk in ".*") {
+        let caught: Vec<i32> = process::caught(&format!("Name:\t{junk}\nSigCgt:\t{set:016x}\n")).collect();
+        prop_assert!(caught.iter().all(|signal| set >> (signal - 1) & 1 == 1));
+        let _ = process::caught(&junk).count();
+    }
+
+    #[test]
+    fn a_syscall_is_read_and_junk_is_not_one(number in 0..600i64, arguments in any::<[u64; 6]>(), junk in ".*") {
+        let words: Vec<String> = arguments.iter().map(|argument| format!("{argument:#x}")).collect();
+        let line = format!("{number} {} 0x7ffc 0x7f10\n", words.join(" "));
+        prop_assert_eq!(waits::parsed(&line), Some((number, arguments)));
+        let _ = waits::parsed(&junk);
+        let _ = waits::moment(&junk, &junk);
+        waits::parse_interests(&junk);
+    }
+
+    #[test]
+    fn a_mapping_holds_its_addresses_and_no_other(
+        pages in prop::collection::vec((1..1000u64, "[^\n]{0,30}"), 1..20),
+        address in any::<u64>(),
+    ) {
+        let (mut text, mut at) = (String::new(), 0x5000_0000u64);
+        let mut mapped = Vec::new();
+        for (size, path) in &pages {
+            let end = at + size * 4096;
+            text += &format!("{at:x}-{end:x} r--p 00000000 fe:00 12                 /{path}\n");
+            mapped.push((at, end));
+            at = end + 4096;
+        }
+        let maps = Maps::parse(&text);
+        for (start, end) in &mapped {
+            prop_assert!(maps.locate(*start).is_some() && maps.locate(end - 1).is_some());
+            prop_assert!(maps.locate(*end).is_none());
+        }
+        let inside = mapped.iter().any(|(start, end)| (*start..*end).contains(&address));
+        prop_assert_eq!(maps.locate(address).is_some(), inside);
+    }
+
+    #[test]
+    fn damaged_maps_are_no_panic(text in "([0-9a-f]{0,17}-?[0-9a-f]{0,17} ?[rwxps-]{0,5} ?.{0,40}\n){0,8}") {
+        let maps = Maps::parse(&text);
+        let _ = maps.locate(0);
+        let _ = maps.locate(u64::MAX);
+        maps.is_shared(u64::MAX);
+    }
+
+    #[test]
+    fn any_fdinfo_is_an_fd(fd in any::<i32>(), target in ".*", info in ".*", flags in any::<u32>()) {
+        let _ = fds::parse(fd, target.clone(), &info);
+        let known = fds::parse(fd, target, &format!("pos:\t0\nflags:\t{:o}\n", flags >> 1));
+        prop_assert_eq!(known.access, (flags >> 1) as i32 & nix::libc::O_ACCMODE);
+        prop_assert!(known.reads() || known.writes());
+    }
+
+    #[cfg(feature = "sites")]
+    #[test]
+    fn any_file_has_some_segments(bytes in prop::collection::vec(any::<u8>(), 0..400), is_elf in any::<bool>()) {
+        let mut bytes = bytes;
+        if is_elf && bytes.len() > 6 {
+            bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        }
+        let read = |offset: u64, size: usize| {
+            let at = usize::try_from(offset).ok()?;
+            bytes.get(at..at.checked_add(size)?).map(<[u8]>::to_vec)
+        };
+        let _ = super::unwind::segments(&bytes, read);
+    }
+}

@@ -1,16 +1,19 @@
 //! Names for addresses: function, file and line, from the debug information of the files that are
 //! mapped. Only for tests that failed.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::diagnosis::{Names, Origin};
 use crate::facts::{Facts, Site};
 use crate::proc::maps::{Address, Maps};
 use crate::proc::waits::{On, Thread};
+use crate::sys;
 
 /// How many of the user's frames are shown besides the first.
 const CALLERS: usize = 2;
 
+#[derive(Clone)]
 struct Frame {
     function: Option<String>,
     file: Option<PathBuf>,
@@ -31,20 +34,22 @@ pub(crate) fn names(facts: &Facts) -> Names {
     let maps = Maps::read(std::process::id() as i32).unwrap_or_default();
     let here = std::env::current_dir().unwrap_or_default();
     let full = std::env::var_os("CHILDPROOF_BACKTRACE").is_some_and(|value| value == "full");
+    let mut resolver = Resolver { maps: &maps, known: HashMap::new(), here: &here, full };
     let stacked = threads().filter(|thread| !thread.frames.is_empty());
     Names {
         full,
-        origins: facts.sites.iter().map(|site| origin(site, &maps, &here, full)).collect(),
-        stacks: stacked.map(|thread| (thread.tid, stack(thread, &maps, &here, full))).collect(),
+        origins: facts.sites.iter().map(|site| origin(site, &mut resolver)).collect(),
+        stacks: stacked.map(|thread| (thread.tid, stack(thread, &mut resolver))).collect(),
         locks: threads().filter_map(|thread| Some((thread.tid, lock(thread, &maps)?))).collect(),
     }
 }
 
 /// The frames of a blocked thread that say something, the innermost first: what was called of
 /// others' code, and the user's own that called it.
-fn stack(thread: &Thread, maps: &Maps, here: &Path, full: bool) -> Vec<String> {
+fn stack(thread: &Thread, resolver: &mut Resolver<'_>) -> Vec<String> {
     let Thread { frames, syscall, .. } = thread;
-    let frames: Vec<Frame> = frames.iter().flat_map(|address| resolve(address, maps)).collect();
+    let frames = resolver.stack(frames);
+    let Resolver { here, full, .. } = *resolver;
     if full {
         return frames.iter().map(|frame| describe(frame, here)).collect();
     }
@@ -85,7 +90,7 @@ fn public_name(name: &str) -> &str {
 /// The name of the static that a futex lies in, or of what it is part of.
 fn lock(thread: &Thread, maps: &Maps) -> Option<String> {
     let On::Futex { place, .. } = &thread.on else { return None };
-    let place = place.as_ref()?;
+    let place = place.as_ref().filter(|place| !is_system(&place.module))?;
     let mut name = None;
     // `resolve` looks one byte before a return address.
     let at = maps.address_of(place)? + 1;
@@ -95,8 +100,9 @@ fn lock(thread: &Thread, maps: &Maps) -> Option<String> {
     name
 }
 
-fn origin(site: &Site, maps: &Maps, here: &Path, full: bool) -> Origin {
-    let frames: Vec<Frame> = site.frames.iter().flat_map(|address| resolve(address, maps)).collect();
+fn origin(site: &Site, resolver: &mut Resolver<'_>) -> Origin {
+    let frames = resolver.stack(&site.frames);
+    let Resolver { here, full, .. } = *resolver;
     let at = frames
         .iter()
         .position(|frame| is_users(frame) && !is_of_registry(frame))
@@ -120,13 +126,45 @@ fn origin(site: &Site, maps: &Maps, here: &Path, full: bool) -> Origin {
     }
 }
 
+/// Looks up addresses, each once: to parse the debug information of one that is new takes
+/// milliseconds in an unoptimised build.
+struct Resolver<'a> {
+    maps: &'a Maps,
+    known: HashMap<Address, Vec<Frame>>,
+    /// Where paths are shown from.
+    here: &'a Path,
+    /// Everything is wanted, the harness's own frames too.
+    full: bool,
+}
+
+impl Resolver<'_> {
+    /// The frames of a stack, up to the harness's own below the body.
+    fn stack(&mut self, addresses: &[Address]) -> Vec<Frame> {
+        let mut stack = Vec::new();
+        for address in addresses {
+            let maps = self.maps;
+            let frames = self.known.entry(address.clone()).or_insert_with(|| resolve(address, maps));
+            let is_harness = |frame: &Frame| {
+                frame.function.as_deref().is_some_and(|function| function.contains("testproc::TestProcess"))
+            };
+            if !self.full && frames.iter().any(is_harness) {
+                break;
+            }
+            stack.extend(frames.iter().cloned());
+        }
+        stack
+    }
+}
+
 /// The function at an address and those that were inlined there, the innermost first.
 fn resolve(address: &Address, maps: &Maps) -> Vec<Frame> {
     let mut frames = Vec::new();
     let Some(at) = maps.address_of(address) else { return frames };
-    let library = address.module.rsplit('/').next().unwrap_or_default();
-    let system = ["libc.so", "libc-", "ld-linux", "ld-musl", "libpthread", "libgcc_s"];
-    let is_system = system.iter().any(|name| library.starts_with(name));
+    if is_system(&address.module) {
+        // By name only: to look up libc's lines may be to inflate megabytes of them.
+        let function = sys::exported_name(at - 1);
+        return vec![Frame { function, file: None, line: 0, column: 0, is_plumbing: true }];
+    }
     // `resolve` takes a return address, and looks one byte before it, where the call is.
     backtrace::resolve(at as *mut _, |symbol| {
         let function = symbol.name().map(|name| format!("{name:#}"));
@@ -135,10 +173,18 @@ fn resolve(address: &Address, maps: &Maps) -> Vec<Frame> {
             file: symbol.filename().map(Path::to_owned),
             line: symbol.lineno().unwrap_or(0),
             column: symbol.colno().unwrap_or(0),
-            is_plumbing: is_system || function.as_deref().is_some_and(is_glue),
+            is_plumbing: function.as_deref().is_some_and(is_glue),
         });
     });
     frames
+}
+
+/// Whether a file is the C library, the loader or the unwinder.
+fn is_system(module: &str) -> bool {
+    let name = module.rsplit('/').next().unwrap_or_default();
+    ["libc.so", "libc-", "ld-linux", "ld-musl", "libpthread", "libgcc_s"]
+        .iter()
+        .any(|known| name.starts_with(known))
 }
 
 /// The path of a function without what the attribute has put into it.

@@ -310,6 +310,26 @@ pub(crate) fn read_memory(pid: Pid, address: u64, length: usize) -> Option<Vec<u
     (read == length).then_some(bytes)
 }
 
+/// `dladdr(address, &info)` — the exported function that an address of this process lies in or
+/// behind.
+#[cfg(feature = "sites")]
+pub(crate) fn exported_name(address: u64) -> Option<String> {
+    let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: `info` is writable; any address may be asked for.
+    if unsafe { libc::dladdr(address as *const c_void, info.as_mut_ptr()) } == 0 {
+        return None;
+    }
+    // SAFETY: null pointers are valid values, and dladdr has filled them.
+    let info = unsafe { info.assume_init() };
+    if info.dli_sname.is_null() {
+        return None;
+    }
+    // SAFETY: a NUL-terminated name in a library that is never unloaded: the ones asked for are
+    // libc and the loader.
+    let name = unsafe { CStr::from_ptr(info.dli_sname) };
+    Some(name.to_string_lossy().into_owned())
+}
+
 // ---------------------------------------------------------------------------------------------
 // File descriptors
 

@@ -8,7 +8,7 @@ use crate::wire::wire_struct;
 
 wire_struct! {
     /// A place in a program or a library, the same in every process that has mapped it.
-    #[derive(Clone, Debug, PartialEq, Eq)]
+    #[derive(Clone, Debug, PartialEq, Eq, Hash)]
     pub(crate) struct Address {
         /// The path of the mapped file.
         pub(crate) module: String,

@@ -40,7 +40,8 @@ impl Checkout {
 /// Writes the annotation of a failed test, without the end of its line.
 ///
 /// It is about the first finding whose line of code is known: a test that panicked may have leaked
-/// a process just because of that, but only the leak has a line. The others are told with it.
+/// a process just because of that, but only the leak has a line. What explains it comes first, and
+/// the other findings are told with it.
 pub(crate) fn annotation(verdict: &Verdict, checkout: &Checkout) -> String {
     let found = verdict.findings.iter().find_map(|finding| Some((finding, place(verdict, finding)?)));
     let first = verdict.failures().map(|(_, finding)| finding).next();
@@ -56,9 +57,12 @@ pub(crate) fn annotation(verdict: &Verdict, checkout: &Checkout) -> String {
         }
     }
     let title = property(&format!("{} {}", verdict.name, what(verdict, subject)));
-    let others = verdict.findings.iter().filter(|finding| !std::ptr::eq(*finding, subject));
-    let sentences: Vec<String> = std::iter::once(subject)
-        .chain(others)
+    let explained = verdict.findings.iter().take_while(|finding| finding.cause.is_none()).count();
+    let (explanations, others) = verdict.findings.split_at(explained);
+    let sentences: Vec<String> = explanations
+        .iter()
+        .chain([subject])
+        .chain(others.iter().filter(|finding| !std::ptr::eq(*finding, subject)))
         .map(|finding| data(&escape::text(&finding.sentence)))
         .collect();
     let _ = write!(line, "title={title}::{}", sentences.join("%0A"));

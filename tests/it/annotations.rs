@@ -81,6 +81,18 @@ fn do_without_a_line_that_is_not_known() {
 }
 
 #[childproof::test]
+fn begin_with_what_explains_the_failure() {
+    let ran = Ran::of(&mut command("waits", &["keeper_of_its_own_lifeline", "--exact"]));
+    let expected =
+        "::error title=keeper_of_its_own_lifeline timed out::pid N is its own lifeline keeper: it waits ";
+    let commands = commands(&ran);
+    let (begin, message) = commands[0].split_once("::pid ").unwrap_or_else(|| panic!("{}", ran.all()));
+    let message = without_pid(&format!("pid {message}"));
+    assert!(format!("{begin}::{message}").starts_with(expected), "{message}");
+    assert!(message.contains("%0Athe body had not come back after "), "{message}");
+}
+
+#[childproof::test]
 fn are_one_line_whatever_the_names() {
     let ran = Ran::of(&mut command("reports", &["leaks_a_nasty_name"]));
     let commands = commands(&ran);

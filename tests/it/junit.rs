@@ -115,6 +115,18 @@ fn tells_every_test_with_its_words() {
 }
 
 #[childproof::test]
+fn has_the_sentence_that_explains_for_its_message() {
+    let path = path();
+    let mut command = Fixture::build("leaky").command("waits", &["keeper_of_its_own_lifeline", "--exact"]);
+    Ran::of(command.arg("--junit").arg(&path));
+    let Some(root) = read(&path) else { return };
+    let failure = child(case(child(&root, "testsuite"), "keeper_of_its_own_lifeline"), "failure");
+    assert_eq!(failure["at"]["type"], "timed_out");
+    let message = failure["at"]["message"].as_str().unwrap();
+    assert!(message.contains(" is its own lifeline keeper: it waits "), "{message}");
+}
+
+#[childproof::test]
 fn is_xml_whatever_a_body_prints() {
     let path = path();
     run(&path, &["prints_any_byte", "--repeat=2"]);

@@ -144,6 +144,8 @@ wire_struct! {
         /// From the request to the verdict.
         pub(crate) time: Duration,
         pub(crate) processes: Vec<Process>,
+        /// There was a descendant after the grace, and no look could catch it.
+        pub(crate) unseen: bool,
         pub(crate) strays: Vec<StrayFd>,
         /// More than `strays` lists when there were too many to keep.
         pub(crate) stray_count: u32,
@@ -173,6 +175,7 @@ impl Facts {
             end: End::Lost { why },
             time: Duration::ZERO,
             processes: Vec::new(),
+            unseen: false,
             strays: Vec::new(),
             stray_count: 0,
             threads: 0,

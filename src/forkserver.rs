@@ -97,12 +97,16 @@ pub(crate) enum Takeover {
 /// pid, the inode of the socket that is its stdin.
 const VARIABLE: &str = "CHILDPROOF_FORK_SERVER";
 
+/// What a fork server shows for its command line. Its name is still `childproof`.
+const TITLE: &str = "()";
+
 /// How long a fork server may take to wind down, and to answer for a supervisor.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 impl ForkServer {
     /// Forks a fork server. The calling process has one thread.
     pub(crate) fn fork() -> io::Result<Started> {
+        check_proc()?;
         let (ours, theirs) = Channel::pair()?;
         let signals = Signals::current()?;
         let harness = nix::unistd::getpid().as_raw();
@@ -125,6 +129,7 @@ impl ForkServer {
 
     /// Starts a fork server by exec, from a process that may have threads.
     pub(crate) fn exec(takeover: Takeover) -> io::Result<ForkServer> {
+        check_proc()?;
         let (ours, theirs) = Channel::pair()?;
         let takeover = match takeover {
             Takeover::Late => "late",
@@ -242,6 +247,21 @@ impl ForkServer {
             let _ = supervisor::remove_all(directory);
         }
     }
+}
+
+/// Refuses a `/proc` that is not this PID namespace's: the processes that it shows are others, so
+/// that a leak would neither be seen nor killed.
+fn check_proc() -> io::Result<()> {
+    let shown = fs::read_link("/proc/self")?;
+    let own = std::process::id().to_string();
+    if shown.as_os_str() == OsStr::new(&own) {
+        return Ok(());
+    }
+    Err(io::Error::other(format!(
+        "`/proc` belongs to another PID namespace: it says that this process is {}, and it is {own}; mount one of \
+         this namespace's own (`unshare --mount-proc`)",
+        shown.display()
+    )))
 }
 
 /// Makes this process, the harness, the one that orphans of a killed fork server come to.
@@ -396,7 +416,9 @@ impl Server {
         }
         let stat = Stat::of_self().ok_or_else(|| io::Error::other("cannot read `/proc/self/stat`"))?;
         let title = sys::Argv::at(stat.argv);
-        title.show("childproof: fork server");
+        // Whatever is matched by name, this process must not be: it kills what a killed supervisor
+        // leaves. So its title has no word in it, of ours or of a test's.
+        title.show(TITLE);
         let _ = nix::sys::prctl::set_name(c"childproof");
 
         let harness_fd = sys::pidfd_open(harness)?;

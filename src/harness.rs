@@ -302,6 +302,9 @@ fn start() -> io::Result<Started> {
     }
 }
 
+/// The most characters of a test's name: those who print results pad names to the longest.
+const NAME: usize = 1000;
+
 /// Refuses names that could not be told apart, listed or selected.
 fn check(entries: &[Entry], options: &Options) -> Result<(), String> {
     let mut seen = HashSet::new();
@@ -312,6 +315,10 @@ fn check(entries: &[Entry], options: &Options) -> Result<(), String> {
                 "invalid test name `{}`: expected text without control characters",
                 escape::text(&name)
             ));
+        }
+        if name.chars().count() > NAME {
+            let begin: String = name.chars().take(40).collect();
+            return Err(format!("the test name `{begin}..` is too long: expected at most {NAME} characters"));
         }
         if !seen.insert(name.clone()) {
             return Err(format!("two tests are called `{name}`: names must differ"));

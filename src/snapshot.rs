@@ -154,7 +154,7 @@ impl Snapshot {
             if inside || stat.is_zombie() || stat.is_kernel_thread || stat.pid == supervisor {
                 continue;
             }
-            match fds::ends_of(stat.pid, pipes) {
+            match fds::ends_of(stat.readable_id(), pipes) {
                 None => outside.unreadable += 1,
                 Some(fds) => {
                     outside.read += 1;
@@ -200,10 +200,11 @@ fn look(stat: &Stat, tree: &Tree, scene: &Scene<'_>, uptime: Option<Duration>, d
             None => break,
         }
     }
-    let command_line = if zombie { Vec::new() } else { process::command_line(stat.pid) };
+    let id = stat.readable_id();
+    let command_line = if zombie { Vec::new() } else { process::command_line(id) };
     let closely = depth == Depth::Waits && !zombie;
     let tasks = if closely { waits::read(stat.pid) } else { Vec::new() };
-    let table = if zombie { Some(Vec::new()) } else { fds::read(stat.pid).ok() };
+    let table = if zombie { Some(Vec::new()) } else { fds::read(id).ok() };
     let holes = if closely { holes(stat.pid, table.as_deref()) } else { Vec::new() };
     let sockets = table.iter().flatten().any(Fd::is_socket);
     let waited_on: Vec<i32> = tasks.iter().flat_map(waits::Thread::fds).collect();

@@ -34,6 +34,18 @@ pub(super) fn find(facts: &Facts, settings: &Settings, findings: &mut Vec<Findin
     if facts.end == End::TimedOut || !settings.deny_processes {
         return None;
     }
+    if facts.unseen {
+        findings.push(Finding {
+            cause: Some(Cause::LeakedProcess),
+            sentence: format!(
+                "a descendant was still there {} after the test (the grace), and gone whenever it was looked at: \
+                 one that ends and leaves another behind, again and again. It was killed.",
+                milliseconds(settings.grace)
+            ),
+            fix: Some("end the one that forks, or its whole process group.".to_owned()),
+            allow: Some("processes = \"allow\"".to_owned()),
+        });
+    }
     let first = leaked.first()?;
     let who = format!("pid {} `{}`", first.pid, escape::command(first));
     let grace = milliseconds(settings.grace);

@@ -41,9 +41,26 @@ impl Stat {
         Stat::parse(&fs::read("/proc/self/stat").ok()?)
     }
 
-    /// Whether the process is dead and only waits to be reaped.
+    /// Whether the process is dead and only waits to be reaped. One whose first thread has exited
+    /// shows the same state, and lives on in the others.
     pub(crate) fn is_zombie(&self) -> bool {
+        self.has_lost_leader() && self.threads <= 1
+    }
+
+    /// Whether its first thread has exited: what `/proc/PID` shows of memory and fds is gone with it.
+    pub(crate) fn has_lost_leader(&self) -> bool {
         matches!(self.state, 'Z' | 'X' | 'x')
+    }
+
+    /// The id under which `/proc` shows the memory and the fds of the process: its own, or that of
+    /// another thread if the first has exited.
+    pub(crate) fn readable_id(&self) -> Pid {
+        if !self.has_lost_leader() {
+            return self.pid;
+        }
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten();
+        let mut others = tasks.filter_map(|task| task.file_name().to_str()?.parse::<Pid>().ok());
+        others.find(|tid| *tid != self.pid).unwrap_or(self.pid)
     }
 
     /// Parses a line. The name may hold anything, spaces, parentheses and newlines too, so the

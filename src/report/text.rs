@@ -498,6 +498,9 @@ fn left(verdict: &Verdict) -> String {
     if leaked > 0 {
         parts.push(plural(leaked, "process"));
     }
+    if facts.unseen {
+        parts.push("a process".to_owned());
+    }
     if facts.stray_count > 0 {
         let pipes = verdict.strays.iter().all(Stray::is_pipe);
         parts.push(plural(facts.stray_count as usize, if pipes { "pipe end" } else { "fd" }));

@@ -93,3 +93,27 @@ fn a_hundred_leaked_processes_are_a_report_that_can_be_read() {
     assert!(lines < 120, "{lines} lines\n{}", ran.all());
     assert_says(&ran, &["left 100 processes", "and 99 more processes outlived the test", "\u{d7}100"]);
 }
+
+#[childproof::test]
+fn a_chain_that_nobody_can_catch_is_a_leak_all_the_same() {
+    let ran = leaky().run("waits", &["--exact", "chain_that_nobody_can_catch", "--repeat", "20"]);
+    assert_eq!(ran.stdout.matches("0 passed; 1 failed").count(), 20, "{}", ran.all());
+}
+
+/// In a new PID namespace the old `/proc` shows other processes under every pid.
+#[childproof::test]
+fn a_proc_of_another_namespace_is_refused() {
+    let fixture = leaky();
+    let arguments = ["--exact", "shapes::child_dropped"];
+    for target in ["harness", "stock"] {
+        let like = fixture.command(target, &[]);
+        let script = "exec unshare -pf \"$@\"";
+        let ran = Ran::of(&mut through_shell(&like, script, fixture.binary(target), &arguments));
+        if ran.stderr.contains("unshare failed") {
+            println!("not checked: it needs a PID namespace");
+            return;
+        }
+        assert!(ran.all().contains("`/proc` belongs to another PID namespace"), "{target}: {}", ran.all());
+        assert_ne!(ran.code, Some(0), "{target}: {}", ran.all());
+    }
+}

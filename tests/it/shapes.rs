@@ -53,6 +53,7 @@ const SHAPES: &[(&str, &str, &str, &str)] = &[
     ("child_deaf_to_sigterm", "failed", "leaked_process", "leaked=2"),
     ("child_that_is_stopped", "failed", "leaked_process", "leaked=1"),
     ("child_with_another_exit_signal", "failed", "leaked_process", "leaked=1"),
+    ("child_whose_first_thread_has_exited", "failed", "leaked_process", "leaked=1"),
     ("chain_of_five", "failed", "leaked_process", "leaked=5"),
     ("forty_children", "failed", "leaked_process", "leaked=40"),
     ("child_with_a_long_command_line", "failed", "leaked_process", "leaked=2"),

@@ -84,6 +84,7 @@ const PANICKED_OTHERWISE: u32 = 5;
 const MESSAGE: usize = 1024;
 const TARGET: usize = 96;
 const STRAYS: usize = 256;
+const FOREIGN: usize = 64;
 
 /// One page of a test's last words. All zeroes is a valid value: no test has run yet.
 #[repr(C)]
@@ -95,6 +96,8 @@ pub(crate) struct Page {
     returned_children: AtomicU32,
     message_length: AtomicU32,
     message: [AtomicU8; MESSAGE],
+    foreign_count: AtomicU32,
+    foreign: [AtomicI32; FOREIGN],
     stray_count: AtomicU32,
     strays: [StraySlot; STRAYS],
 }
@@ -136,6 +139,7 @@ impl Page {
             &self.threads,
             &self.returned_children,
             &self.message_length,
+            &self.foreign_count,
             &self.stray_count,
         ] {
             word.store(0, Ordering::Relaxed);
@@ -206,6 +210,21 @@ impl Page {
 
     pub(crate) fn returned_children(&self) -> u32 {
         self.returned_children.load(Ordering::Acquire)
+    }
+
+    /// Records the descendants that were there before the body, and are none of its doing.
+    pub(crate) fn set_foreign(&self, pids: impl Iterator<Item = i32>) {
+        let mut count = 0;
+        for (slot, pid) in self.foreign.iter().zip(pids) {
+            slot.store(pid, Ordering::Relaxed);
+            count += 1;
+        }
+        self.foreign_count.store(count, Ordering::Release);
+    }
+
+    pub(crate) fn foreign(&self) -> Vec<i32> {
+        let count = self.foreign_count.load(Ordering::Acquire) as usize;
+        self.foreign.iter().take(count).map(|pid| pid.load(Ordering::Relaxed)).collect()
     }
 
     pub(crate) fn add_stray(&self, fd: RawFd, target: &str, identity: &FdIdentity, cloexec: bool) {

@@ -353,9 +353,10 @@ impl Supervisor {
             for process in &mut left {
                 process.killed = !killed.survivors.iter().any(|survivor| survivor.pid == process.pid);
             }
+            let seen = !left.is_empty();
             // Descendants that end and leave another behind are nowhere when one looks, and yet
             // the kernel says that there is one.
-            facts.unseen = left.iter().all(|process| process.is_test) && !timed_out;
+            facts.unseen = !seen && !timed_out;
             facts.survivors = killed.survivors;
         }
         let gone = at_end
@@ -369,6 +370,11 @@ impl Supervisor {
             })
             .collect();
         facts.processes.extend(left);
+        let foreign = self.page.foreign();
+        let is_foreign = |pid: &Pid| foreign.contains(pid);
+        facts
+            .processes
+            .retain(|process| !is_foreign(&process.pid) && !process.lineage.iter().any(is_foreign));
         Event::Children
     }
 

@@ -12,6 +12,7 @@ use nix::libc;
 
 use crate::outcome::{Body, Page, Phase, is_stray};
 use crate::policy::Fds;
+use crate::proc::tree::Tree;
 use crate::supervisor::{Job, Output, Supervisor};
 use crate::sys::{self, Children, FdIdentity, Pid, Shared};
 use crate::threads;
@@ -68,8 +69,13 @@ impl TestProcess {
         &self.job
     }
 
-    /// Takes what is open now for what was open before the body: `main` has run since the fork.
+    /// Takes what is open and running now for what was there before the body: `main` has run since
+    /// the fork.
     pub(crate) fn rebase(&mut self) {
+        if sys::waitid(None, libc::WEXITED | libc::WNOWAIT).is_ok_and(|children| children != Children::None) {
+            let tree = Tree::read();
+            self.page.set_foreign(tree.below(self.pid, &[]).into_iter().map(|stat| stat.pid));
+        }
         self.before.clear();
         sys::each_open_fd(|fd| self.before.extend(sys::fd_identity(fd).map(|identity| (fd, identity))));
     }

@@ -228,3 +228,16 @@ fn get_the_right_verdict_fifty_times_on_a_loaded_machine() {
     }
     drop(load);
 }
+
+/// A `main` with threads runs once more in every test, and so does what it does.
+#[childproof::test]
+fn of_main_itself_are_not_charged_to_tests() {
+    let ran = leaky().run("prepared", &["--color=never"]);
+    assert!(
+        ran.stdout.contains("test clean ... ok") && ran.stdout.contains("test leaks ... FAILED"),
+        "{}",
+        ran.all()
+    );
+    assert!(ran.stdout.contains("left 1 process\n") && ran.stdout.contains("`sleep 86398`"), "{}", ran.all());
+    assert!(!ran.stdout.contains("`sleep 86399`"), "{}", ran.all());
+}

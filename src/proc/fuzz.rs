@@ -3,6 +3,8 @@
 //! What is read here comes from processes that may call themselves anything and vanish in the
 //! middle of a line. A parser reads a line right or gives nothing; it never panics.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use proptest::prelude::*;
 
 use super::fds;

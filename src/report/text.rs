@@ -246,17 +246,20 @@ impl Text {
     fn wait_and_fds(&mut self, verdict: &Verdict, process: &Process, indent: &str) {
         self.waits(verdict, process, indent);
         for unread in verdict.unread.iter().filter(|unread| unread.pid == process.pid) {
-            let told: Vec<String> = unread
-                .fds
-                .iter()
-                .take(LISTED)
-                .map(|fd| {
-                    let origin = process.pipe(*fd).and_then(|ino| verdict.origin_of_inode(ino));
-                    let place = origin.and_then(|origin| origin.place.as_deref());
-                    place.map_or_else(
-                        || fd.to_string(),
-                        |place| format!("{fd} (created at {})", escape::text(place)),
-                    )
+            let mut places: Vec<(Option<&str>, Vec<String>)> = Vec::new();
+            for fd in unread.fds.iter().take(LISTED) {
+                let origin = process.pipe(*fd).and_then(|ino| verdict.origin_of_inode(ino));
+                let place = origin.and_then(|origin| origin.place.as_deref());
+                match places.iter_mut().find(|(known, _)| *known == place) {
+                    Some((_, fds)) => fds.push(fd.to_string()),
+                    None => places.push((place, vec![fd.to_string()])),
+                }
+            }
+            let told: Vec<String> = places
+                .into_iter()
+                .map(|(place, fds)| match place {
+                    Some(place) => format!("{} (created at {})", fds.join(", "), escape::text(place)),
+                    None => fds.join(", "),
                 })
                 .collect();
             let what = match unread.fds.len() {

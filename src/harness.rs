@@ -305,7 +305,7 @@ fn start() -> io::Result<Started> {
 
 /// Refuses names that could not be told apart, listed or selected.
 fn check(entries: &[Entry], options: &Options) -> Result<(), String> {
-    let mut seen = HashSet::new();
+    let mut seen = HashSet::with_capacity(entries.len());
     for entry in entries {
         let name = entry.name();
         if name.is_empty() || name.contains(escape::rearranges) {

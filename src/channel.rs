@@ -15,8 +15,9 @@ use nix::sys::socket::{
 
 use crate::sys;
 
-/// The bytes of a message in one packet; well below `net.core.wmem_default`.
-const PACKET: usize = 8 * 1024;
+/// The bytes of a message in one packet: all of those of a test that leaves nothing, and no more.
+/// A buffer costs each page that it lies on, once in every process that was forked meanwhile.
+const PACKET: usize = 1024;
 /// How many seconds a send waits for a reader.
 const PATIENCE: i64 = 30;
 /// The most fds that one message carries.
@@ -79,7 +80,7 @@ impl Channel {
     pub(crate) fn receive(&self) -> io::Result<Option<Message>> {
         let mut message = Vec::new();
         let mut fds = Vec::new();
-        let mut packet = vec![0; PACKET + 1];
+        let mut packet = [0; PACKET + 1];
         loop {
             let filled = match self.receive_packet(&mut packet, &mut fds) {
                 Err(Errno::EINTR) => continue,

@@ -288,11 +288,12 @@ fn run_body(test: &TestProcess, entries: &[Entry]) -> ! {
 /// Starts the fork server the way that is safe here.
 fn start() -> io::Result<Started> {
     forkserver::second_net();
-    match Stat::of_self() {
-        Some(stat) if stat.threads == 1 => ForkServer::fork(),
-        stat => {
+    // Only the number: a test process comes back through here, and would free what is held.
+    match Stat::of_self().map(|stat| stat.threads) {
+        Some(1) => ForkServer::fork(),
+        threads => {
             let threads =
-                stat.map_or_else(|| "an unknown number of".to_owned(), |stat| stat.threads.to_string());
+                threads.map_or_else(|| "an unknown number of".to_owned(), |threads| threads.to_string());
             eprintln!(
                 "childproof: the process has {threads} threads already, so tests start by exec: \
                  call `Harness::run` before any thread is started to start them by fork"
@@ -307,7 +308,7 @@ const NAME: usize = 1000;
 
 /// Refuses names that could not be told apart, listed or selected.
 fn check(entries: &[Entry], options: &Options) -> Result<(), String> {
-    let mut seen = HashSet::new();
+    let mut seen = HashSet::with_capacity(entries.len());
     for entry in entries {
         let name = entry.name();
         if name.is_empty() || name.contains(escape::rearranges) {
@@ -587,7 +588,7 @@ pub(crate) fn guard(
     let verdict = judge(job, facts);
     let output = read(&capture).unwrap_or_else(|error| format!("[its output cannot be read: {error}]"));
     // Somebody may still write to it if something was left; and then it is not the next test's.
-    if !verdict.failed() && capture.set_len(0).is_ok() {
+    if !verdict.failed() && (output.is_empty() || capture.set_len(0).is_ok()) {
         lock(captures).push(capture);
     }
     (verdict, output)

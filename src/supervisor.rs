@@ -259,25 +259,32 @@ impl Supervisor {
         facts.threads = page.threads();
         facts.returned_children = page.returned_children();
         (facts.strays, facts.stray_count) = page.strays();
-        facts.foreign = scene.foreign;
+        if !facts.processes.is_empty() || !facts.strays.is_empty() {
+            facts.foreign = scene.foreign;
+        }
         facts.notes = notes;
         self.look_up_sites(&mut facts);
         facts.time = begin.elapsed();
         Guarded::Judged(Box::new(facts))
     }
 
-    /// Follows the test process to its end, its deadline or the harness's death.
+    /// Follows the test process to its end, its deadline or the harness's death. Reaps it if it
+    /// ended.
     fn watch(&self, scene: &Scene<'_>, deadline: Option<Instant>, at_end: &mut Option<Snapshot>) -> Ending {
         let test = scene.test;
         loop {
-            match sys::waitid(Some(test), libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT) {
+            match self.wait(deadline, false) {
+                Event::Children | Event::Request => {}
+                Event::Deadline => return Ending::TimedOut,
+                Event::Abandoned => return Ending::Abandoned,
+            }
+            match sys::waitid(Some(test), libc::WEXITED | libc::WSTOPPED) {
                 Ok(Children::Ready(child)) if child.state != ChildState::Stopped => {
                     return Ending::Ended(child.state);
                 }
                 // Stopped, and it says that it did so itself: it left something behind, and waits
                 // to be looked at while parents are still parents. Any other stop is its own.
                 Ok(Children::Ready(_)) => {
-                    let _ = sys::waitid(Some(test), libc::WSTOPPED);
                     if self.page.phase() == Phase::Stopped && at_end.is_none() {
                         *at_end = Some(Snapshot::take(scene, Depth::Tree));
                         let _ = sys::kill(test, libc::SIGCONT);
@@ -289,11 +296,6 @@ impl Supervisor {
             }
             // Orphans that ended while the test still runs: they are done, and nobody's business.
             self.reap_others(Some(test));
-            match self.wait(deadline, false) {
-                Event::Children | Event::Request => {}
-                Event::Deadline => return Ending::TimedOut,
-                Event::Abandoned => return Ending::Abandoned,
-            }
         }
     }
 
@@ -305,13 +307,9 @@ impl Supervisor {
         at_end: Option<Snapshot>,
         facts: &mut Facts,
     ) -> Event {
-        let test = scene.test;
         let timed_out = facts.end == End::TimedOut;
-        if !timed_out {
-            let _ = sys::waitid(Some(test), libc::WEXITED);
-            if at_end.is_none() && self.nothing_left() {
-                return Event::Children;
-            }
+        if !timed_out && at_end.is_none() && self.nothing_left() {
+            return Event::Children;
         }
         let at_end = at_end.unwrap_or_else(|| Snapshot::take(scene, Depth::Tree));
         let until = Instant::now() + grace;

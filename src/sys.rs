@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, OsStr, c_char, c_int, c_void};
+use std::ffi::{CStr, OsStr, c_char, c_int, c_ulong, c_void};
 use std::io::{self, IoSliceMut};
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -386,13 +386,17 @@ pub(crate) struct FdIdentity {
     pub(crate) access: i32,
 }
 
-/// `fstat(fd)`, `fcntl(fd, F_GETFL)` — who an fd is; `None` if it is not open.
-pub(crate) fn fd_identity(fd: RawFd) -> Option<FdIdentity> {
+fn fstat(fd: RawFd) -> Option<libc::stat> {
     let mut stat = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: `stat` is writable and large enough.
     check(unsafe { libc::fstat(fd, stat.as_mut_ptr()) }).ok()?;
     // SAFETY: fstat succeeded, so it filled the buffer.
-    let stat = unsafe { stat.assume_init() };
+    Some(unsafe { stat.assume_init() })
+}
+
+/// `fstat(fd)`, `fcntl(fd, F_GETFL)` — who an fd is; `None` if it is not open.
+pub(crate) fn fd_identity(fd: RawFd) -> Option<FdIdentity> {
+    let stat = fstat(fd)?;
     // SAFETY: reads no memory of ours.
     let flags = check(unsafe { libc::fcntl(fd, libc::F_GETFL) }).ok()?;
     Some(FdIdentity {
@@ -403,11 +407,82 @@ pub(crate) fn fd_identity(fd: RawFd) -> Option<FdIdentity> {
     })
 }
 
+/// `fstat(fd)`, `fcntl(fd, F_GETFL)` — whether an fd is open and not the file that it was. The
+/// access mode is only looked at if `by_access`.
+pub(crate) fn is_other_file(fd: RawFd, old: &FdIdentity, by_access: bool) -> bool {
+    if by_access {
+        return fd_identity(fd).is_some_and(|new| new != *old);
+    }
+    let Some(new) = fstat(fd) else { return false };
+    (new.st_dev, new.st_ino, new.st_mode & libc::S_IFMT) != (old.dev, old.ino, old.kind)
+}
+
 /// `fcntl(fd, F_GETFD)` — whether the fd is closed by an exec; `None` if it is not open.
 pub(crate) fn is_cloexec(fd: RawFd) -> Option<bool> {
     // SAFETY: reads no memory of ours.
     let flags = check(unsafe { libc::fcntl(fd, libc::F_GETFD) }).ok()?;
     Some(flags & libc::FD_CLOEXEC != 0)
+}
+
+/// `pselect6(..)`, `poll(..)` — whether every open fd is one of `known`, which are ascending.
+///
+/// Says no also where it cannot tell. `/proc/self/fd` would tell always, but in a process that is
+/// as young as its test the kernel has to make all of that directory first.
+pub(crate) fn nothing_open_but<T>(known: &[(RawFd, T)]) -> bool {
+    const LONG: usize = c_ulong::BITS as usize;
+    const MOST: usize = 1024;
+    // No fd is there from `end` on. select reads a bit set as far as the table of fds goes, a
+    // multiple of 64, and leaves alone what is behind ("ignores any file descriptor in these sets
+    // that is greater than the maximum", select(2), BUGS); a bit of an fd that is not open is an
+    // error, and other bits come back as zeroes. So a word that is accepted and stays is behind.
+    let highest = known.last().map_or(0, |(fd, _)| usize::try_from(*fd).unwrap_or(0));
+    let mut end = (highest + 1).next_multiple_of(64);
+    loop {
+        if end > MOST {
+            return false;
+        }
+        let mut set = [0 as c_ulong; MOST / LONG + 1];
+        set[end / LONG] = c_ulong::MAX;
+        let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        let (count, none) = (end + LONG, ptr::null::<c_void>());
+        let except = set.as_mut_ptr();
+        // SAFETY: `except` has at least `count` bits, and no other set is given.
+        let result = unsafe { libc::syscall(libc::SYS_pselect6, count, none, none, except, &now, none) };
+        if result == 0 && set[end / LONG] == c_ulong::MAX {
+            break;
+        }
+        end *= 2;
+    }
+    // None is there below `end` either, but for the known ones. Plain loops: most tests are debug
+    // builds, in which an iterator's step costs ten times as much, and there are 64 a test.
+    let (mut begin, mut passed) = (0, 0);
+    while begin < end {
+        let mut fds = [libc::pollfd { fd: -1, events: 0, revents: 0 }; 64];
+        let mut at = 0;
+        while at < fds.len() {
+            let fd = (begin + at) as RawFd;
+            if passed < known.len() && known[passed].0 == fd {
+                passed += 1;
+            } else {
+                fds[at].fd = fd;
+            }
+            at += 1;
+        }
+        // SAFETY: `fds` is writable and has as many entries as are told.
+        if unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, 0) } == -1 {
+            return false;
+        }
+        at = 0;
+        while at < fds.len() {
+            // What is known is not asked for: poll ignores an fd of -1.
+            if fds[at].fd != -1 && fds[at].revents != libc::POLLNVAL {
+                return false;
+            }
+            at += 1;
+        }
+        begin += fds.len();
+    }
+    true
 }
 
 /// Calls `see` with the number of each open fd of this process, ascending, but for the one that is

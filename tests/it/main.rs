@@ -17,6 +17,7 @@ mod lines;
 mod output;
 mod policy;
 mod shapes;
+mod speed;
 mod support;
 mod waits;
 

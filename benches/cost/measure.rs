@@ -1,0 +1,54 @@
+//! Times commands side by side.
+
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// A command that is timed as a whole, from its start to its end, and how many tests it runs.
+pub(crate) struct Timed {
+    command: Command,
+    tests: f64,
+}
+
+impl Timed {
+    pub(crate) fn new(mut command: Command, tests: usize) -> Timed {
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        Timed { command, tests: tests as f64 }
+    }
+
+    /// Sets a variable of its environment.
+    pub(crate) fn env(mut self, name: &str, value: usize) -> Timed {
+        self.command.env(name, value.to_string());
+        self
+    }
+
+    /// Runs it once, and gives the seconds a test.
+    pub(crate) fn run(&mut self) -> f64 {
+        let begin = Instant::now();
+        let status = self.command.status().unwrap();
+        let took = begin.elapsed();
+        assert!(status.success(), "{:?}: {status}", self.command);
+        took.as_secs_f64() / self.tests
+    }
+}
+
+/// Calls `sample` for each of `count` things once a round, one after the other, so that what
+/// disturbs the machine disturbs them all alike. Gives the samples of each.
+pub(crate) fn side_by_side(
+    rounds: usize,
+    count: usize,
+    mut sample: impl FnMut(usize) -> f64,
+) -> Vec<Vec<f64>> {
+    let mut samples = vec![Vec::new(); count];
+    for _ in 0..rounds {
+        for (at, samples) in samples.iter_mut().enumerate() {
+            samples.push(sample(at));
+        }
+    }
+    samples
+}
+
+/// Runs each command once a round; gives each one's seconds a test.
+pub(crate) fn interleaved<const N: usize>(rounds: usize, mut commands: [Timed; N]) -> [Vec<f64>; N] {
+    let samples = side_by_side(rounds, N, |at| commands[at].run());
+    samples.try_into().unwrap_or_else(|_| unreachable!("one list a command"))
+}

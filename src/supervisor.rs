@@ -320,7 +320,7 @@ impl Supervisor {
                 Event::Children | Event::Request => {}
                 // The last one may have ended just now.
                 Event::Deadline => {
-                    self.reap_others(timed_out.then_some(test));
+                    self.reap_others(timed_out.then_some(scene.test));
                     break self.nothing_left();
                 }
                 Event::Abandoned => {

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use libtest_mimic::{Arguments, Completion, Failed, FormatSetting, Trial};
+use libtest_mimic::{Arguments, ColorSetting, Completion, Failed, FormatSetting, Trial};
 
 use crate::diagnosis::{self, Verdict};
 use crate::facts::Facts;
@@ -156,8 +156,9 @@ impl Harness {
                 return say(&format!("error: cannot write `--json {}`: {error}\n", path.display()), 2);
             }
         };
-        if arguments.color.is_none() && std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
-            arguments.color = Some(libtest_mimic::ColorSetting::Never);
+        if options.color.is_none() && std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
+            options.color = Some(ColorSetting::Never);
+            arguments.color = options.color;
         }
         let run = Arc::new(Run {
             entries,
@@ -167,6 +168,7 @@ impl Harness {
             json,
             failed: AtomicBool::new(false),
             aside: Mutex::new(Vec::new()),
+            warnings: Mutex::new(Vec::new()),
             captures: Mutex::new(Vec::new()),
         });
         // Rust ignores SIGPIPE, and libtest-mimic would panic when `| head` has read enough.
@@ -318,6 +320,8 @@ struct Run {
     failed: AtomicBool,
     /// What is shown after the results: times, and output of tests that passed.
     aside: Mutex<Vec<(String, Duration, String)>>,
+    /// The warnings of tests that passed, shown after that.
+    warnings: Mutex<Vec<String>>,
     /// Files that caught a test's output, empty and ready for the next.
     captures: Mutex<Vec<File>>,
 }
@@ -388,6 +392,9 @@ impl Run {
             return Err(Failed::from(join(&output, &report::text::report(&verdict, colour))));
         }
         self.keep_aside(&verdict, &output);
+        if let Some(warning) = report::text::warning(&verdict, self.options.coloured()) {
+            self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(warning);
+        }
         Ok(Completion::Completed)
     }
 
@@ -426,6 +433,9 @@ impl Run {
             }
         }
         aside.clear();
+        for warning in self.warnings.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let _ = writeln!(out, "{warning}");
+        }
     }
 }
 

@@ -44,10 +44,13 @@ impl Test {
         if !output.is_empty() {
             print!("{output}");
         }
+        let colour =
+            std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
         if verdict.failed() {
-            let colour = std::io::stderr().is_terminal()
-                && std::env::var_os("NO_COLOR").is_none_or(|no| no.is_empty());
             fail(&format!("\n{}", report::text::report(&verdict, colour)));
+        }
+        if let Some(warning) = report::text::warning(&verdict, colour) {
+            eprint!("\n{warning}");
         }
         if self.attribute.libtest_expects_panic {
             // The body panicked as it should, in another process; libtest waits for it in this one.

@@ -1,6 +1,7 @@
 //! The command line: libtest's, all of it, and our own flags.
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -129,6 +130,15 @@ impl Options {
         Ok(())
     }
 
+    /// Whether what is written to stdout is to have colours.
+    pub(crate) fn coloured(&self) -> bool {
+        match self.color {
+            Some(ColorSetting::Always) => true,
+            Some(ColorSetting::Never) => false,
+            _ => std::io::stdout().is_terminal(),
+        }
+    }
+
     /// Whether a test of this name is among the selected ones.
     pub(crate) fn selects(&self, name: &str, ignored: bool, should_panic: bool) -> bool {
         let hit = |pattern: &String| {
@@ -161,7 +171,8 @@ fn command() -> Command {
         .after_help(
             "A filter selects the tests whose name contains it, or is it with --exact.\n\
              Environment: CHILDPROOF_TIMEOUT, _GRACE, _FDS, _PROCESSES, _UNWAITED, _THREADS,\n\
-             RUST_TEST_THREADS, RUST_TEST_NOCAPTURE, RUST_TEST_SHUFFLE, RUST_TEST_SHUFFLE_SEED.",
+             CHILDPROOF_THREADED_FORK, RUST_TEST_THREADS, RUST_TEST_NOCAPTURE, RUST_TEST_SHUFFLE,\n\
+             RUST_TEST_SHUFFLE_SEED.",
         )
         .arg(
             Arg::new("filter")

@@ -181,6 +181,7 @@ impl Harness {
             annotations: Mutex::new(BTreeMap::new()),
             failed: AtomicBool::new(false),
             aside: Mutex::new(Vec::new()),
+            warnings: Mutex::new(Vec::new()),
             captures: Mutex::new(Vec::new()),
         });
         // Rust ignores SIGPIPE, and libtest-mimic would panic when `| head` has read enough.
@@ -372,6 +373,8 @@ struct Run {
     failed: AtomicBool,
     /// What is shown after the results: times, and output of tests that passed.
     aside: Mutex<Vec<(String, Duration, String)>>,
+    /// The warnings of tests that passed, shown after that.
+    warnings: Mutex<Vec<String>>,
     /// Files that caught a test's output, empty and ready for the next.
     captures: Mutex<Vec<File>>,
 }
@@ -455,6 +458,9 @@ impl Run {
             return Err(Failed::from(join(&output, &report::text::report(&verdict, colour))));
         }
         self.keep_aside(&verdict, &output);
+        if let Some(warning) = report::text::warning(&verdict, self.options.coloured()) {
+            lock(&self.warnings).push(warning);
+        }
         Ok(Completion::Completed)
     }
 
@@ -499,6 +505,9 @@ impl Run {
             }
         }
         aside.clear();
+        for warning in lock(&self.warnings).drain(..) {
+            let _ = writeln!(out, "{warning}");
+        }
     }
 
     fn show_annotations(&self) {

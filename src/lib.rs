@@ -98,6 +98,7 @@ pub use childproof_macros::guard;
 /// | `fds` | `"pipes"`, `"all"`, `"off"` | which kinds of fds the body must have closed |
 /// | `unwaited` | `"allow"`, `"deny"` | zombies: children that nobody waited for |
 /// | `threads` | `"allow"`, `"deny"` | threads that still run when the body returns |
+/// | `threaded_fork` | `"warn"`, `"deny"`, `"allow"` | forks among threads whose child does not go straight on to exec |
 /// | `serial` | a key | tests with one key never run at the same time |
 /// | `crate` | a path | where this crate is, if it was renamed |
 ///
@@ -125,7 +126,7 @@ pub use childproof_macros::guard;
 pub use childproof_macros::test;
 pub use harness::Harness;
 pub use lifeline::{Lifeline, Watch};
-pub use policy::{Fds, Policy};
+pub use policy::{Fds, Policy, ThreadedFork};
 
 /// Makes the `main` of a test target with `harness = false`: a [`Harness`] with the tests of the
 /// target and nothing else.
@@ -151,7 +152,7 @@ macro_rules! main {
 #[doc(hidden)]
 #[allow(missing_docs)]
 pub mod __private {
-    pub use crate::policy::Fds;
+    pub use crate::policy::{Fds, ThreadedFork};
     pub use crate::registry::{Attribute, Test};
     pub use childproof_macros::{__guard as guard, __test as test};
     pub use std::process::ExitCode;

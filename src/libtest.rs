@@ -53,6 +53,9 @@ impl Test {
             }
             fail(&format!("\n{}", report::text::report(&verdict, has_colours())));
         }
+        if let Some(warning) = report::text::warning(&verdict, has_colours()) {
+            eprint!("\n{warning}");
+        }
         if self.attribute.libtest_expects_panic {
             // The body panicked as it should, in another process; libtest waits for it in this one.
             let expected = self.attribute.should_panic.unwrap_or_default();

@@ -1,6 +1,7 @@
 //! The command line: libtest's, all of it, and our own flags.
 
 use std::ffi::OsString;
+use std::io::IsTerminal;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -137,6 +138,18 @@ impl Options {
         Ok(())
     }
 
+    /// Whether what is written to stdout is to have colours.
+    pub(crate) fn coloured(&self) -> bool {
+        match self.color {
+            Some(ColorSetting::Always) => true,
+            Some(ColorSetting::Never) => false,
+            _ => {
+                let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+                !unwanted && std::io::stdout().is_terminal()
+            }
+        }
+    }
+
     /// Whether a test of this name is among the selected ones.
     pub(crate) fn selects(&self, name: &str, ignored: bool, should_panic: bool) -> bool {
         let hit = |pattern: &String| {
@@ -169,8 +182,8 @@ fn command() -> Command {
         .after_help(
             "A filter selects the tests whose name contains it, or is it with --exact.\n\
              Environment: CHILDPROOF_TIMEOUT, _GRACE, _FDS, _PROCESSES, _UNWAITED, _THREADS,\n\
-             RUST_TEST_THREADS, RUST_TEST_NOCAPTURE, RUST_TEST_SHUFFLE, RUST_TEST_SHUFFLE_SEED,\n\
-             XML_OUTPUT_FILE.",
+             CHILDPROOF_THREADED_FORK, RUST_TEST_THREADS, RUST_TEST_NOCAPTURE, RUST_TEST_SHUFFLE,\n\
+             RUST_TEST_SHUFFLE_SEED, XML_OUTPUT_FILE.",
         )
         .arg(
             Arg::new("filter")

@@ -22,6 +22,23 @@ pub enum Fds {
     Off,
 }
 
+/// What becomes of a test that forks while it has other threads, when the child does not go
+/// straight on to exec.
+///
+/// The child has one thread, and every lock that another thread held at that moment stays locked
+/// in it for ever. Between fork and exec only async-signal-safe calls are sound (fork(2),
+/// signal-safety(7)); CPython warns of the same since 3.12.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ThreadedFork {
+    /// It passes, and the fork is told.
+    Warn,
+    /// It fails.
+    Deny,
+    /// It passes.
+    Allow,
+}
+
 /// What is checked at the end of a test, and how long things may take.
 ///
 /// A policy has holes: only what was set here counts, the rest comes from the defaults. The
@@ -44,6 +61,7 @@ pub struct Policy {
     pub(crate) deny_processes: Option<bool>,
     pub(crate) deny_unwaited: Option<bool>,
     pub(crate) deny_threads: Option<bool>,
+    pub(crate) threaded_fork: Option<ThreadedFork>,
     pub(crate) allow_process: Vec<String>,
     pub(crate) allow_created_by: Vec<String>,
     pub(crate) serial: Option<String>,
@@ -59,6 +77,7 @@ impl Policy {
             deny_processes: None,
             deny_unwaited: None,
             deny_threads: None,
+            threaded_fork: None,
             allow_process: Vec::new(),
             allow_created_by: Vec::new(),
             serial: None,
@@ -108,6 +127,13 @@ impl Policy {
         self
     }
 
+    /// Sets what becomes of a test that forks while it has other threads. The default is
+    /// [`ThreadedFork::Warn`].
+    pub fn threaded_fork(mut self, verdict: ThreadedFork) -> Self {
+        self.threaded_fork = Some(verdict);
+        self
+    }
+
     /// Expects leaked processes whose command line matches `glob` (`*` any run of characters,
     /// `?` one character). They are killed, and do not fail the test. Repeatable.
     pub fn allow_process(mut self, glob: impl Into<String>) -> Self {
@@ -136,6 +162,7 @@ impl Policy {
         self.deny_processes = self.deny_processes.or(weaker.deny_processes);
         self.deny_unwaited = self.deny_unwaited.or(weaker.deny_unwaited);
         self.deny_threads = self.deny_threads.or(weaker.deny_threads);
+        self.threaded_fork = self.threaded_fork.or(weaker.threaded_fork);
         self.allow_process.extend(weaker.allow_process.iter().cloned());
         self.allow_created_by.extend(weaker.allow_created_by.iter().cloned());
         self.serial = self.serial.or_else(|| weaker.serial.clone());
@@ -151,6 +178,7 @@ impl Policy {
             deny_processes: self.deny_processes.unwrap_or(true),
             deny_unwaited: self.deny_unwaited.unwrap_or(false),
             deny_threads: self.deny_threads.unwrap_or(false),
+            threaded_fork: self.threaded_fork.unwrap_or(ThreadedFork::Warn),
             allow_process: self.allow_process,
             allow_created_by: self.allow_created_by,
             serial: self.serial,
@@ -168,6 +196,7 @@ wire_struct! {
         pub(crate) deny_processes: bool,
         pub(crate) deny_unwaited: bool,
         pub(crate) deny_threads: bool,
+        pub(crate) threaded_fork: ThreadedFork,
         pub(crate) allow_process: Vec<String>,
         pub(crate) allow_created_by: Vec<String>,
         pub(crate) serial: Option<String>,
@@ -192,6 +221,7 @@ pub(crate) const DURATION: &str = "a duration such as `500ms`, `5s` or `2m`";
 pub(crate) const TIMEOUT: &str = "a duration such as `500ms`, `5s` or `2m`, or `none`";
 const FDS: &str = "`pipes`, `all` or `off`";
 const DENY: &str = "`deny` or `allow`";
+const THREADED_FORK: &str = "`warn`, `deny` or `allow`";
 
 /// Reads a duration: a whole or decimal number directly followed by `us`, `ms`, `s`, `m` or `h`.
 pub(crate) fn duration(text: &str) -> Option<Duration> {
@@ -239,6 +269,15 @@ fn deny(text: &str) -> Option<bool> {
     }
 }
 
+fn threaded_fork(text: &str) -> Option<ThreadedFork> {
+    match text {
+        "warn" => Some(ThreadedFork::Warn),
+        "deny" => Some(ThreadedFork::Deny),
+        "allow" => Some(ThreadedFork::Allow),
+        _ => None,
+    }
+}
+
 /// Reads the `CHILDPROOF_*` environment. `get` is `std::env::var_os`, or a table in a test.
 ///
 /// # Errors
@@ -268,6 +307,7 @@ pub(crate) fn from_environment(get: impl Fn(&str) -> Option<OsString>) -> Result
         deny_processes: read(&get, "CHILDPROOF_PROCESSES", DENY, deny)?,
         deny_unwaited: read(&get, "CHILDPROOF_UNWAITED", DENY, deny)?,
         deny_threads: read(&get, "CHILDPROOF_THREADS", DENY, deny)?,
+        threaded_fork: read(&get, "CHILDPROOF_THREADED_FORK", THREADED_FORK, threaded_fork)?,
         ..Policy::new()
     })
 }

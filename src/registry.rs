@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::policy::{Fds, Policy};
+use crate::policy::{Fds, Policy, ThreadedFork};
 
 /// The arguments of one attribute, as constants. A field that was not given is `None` or empty.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +20,7 @@ pub struct Attribute {
     pub deny_processes: Option<bool>,
     pub deny_unwaited: Option<bool>,
     pub deny_threads: Option<bool>,
+    pub threaded_fork: Option<ThreadedFork>,
     pub allow_process: &'static [&'static str],
     pub allow_created_by: &'static [&'static str],
     pub serial: Option<&'static str>,
@@ -40,6 +41,7 @@ impl Attribute {
         deny_processes: None,
         deny_unwaited: None,
         deny_threads: None,
+        threaded_fork: None,
         allow_process: &[],
         allow_created_by: &[],
         serial: None,
@@ -57,6 +59,7 @@ impl Attribute {
             deny_processes: self.deny_processes,
             deny_unwaited: self.deny_unwaited,
             deny_threads: self.deny_threads,
+            threaded_fork: self.threaded_fork,
             allow_process: owned(self.allow_process),
             allow_created_by: owned(self.allow_created_by),
             serial: self.serial.map(str::to_owned),

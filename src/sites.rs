@@ -119,12 +119,16 @@ impl Log {
         self.used.store(0, Ordering::Release);
     }
 
-    /// The calls that made one of `keys`: whether it is a process, and its pid or inode.
-    pub(crate) fn sites(&self, keys: &[(bool, u64)]) -> Vec<Site> {
-        let wanted = |call: &Call, entry: &Entry| {
+    /// The calls that made one of `keys` (whether it is a process, and its pid or inode), and the
+    /// `forks` among threads whose child did not go on to exec, if they are asked for.
+    pub(crate) fn sites(&self, keys: &[(bool, u64)], forks: bool) -> Vec<Site> {
+        if keys.is_empty() && !forks {
+            return Vec::new();
+        }
+        self.entries(|call, entry| {
             entry.keys().iter().any(|key| *key != 0 && keys.contains(&(call.makes_process(), *key)))
-        };
-        self.entries(wanted)
+                || forks && *call == Call::Fork && entry.is_threaded_fork()
+        })
     }
 
     /// Every call that was written to its end and is wanted.
@@ -183,6 +187,10 @@ impl Entry {
     fn call(&self) -> Option<&'static (Call, &'static str)> {
         let code = self.call.load(Ordering::Acquire);
         NAMES.iter().find(|(call, _)| *call as u32 == code)
+    }
+
+    fn is_threaded_fork(&self) -> bool {
+        self.threads.load(Ordering::Relaxed) > 1 && self.execed.load(Ordering::Acquire) == 0
     }
 
     fn keys(&self) -> [u64; 2] {

@@ -25,7 +25,7 @@ impl Log {
 
     pub(crate) fn reset(&self) {}
 
-    pub(crate) fn sites(&self, _: &[(bool, u64)]) -> Vec<Site> {
+    pub(crate) fn sites(&self, _: &[(bool, u64)], _: bool) -> Vec<Site> {
         Vec::new()
     }
 }

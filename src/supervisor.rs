@@ -26,6 +26,7 @@ use crate::forkserver::Hello;
 use crate::kill;
 use crate::lifeline::Watch;
 use crate::outcome::{End, Page, Phase};
+use crate::policy::ThreadedFork;
 use crate::proc::fds::pipe_of;
 use crate::sites;
 use crate::snapshot::{Depth, Scene, Snapshot};
@@ -263,7 +264,7 @@ impl Supervisor {
             facts.foreign = scene.foreign;
         }
         facts.notes = notes;
-        self.look_up_sites(&mut facts);
+        self.look_up_sites(ready.job().settings.threaded_fork != ThreadedFork::Allow, &mut facts);
         facts.time = begin.elapsed();
         Guarded::Judged(Box::new(facts))
     }
@@ -405,8 +406,8 @@ impl Supervisor {
         strays.iter().filter_map(|stray| pipe_of(&stray.target)).collect()
     }
 
-    /// Finds out who made what was left.
-    fn look_up_sites(&self, facts: &mut Facts) {
+    /// Finds out who made what was left, and who forked among threads if `forks` are asked for.
+    fn look_up_sites(&self, forks: bool, facts: &mut Facts) {
         let mut keys: Vec<(bool, u64)> = Vec::new();
         for process in &facts.processes {
             keys.push((true, process.pid as u64));
@@ -414,11 +415,10 @@ impl Supervisor {
             keys.extend(process.fds.iter().flatten().filter_map(|fd| Some((false, fd.pipe()?))));
         }
         keys.extend(facts.strays.iter().map(|stray| (false, stray.ino)));
-        if keys.is_empty() {
-            return;
+        facts.sites = self.log.sites(&keys, forks);
+        if !keys.is_empty() {
+            facts.notes.extend(sites::UNKNOWN.map(str::to_owned));
         }
-        facts.sites = self.log.sites(&keys);
-        facts.notes.extend(sites::UNKNOWN.map(str::to_owned));
     }
 
     /// What a test finds open: its input and output, and the fds from before the harness.

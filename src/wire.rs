@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::policy::Fds;
+use crate::policy::{Fds, ThreadedFork};
 
 /// A value that can cross a socket.
 pub(crate) trait Wire: Sized {
@@ -124,6 +124,16 @@ impl Wire for Fds {
     }
     fn get(input: &mut &[u8]) -> Option<Self> {
         [Fds::Pipes, Fds::All, Fds::Off].get(usize::from(u8::get(input)?)).copied()
+    }
+}
+
+impl Wire for ThreadedFork {
+    fn put(&self, out: &mut Vec<u8>) {
+        (*self as u8).put(out);
+    }
+    fn get(input: &mut &[u8]) -> Option<Self> {
+        let all = [ThreadedFork::Warn, ThreadedFork::Deny, ThreadedFork::Allow];
+        all.get(usize::from(u8::get(input)?)).copied()
     }
 }
 

@@ -9,7 +9,7 @@ use syn::parse::{ParseStream, Parser};
 use syn::{Error, LitStr, Path, Token};
 
 /// In the order in which the documentation lists them.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "timeout",
     "grace",
     "processes",
@@ -18,6 +18,7 @@ const NAMES: [&str; 10] = [
     "allow_created_by",
     "unwaited",
     "threads",
+    "threaded_fork",
     "serial",
     "crate",
 ];
@@ -28,6 +29,7 @@ pub(crate) const TRACE: &str = "__trace";
 const DURATION: &str = "a duration such as `500ms`, `5s` or `2m`";
 const TIMEOUT: &str = "a duration above zero such as `500ms`, `5s` or `2m`, or `none`";
 const DENY: &str = "`deny` or `allow`";
+const THREADED_FORK: &str = "`warn`, `deny` or `allow`";
 const FDS: &str = "`pipes`, `all` or `off`";
 
 /// The arguments of one attribute. A field that was not given is `None` or empty.
@@ -38,6 +40,7 @@ pub(crate) struct Args {
     deny_processes: Option<bool>,
     deny_unwaited: Option<bool>,
     deny_threads: Option<bool>,
+    threaded_fork: Option<&'static str>,
     allow_process: Vec<LitStr>,
     allow_created_by: Vec<LitStr>,
     serial: Option<LitStr>,
@@ -58,6 +61,7 @@ impl Args {
             deny_processes: None,
             deny_unwaited: None,
             deny_threads: None,
+            threaded_fork: None,
             allow_process: Vec::new(),
             allow_created_by: Vec::new(),
             serial: None,
@@ -124,6 +128,9 @@ impl Args {
             "processes" => deny(&text).map(|deny| self.deny_processes = Some(deny)).ok_or(DENY),
             "unwaited" => deny(&text).map(|deny| self.deny_unwaited = Some(deny)).ok_or(DENY),
             "threads" => deny(&text).map(|deny| self.deny_threads = Some(deny)).ok_or(DENY),
+            "threaded_fork" => {
+                threaded_fork(&text).map(|verdict| self.threaded_fork = Some(verdict)).ok_or(THREADED_FORK)
+            }
             // An empty pattern matches nothing, an empty prefix everything, an empty key is a
             // forgotten one: none of them can be meant.
             "allow_process" if text.is_empty() => Err("a glob on the command line such as `sleep *`"),
@@ -176,6 +183,10 @@ impl Args {
         if let Some(kinds) = self.fds {
             let kinds = Ident::new(kinds, Span::call_site());
             field("fds", some(quote!(#private::Fds::#kinds)));
+        }
+        if let Some(verdict) = self.threaded_fork {
+            let verdict = Ident::new(verdict, Span::call_site());
+            field("threaded_fork", some(quote!(#private::ThreadedFork::#verdict)));
         }
         for (name, deny) in [
             ("deny_processes", self.deny_processes),
@@ -254,7 +265,7 @@ fn example(name: &str) -> &'static str {
     match name {
         "timeout" => "\"5s\"",
         "grace" => "\"500ms\"",
-        "processes" | "unwaited" | "threads" => "\"deny\"",
+        "processes" | "unwaited" | "threads" | "threaded_fork" => "\"deny\"",
         "allow_process" => "\"sleep *\"",
         "fds" => "\"all\"",
         "allow_created_by" => "\"signal_hook_registry\"",
@@ -335,6 +346,16 @@ fn fds(text: &str) -> Option<&'static str> {
         "pipes" => Some("Pipes"),
         "all" => Some("All"),
         "off" => Some("Off"),
+        _ => None,
+    }
+}
+
+/// Names the variant of the library's `ThreadedFork`.
+fn threaded_fork(text: &str) -> Option<&'static str> {
+    match text {
+        "warn" => Some("Warn"),
+        "deny" => Some("Deny"),
+        "allow" => Some("Allow"),
         _ => None,
     }
 }

@@ -2,6 +2,7 @@
 
 mod ends;
 mod explain;
+mod forks;
 mod leaked;
 mod stray;
 mod stuck;
@@ -15,7 +16,7 @@ use crate::policy::Settings;
 pub(crate) use ends::Unread;
 pub(crate) use leaked::is_daemon;
 pub(crate) use stray::{Holder, Pipe, Stray};
-pub(crate) use stuck::Stuck;
+pub(crate) use stuck::{Because, Stuck};
 
 /// Why a test failed. Several may hold at once, and all are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,7 @@ pub(crate) enum Cause {
     StrayFd,
     Unwaited,
     Threads,
+    ThreadedFork,
     Unkillable,
     /// The test could not be run or followed to its end.
     Lost,
@@ -48,6 +50,7 @@ impl Cause {
             Cause::StrayFd => "stray_fd",
             Cause::Unwaited => "unwaited",
             Cause::Threads => "threads",
+            Cause::ThreadedFork => "threaded_fork",
             Cause::Unkillable => "unkillable",
             Cause::Lost => "lost",
         }
@@ -82,6 +85,20 @@ pub(crate) struct Origin {
     pub(crate) stack: Vec<String>,
 }
 
+impl Origin {
+    /// The line of code, in words: `at src/server.rs:88:20 Server::start`.
+    pub(crate) fn at(&self) -> String {
+        match (&self.place, &self.function) {
+            (Some(place), Some(function)) => format!("at {place} {function}"),
+            (Some(place), None) => format!("at {place}"),
+            (None, Some(function)) => {
+                format!("in {function} (set `debug = \"line-tables-only\"` in the profile for its line)")
+            }
+            (None, None) => "by code without debug information".to_owned(),
+        }
+    }
+}
+
 /// The addresses in a test's facts, in words.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Names {
@@ -114,6 +131,8 @@ pub(crate) struct Verdict {
     pub(crate) findings: Vec<Finding>,
     /// The leaked process that a finding names.
     pub(crate) leaked: Option<i32>,
+    /// What is told and fails nothing.
+    pub(crate) warnings: Vec<Finding>,
     /// The stray fds, same ones folded, with who holds the other end.
     pub(crate) strays: Vec<Stray>,
     /// The pipes that leaked processes hold, with who holds which end.
@@ -180,6 +199,9 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     stray::find(&facts, &strays, &mut findings);
     ends::find(&facts, &names, &mut findings);
     counts(&facts, settings, &mut findings);
+    let forks = forks::find(settings, &names.origins, &stuck, facts.pid);
+    let (forks, warnings) = forks.into_iter().partition(|finding| finding.cause.is_some());
+    findings.extend::<Vec<Finding>>(forks);
     for survivor in &facts.survivors {
         findings.push(Finding {
             cause: Some(Cause::Unkillable),
@@ -196,7 +218,7 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     }
     let pipes = stray::pipes(&facts);
     let unread = ends::unread(&facts);
-    Verdict { name: name.to_owned(), facts, findings, leaked, strays, pipes, unread, stuck, names }
+    Verdict { name: name.to_owned(), facts, findings, warnings, leaked, strays, pipes, unread, stuck, names }
 }
 
 /// Where the process `pid` was made.

@@ -84,6 +84,10 @@ fn place<'a>(verdict: &'a Verdict, finding: &Finding) -> Option<&'a str> {
         }
         Cause::Unwaited => verdict.of_class(Class::Unwaited).find_map(|process| of_process(process.pid)),
         Cause::Unkillable => verdict.facts.survivors.iter().find_map(|survivor| of_process(survivor.pid)),
+        Cause::ThreadedFork => {
+            let fork = verdict.names.origins.iter().find(|origin| origin.threads > 1 && !origin.execed);
+            fork?.place.as_deref()
+        }
         Cause::Panicked
         | Cause::Error
         | Cause::TimedOut
@@ -108,6 +112,7 @@ fn what(verdict: &Verdict, finding: &Finding) -> &'static str {
         Cause::StrayFd if verdict.strays.iter().all(Stray::is_pipe) => "left a pipe open",
         Cause::StrayFd => "left an fd open",
         Cause::Unwaited => "left a zombie",
+        Cause::ThreadedFork => "forked among threads",
         Cause::Threads => "left a thread running",
         Cause::Unkillable => "left a process that cannot be killed",
         Cause::Lost => "could not be guarded",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 
 use super::escape;
-use crate::diagnosis::{Cause, Holder, Origin, Stray, Verdict, is_daemon, plural, signal_name};
+use crate::diagnosis::{Cause, Finding, Holder, Origin, Stray, Verdict, is_daemon, plural, signal_name};
 use crate::facts::{Class, Facts, Process};
 use crate::outcome::{Body, End};
 use crate::proc::fds::{Fd, end};
@@ -20,11 +20,32 @@ const WIDTH: usize = 100;
 /// The most pipes whose ends are listed.
 const PIPES: usize = 6;
 
+/// What is to be said in short of a test that did it.
+const AMONG_THREADS: &str = "forked among threads";
+
 /// Writes the report of a failed test. `colour` adds escape sequences for a terminal.
 pub(crate) fn report(verdict: &Verdict, colour: bool) -> String {
     let mut text = Text { out: String::new(), colour, told: Vec::new() };
     text.write(verdict);
     text.out
+}
+
+/// Writes the warnings of a test that passed; `None` if there are none.
+pub(crate) fn warning(verdict: &Verdict, colour: bool) -> Option<String> {
+    if verdict.warnings.is_empty() {
+        return None;
+    }
+    let mut text = Text { out: String::new(), colour, told: Vec::new() };
+    let label = text.styled(Style::new().bold().fg_color(Some(AnsiColor::Yellow.into())), "WARN");
+    let name = text.styled(Style::new().bold(), &escape::text(&verdict.name));
+    text.line(&format!("{label}  {name}   {AMONG_THREADS}"));
+    text.line("");
+    for warning in &verdict.warnings {
+        text.wrapped("  ", 2, &escape::text(&warning.sentence));
+    }
+    text.line("");
+    text.fixes_of(&verdict.warnings);
+    Some(text.out)
 }
 
 /// One line for a test that passed and yet left something that the policy lets pass.
@@ -91,12 +112,20 @@ impl Text {
         for finding in &verdict.findings {
             self.wrapped("  ", 2, &escape::text(&finding.sentence));
         }
+        self.warnings(verdict);
         self.tree(verdict);
         self.blocked_pipes(verdict);
         self.strays(verdict);
         self.fixes(verdict);
         for note in &verdict.facts.notes {
             self.line(&format!("  note: {}", escape::text(note)));
+        }
+    }
+
+    /// What is told beside the failure.
+    fn warnings(&mut self, verdict: &Verdict) {
+        for warning in &verdict.warnings {
+            self.wrapped("  warning: ", 2, &escape::text(&warning.sentence));
         }
     }
 
@@ -109,6 +138,8 @@ impl Text {
             _ if verdict.causes().iter().any(|cause| matches!(cause, Cause::Signal | Cause::EndedEarly)) => {
                 "FAIL"
             }
+            // It has left nothing.
+            _ if verdict.causes() == [Cause::ThreadedFork] => "FAIL",
             _ => "LEAK",
         };
         let time = |time: Option<Duration>| seconds(time.unwrap_or(facts.time));
@@ -130,7 +161,10 @@ impl Text {
         };
         let label = self.styled(Style::new().bold().fg_color(Some(AnsiColor::Red.into())), label);
         let name = self.styled(Style::new().bold(), &escape::text(&verdict.name));
-        let left = left(verdict);
+        let left = match verdict.causes()[..] {
+            [Cause::ThreadedFork] => format!("; {AMONG_THREADS}"),
+            _ => left(verdict),
+        };
         self.line(&format!("{label}  {name}   {body}{left}"));
     }
 
@@ -386,20 +420,12 @@ impl Text {
 
     /// The line of code that made something, and the stack above it if that was asked for.
     fn origin(&mut self, indent: &str, how: &str, origin: &Origin, test: i32) {
-        let place = match (&origin.place, &origin.function) {
-            (Some(place), Some(function)) => format!("at {place} {function}"),
-            (Some(place), None) => format!("at {place}"),
-            (None, Some(function)) => {
-                format!("in {function} (set `debug = \"line-tables-only\"` in the profile for its line)")
-            }
-            (None, None) => "by code without debug information".to_owned(),
-        };
         let by = if origin.maker == test { String::new() } else { format!(", by pid {}", origin.maker) };
         let thread = match origin.threads {
             0 | 1 => String::new(),
             threads => format!(" by thread `{}`, one of {threads}", escape::text(&origin.thread)),
         };
-        let mut line = format!("{indent}{how} {}{thread} ({}{by})", escape::text(&place), origin.call);
+        let mut line = format!("{indent}{how} {}{thread} ({}{by})", escape::text(&origin.at()), origin.call);
         for caller in origin.callers.iter().filter(|_| origin.stack.is_empty()) {
             let _ = write!(line, " < {}", escape::text(caller));
         }
@@ -409,13 +435,10 @@ impl Text {
         }
     }
 
-    fn fixes(&mut self, verdict: &Verdict) {
+    fn fixes_of(&mut self, findings: &[Finding]) {
         let bold = Style::new().bold();
         let (fix, allow) = (self.styled(bold, "fix:"), self.styled(bold, "allow:"));
-        if verdict.findings.iter().any(|finding| finding.fix.is_some() || finding.allow.is_some()) {
-            self.line("");
-        }
-        for finding in &verdict.findings {
+        for finding in findings {
             if let Some(text) = &finding.fix {
                 self.wrapped(&format!("  {fix} "), 7, &escape::text(text));
             }
@@ -423,6 +446,15 @@ impl Text {
                 self.line(&format!("  {allow} #[childproof::test({text})]"));
             }
         }
+    }
+
+    fn fixes(&mut self, verdict: &Verdict) {
+        let mut findings = verdict.findings.iter().chain(&verdict.warnings);
+        if findings.any(|finding| finding.fix.is_some() || finding.allow.is_some()) {
+            self.line("");
+        }
+        self.fixes_of(&verdict.findings);
+        self.fixes_of(&verdict.warnings);
         let killed: Vec<String> = verdict
             .facts
             .processes

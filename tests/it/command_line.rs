@@ -125,6 +125,11 @@ fn names_what_it_cannot_read_and_runs_nothing() {
         ("CHILDPROOF_FDS", "sockets", "`sockets` for `CHILDPROOF_FDS`: expected `pipes`, `all` or `off`"),
         ("CHILDPROOF_PROCESSES", "", "`` for `CHILDPROOF_PROCESSES`: expected `deny` or `allow`"),
         ("CHILDPROOF_UNWAITED", "no", "`no` for `CHILDPROOF_UNWAITED`: expected `deny` or `allow`"),
+        (
+            "CHILDPROOF_THREADED_FORK",
+            "no",
+            "`no` for `CHILDPROOF_THREADED_FORK`: expected `warn`, `deny` or `allow`",
+        ),
         ("CHILDPROOF_THREADS", "1", "`1` for `CHILDPROOF_THREADS`: expected `deny` or `allow`"),
     ] {
         let output = Ran::of(fixture.command("harness", &["nothing_at_all"]).env(name, value));

@@ -10,6 +10,7 @@ mod command_line;
 mod compose;
 mod death;
 mod degraded;
+mod forks;
 mod graphs;
 mod invariants;
 mod junit;

@@ -29,6 +29,9 @@ fn of_the_environment_wins_over_the_attribute_and_the_default() {
         ("CHILDPROOF_UNWAITED", "allow", "zombie_where_it_is_denied", false, true),
         ("CHILDPROOF_THREADS", "deny", "thread_left_running", true, false),
         ("CHILDPROOF_THREADS", "allow", "thread_where_it_is_denied", false, true),
+        ("CHILDPROOF_THREADED_FORK", "deny", "fork_among_threads", true, false),
+        ("CHILDPROOF_THREADED_FORK", "allow", "fork_among_threads_where_it_is_denied", false, true),
+        ("CHILDPROOF_THREADED_FORK", "warn", "fork_among_threads_where_it_is_denied", false, true),
         ("CHILDPROOF_GRACE", "0ms", "straggler_within_the_grace", true, false),
         ("CHILDPROOF_TIMEOUT", "100ms", "child_that_takes_its_time", true, false),
     ] {

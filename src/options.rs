@@ -182,7 +182,8 @@ fn command() -> Command {
         .after_help(
             "A filter selects the tests whose name contains it, or is it with --exact.\n\
              Environment: CHILDPROOF_TIMEOUT, _GRACE, _FDS, _PROCESSES, _UNWAITED, _THREADS,\n\
-             CHILDPROOF_THREADED_FORK, RUST_TEST_THREADS, RUST_TEST_NOCAPTURE, RUST_TEST_SHUFFLE,\n\
+             CHILDPROOF_THREADED_FORK, CHILDPROOF_BACKTRACE=full, CHILDPROOF_TRACE=fds,\n\
+             RUST_TEST_THREADS, RUST_TEST_NOCAPTURE, RUST_TEST_SHUFFLE,\n\
              RUST_TEST_SHUFFLE_SEED, XML_OUTPUT_FILE.",
         )
         .arg(

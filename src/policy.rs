@@ -221,6 +221,8 @@ pub(crate) const DURATION: &str = "a duration such as `500ms`, `5s` or `2m`";
 pub(crate) const TIMEOUT: &str = "a duration such as `500ms`, `5s` or `2m`, or `none`";
 const FDS: &str = "`pipes`, `all` or `off`";
 const DENY: &str = "`deny` or `allow`";
+const TRACE: &str = "`fds`";
+const BACKTRACE: &str = "`full` or `short`";
 const THREADED_FORK: &str = "`warn`, `deny` or `allow`";
 
 /// Reads a duration: a whole or decimal number directly followed by `us`, `ms`, `s`, `m` or `h`.
@@ -300,6 +302,9 @@ pub(crate) fn from_environment(get: impl Fn(&str) -> Option<OsString>) -> Result
             }
         }
     }
+    // Read where they are obeyed; here they are only made sure of.
+    read(&get, "CHILDPROOF_TRACE", TRACE, |text| (text == "fds").then_some(()))?;
+    read(&get, "CHILDPROOF_BACKTRACE", BACKTRACE, |text| matches!(text, "full" | "short").then_some(()))?;
     Ok(Policy {
         timeout: read(&get, "CHILDPROOF_TIMEOUT", TIMEOUT, timeout)?,
         grace: read(&get, "CHILDPROOF_GRACE", DURATION, duration)?,

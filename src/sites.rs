@@ -5,7 +5,8 @@
 //! libc's does and, in a test process or a fork of it, writes down who called: the inode or the
 //! pid, and the return addresses. The memory is shared with the supervisor, so it can be read
 //! whatever became of the test. Nothing is looked up in it, and no address is given a name, unless
-//! a test fails. Inodes and not fd numbers are kept: `dup` and `close` need no hook.
+//! a test fails. Inodes and not fd numbers are kept: `dup` and `close` need no hook for that; the
+//! ones below are for `CHILDPROOF_TRACE=fds` alone.
 //!
 //! Of a fork it is also kept how many threads the process had, and whether the child went on to an
 //! `exec`: the child of a threaded process that does not may wait for ever for a lock of a thread
@@ -163,18 +164,33 @@ impl Log {
         entry.threads.store(0, Ordering::Relaxed);
         entry.execed.store(0, Ordering::Relaxed);
         entry.thread[0].store(0, Ordering::Relaxed);
-        let mut stack = Stack { entry, count: 0 };
-        // SAFETY: `frame` has the type that the unwinder calls, and `stack` outlives the call.
-        unsafe { _Unwind_Backtrace(frame, (&raw mut stack).cast()) };
-        let count = stack.count;
-        if let Some(end) = entry.frames.get(count) {
-            end.store(0, Ordering::Relaxed);
-        }
+        entry.note_stack();
         Some(entry)
     }
 }
 
 impl Entry {
+    const EMPTY: Entry = Entry {
+        call: AtomicU32::new(0),
+        maker: AtomicU32::new(0),
+        keys: [const { AtomicU64::new(0) }; 2],
+        threads: AtomicU32::new(0),
+        execed: AtomicU32::new(0),
+        thread: [const { AtomicU8::new(0) }; THREAD],
+        frames: [const { AtomicU64::new(0) }; FRAMES],
+    };
+
+    /// Writes down the return addresses of the caller. See [`Log::begin`] for what it is safe in.
+    fn note_stack(&self) {
+        let mut stack = Stack { entry: self, count: 0 };
+        // SAFETY: `frame` has the type that the unwinder calls, and `stack` outlives the call.
+        unsafe { _Unwind_Backtrace(frame, (&raw mut stack).cast()) };
+        let count = stack.count;
+        if let Some(end) = self.frames.get(count) {
+            end.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Writes down which thread is about to fork, and how many there are. Async-signal-safe.
     fn note_threads(&self) {
         self.threads.store(threads::count(), Ordering::Relaxed);
@@ -304,6 +320,10 @@ fn record_pair(call: Call, fds: *const c_int) {
     // SAFETY: the call has succeeded, so there are two fds behind the pointer.
     let [one, other] = unsafe { *fds.cast::<[c_int; 2]>() };
     entry.end(call, [inode(one), inode(other)]);
+    if is_traced() && call != Call::Socketpair {
+        let ino = inode(one);
+        say(format_args!("pipe:[{ino}] fds {one} (read), {other} (write) created"), entry, call);
+    }
 }
 
 /// `pipe(2)`, and who called it.
@@ -338,6 +358,119 @@ unsafe extern "C" fn socketpair(domain: c_int, kind: c_int, protocol: c_int, fds
     }
     result
 }
+
+// ---------------------------------------------------------------------------------------------
+// `CHILDPROOF_TRACE=fds`: prints each pipe's creation, and its last close in a process
+
+/// The test process whose pipes are traced, 0 if none are. Its forks have this value too.
+static TRACED: AtomicU32 = AtomicU32::new(0);
+
+/// Traces the pipes of this process and of its forks.
+pub(crate) fn trace() {
+    TRACED.store(std::process::id(), Ordering::Relaxed);
+}
+
+fn is_traced() -> bool {
+    TRACED.load(Ordering::Relaxed) != 0
+}
+
+thread_local! {
+    /// To look up a line is to open and close files.
+    static SAYING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Prints a line to fd 2, in one write. The line of code is looked up in the test process alone: a
+/// fork of it may have threads' locks in it, and no threads.
+fn say(what: std::fmt::Arguments<'_>, entry: &Entry, call: Call) {
+    use std::io::Write;
+    let pid = std::process::id();
+    let mut line = [0u8; 512];
+    let mut rest = &mut line[..];
+    let _ = write!(rest, "childproof: pid {pid} {what}");
+    if pid == TRACED.load(Ordering::Relaxed) && !SAYING.replace(true) {
+        let maps = Maps::read(pid as Pid).unwrap_or_default();
+        let _ = write!(rest, " {}", crate::symbols::line_of(&entry.site(call, "", &maps)));
+        SAYING.set(false);
+    }
+    let left = rest.len();
+    let filled = line.len() - left;
+    let end = filled.min(line.len() - 1);
+    line[end] = b'\n';
+    // SAFETY: the first `end + 1` bytes of the buffer are initialised.
+    unsafe { libc::write(2, line.as_ptr().cast(), end + 1) };
+}
+
+/// A pipe end that is about to be closed.
+struct Closing {
+    fd: c_int,
+    ino: u64,
+    access: c_int,
+}
+
+impl Closing {
+    /// `None` if the fd is no pipe.
+    fn look(fd: c_int) -> Option<Closing> {
+        let identity = crate::sys::fd_identity(fd).filter(|identity| identity.kind == libc::S_IFIFO)?;
+        Some(Closing { fd, ino: identity.ino, access: identity.access })
+    }
+
+    /// Tells that it was closed, if this process has no other fd of the same pipe.
+    #[inline(never)]
+    fn tell(&self) {
+        let _errno = KeepErrno::new();
+        let mut others = false;
+        crate::sys::each_open_fd(|fd| {
+            others |= crate::sys::fd_identity(fd)
+                .is_some_and(|identity| identity.kind == libc::S_IFIFO && identity.ino == self.ino);
+        });
+        if others {
+            return;
+        }
+        let entry = Entry::EMPTY;
+        entry.note_stack();
+        let end = crate::proc::fds::end(self.access);
+        let Closing { fd, ino, .. } = self;
+        say(format_args!("pipe:[{ino}] last fd, {fd} ({end}), closed"), &entry, Call::Pipe);
+    }
+}
+
+/// `close(2)`, traced if that was asked for.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn close(fd: c_int) -> c_int {
+    let closing = if is_traced() { Closing::look(fd) } else { None };
+    // SAFETY: the caller's fd is passed on.
+    let result = unsafe { libc::syscall(libc::SYS_close, fd) } as c_int;
+    if let Some(closing) = closing.filter(|_| result == 0) {
+        closing.tell();
+    }
+    result
+}
+
+/// `dup2(2)`, which closes its second argument.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dup2(from: c_int, to: c_int) -> c_int {
+    if from == to {
+        // Says whether the fd is open, and does nothing else (dup(2)).
+        // SAFETY: reads no memory of ours.
+        return if unsafe { libc::fcntl(from, libc::F_GETFD) } == -1 { -1 } else { to };
+    }
+    // SAFETY: the caller's fds are passed on.
+    unsafe { dup3(from, to, 0) }
+}
+
+/// `dup3(2)`, which closes its second argument.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int {
+    let closing = if is_traced() { Closing::look(to) } else { None };
+    // SAFETY: the caller's fds are passed on.
+    let result = unsafe { libc::syscall(libc::SYS_dup3, from, to, flags) } as c_int;
+    if let Some(closing) = closing.filter(|_| result != -1) {
+        closing.tell();
+    }
+    result
+}
+
+// ---------------------------------------------------------------------------------------------
 
 /// libc's own function, found behind ours.
 struct Next(AtomicPtr<c_void>, &'static CStr);

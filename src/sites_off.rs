@@ -32,3 +32,6 @@ impl Log {
 
 /// Has nothing to find.
 pub(crate) fn prepare() {}
+
+/// Has nothing to trace with.
+pub(crate) fn trace() {}

@@ -105,6 +105,8 @@ pub(crate) struct Supervisor {
     scratch: Scratch,
     /// What a test process finds open: the fds from before the harness began.
     inherited: Vec<(RawFd, FdIdentity)>,
+    /// `CHILDPROOF_TRACE=fds`.
+    traced: bool,
     /// Who fd 0 is.
     input: Option<FdIdentity>,
     pid: Pid,
@@ -154,6 +156,7 @@ impl Supervisor {
             log: sites::Log::install(pid)?,
             scratch: Scratch::make(scratch)?,
             inherited: Vec::new(),
+            traced: std::env::var_os("CHILDPROOF_TRACE").is_some_and(|value| value == "fds"),
             input: sys::fd_identity(0),
             pid,
         };
@@ -528,6 +531,10 @@ impl Supervisor {
 
     pub(crate) fn pid(&self) -> Pid {
         self.pid
+    }
+
+    pub(crate) fn traced(&self) -> bool {
+        self.traced
     }
 }
 

@@ -44,6 +44,15 @@ pub(crate) fn names(facts: &Facts) -> Names {
     }
 }
 
+/// The line of code of one site: `at src/server.rs:88:20 Server::start`.
+#[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
+pub(crate) fn line_of(site: &Site) -> String {
+    let maps = Maps::read(std::process::id() as i32).unwrap_or_default();
+    let here = std::env::current_dir().unwrap_or_default();
+    let mut resolver = Resolver { maps: &maps, known: HashMap::new(), here: &here, full: false };
+    origin(site, &mut resolver).at()
+}
+
 /// The frames of a blocked thread that say something, the innermost first: what was called of
 /// others' code, and the user's own that called it.
 fn stack(thread: &Thread, resolver: &mut Resolver<'_>) -> Vec<String> {
@@ -213,7 +222,8 @@ fn is_users(frame: &Frame) -> bool {
         || function.starts_with("childproof::")
         || function.starts_with("<childproof::");
     let interposed =
-        ["fork", "pipe", "pipe2", "socketpair", "posix_spawn", "posix_spawnp"].contains(&function);
+        ["fork", "pipe", "pipe2", "socketpair", "posix_spawn", "posix_spawnp", "close", "dup2", "dup3"]
+            .contains(&function);
     !std && !ours && !interposed && !frame.is_plumbing
 }
 

@@ -13,6 +13,7 @@ use nix::libc;
 use crate::outcome::{Body, Page, Phase, is_stray};
 use crate::policy::Fds;
 use crate::proc::tree::Tree;
+use crate::sites;
 use crate::supervisor::{Job, Output, Supervisor};
 use crate::sys::{self, Children, FdIdentity, Pid, Shared};
 use crate::threads;
@@ -24,13 +25,15 @@ pub(crate) struct TestProcess {
     pid: Pid,
     /// The fd table as the body finds it.
     before: Vec<(RawFd, FdIdentity)>,
+    /// Its pipes are to be told as they come and go.
+    traced: bool,
 }
 
 impl TestProcess {
     /// Makes ready what a test process needs, before the fork: every page that is written in a
     /// test process is copied for every test.
     pub(crate) fn new(job: Job, page: Shared<Page>, before: Vec<(RawFd, FdIdentity)>) -> Box<TestProcess> {
-        Box::new(TestProcess { job, page, pid: 0, before })
+        Box::new(TestProcess { job, page, pid: 0, before, traced: false })
     }
 
     /// Makes the world of a fresh fork that of a test. Nothing of the harness is left in it.
@@ -52,6 +55,7 @@ impl TestProcess {
         world.title.restore();
         let _ = nix::sys::prctl::set_name(&world.comm);
         world.signals.restore();
+        self.traced = supervisor.traced();
     }
 
     /// The fd table as the body finds it: what was there before the harness, and its output.
@@ -83,6 +87,9 @@ impl TestProcess {
     /// Runs the body, tells what came of it, and ends the process.
     pub(crate) fn run(&self, body: impl FnOnce() -> ExitCode, should_panic: Option<&str>) -> ! {
         self.page.set_phase(Phase::Running);
+        if self.traced {
+            sites::trace();
+        }
         let begin = Instant::now();
         let result = catch_unwind(AssertUnwindSafe(body));
         let took = begin.elapsed();

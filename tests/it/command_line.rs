@@ -130,6 +130,8 @@ fn names_what_it_cannot_read_and_runs_nothing() {
             "no",
             "`no` for `CHILDPROOF_THREADED_FORK`: expected `warn`, `deny` or `allow`",
         ),
+        ("CHILDPROOF_TRACE", "pipes", "`pipes` for `CHILDPROOF_TRACE`: expected `fds`"),
+        ("CHILDPROOF_BACKTRACE", "1", "`1` for `CHILDPROOF_BACKTRACE`: expected `full` or `short`"),
         ("CHILDPROOF_THREADS", "1", "`1` for `CHILDPROOF_THREADS`: expected `deny` or `allow`"),
     ] {
         let output = Ran::of(fixture.command("harness", &["nothing_at_all"]).env(name, value));

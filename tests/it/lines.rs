@@ -93,3 +93,25 @@ fn come_with_the_whole_stack_when_asked_for() {
         (ran.stdout.find("std::process::Command>::spawn at "), ran.stdout.find("  lines::command at "));
     assert!(std.is_some() && std < own, "{}", ran.all());
 }
+
+/// `CHILDPROOF_TRACE=fds`: each pipe as it comes and goes, with its lines.
+#[childproof::test]
+fn are_traced_as_the_test_runs() {
+    let source = fs::read_to_string(root().join(SOURCE)).unwrap();
+    let line = |mark: &str| source.lines().position(|line| line.ends_with(mark)).unwrap() + 1;
+    let fixture = Fixture::build("leaky");
+    let arguments = ["--exact", "pipe_that_is_closed", "--nocapture"];
+    let ran = Ran::of(fixture.command("lines", &arguments).env("CHILDPROOF_TRACE", "fds"));
+    let told: Vec<&str> = ran.stderr.lines().filter(|line| line.starts_with("childproof: pid ")).collect();
+    let [made, closed] = told[..] else { panic!("{}", ran.all()) };
+    let made_at = format!("fds 3 (read), 4 (write) created at {SOURCE}:{}:", line("// MADE"));
+    assert!(made.contains(&made_at), "{made}");
+    let closed_at = format!("last fd, 5 (write), closed at {SOURCE}:{}:", line("// LAST"));
+    assert!(closed.contains(&closed_at), "{closed}");
+    let pipe =
+        |line: &str| line.split("pipe:[").nth(1).and_then(|rest| rest.split(']').next().map(str::to_owned));
+    assert_eq!(pipe(made), pipe(closed), "{}", ran.all());
+    // And not a word of it otherwise.
+    let ran = fixture.run("lines", &arguments);
+    assert!(!ran.stderr.contains("childproof: pid "), "{}", ran.all());
+}

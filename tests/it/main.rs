@@ -17,6 +17,7 @@ mod junit;
 mod lines;
 mod output;
 mod policy;
+mod readme;
 mod shapes;
 mod speed;
 mod support;

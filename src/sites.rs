@@ -170,15 +170,17 @@ impl Log {
 }
 
 impl Entry {
-    const EMPTY: Entry = Entry {
-        call: AtomicU32::new(0),
-        maker: AtomicU32::new(0),
-        keys: [const { AtomicU64::new(0) }; 2],
-        threads: AtomicU32::new(0),
-        execed: AtomicU32::new(0),
-        thread: [const { AtomicU8::new(0) }; THREAD],
-        frames: [const { AtomicU64::new(0) }; FRAMES],
-    };
+    fn empty() -> Entry {
+        Entry {
+            call: AtomicU32::new(0),
+            maker: AtomicU32::new(0),
+            keys: [const { AtomicU64::new(0) }; 2],
+            threads: AtomicU32::new(0),
+            execed: AtomicU32::new(0),
+            thread: [const { AtomicU8::new(0) }; THREAD],
+            frames: [const { AtomicU64::new(0) }; FRAMES],
+        }
+    }
 
     /// Writes down the return addresses of the caller. See [`Log::begin`] for what it is safe in.
     fn note_stack(&self) {
@@ -426,7 +428,7 @@ impl Closing {
         if others {
             return;
         }
-        let entry = Entry::EMPTY;
+        let entry = Entry::empty();
         entry.note_stack();
         let end = crate::proc::fds::end(self.access);
         let Closing { fd, ino, .. } = self;

@@ -1,6 +1,6 @@
 //! The harness of a `harness = false` target: arguments, trials, libtest-mimic.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
@@ -56,12 +56,15 @@ use crate::testproc::TestProcess;
 #[derive(Default)]
 pub struct Harness {
     policy: Policy,
-    added: Vec<Added>,
+    #[allow(clippy::vec_box, reason = "they move on into entries, which are small where none is added")]
+    added: Vec<Box<Added>>,
 }
 
+/// A test that was added by hand. Small: all of them are copied for every test that is forked.
 struct Added {
     name: String,
-    policy: Policy,
+    /// `None`: nothing of its own.
+    policy: Option<Box<Policy>>,
     body: Box<dyn Fn() -> ExitCode + Send + Sync>,
     /// Why it is not to be run, if it is not.
     ignore: Option<String>,
@@ -95,7 +98,8 @@ impl Harness {
         T: Termination,
     {
         let body = Box::new(move || body().report());
-        self.added.push(Added { name: name.into(), policy, body, ignore: None });
+        let policy = (policy != Policy::new()).then(|| Box::new(policy));
+        self.added.push(Box::new(Added { name: name.into(), policy, body, ignore: None }));
         self
     }
 
@@ -103,7 +107,7 @@ impl Harness {
     pub fn ignored(mut self, name: impl Into<String>, reason: impl Display) -> Self {
         let body = Box::new(|| ExitCode::FAILURE);
         let ignore = Some(reason.to_string());
-        self.added.push(Added { name: name.into(), policy: Policy::new(), body, ignore });
+        self.added.push(Box::new(Added { name: name.into(), policy: None, body, ignore }));
         self
     }
 
@@ -115,7 +119,9 @@ impl Harness {
     /// then.
     pub fn run(self) -> ExitCode {
         let Harness { policy, added } = self;
-        let entries: Vec<Entry> = registry::all()
+        // As they were registered. What takes memory, as sorting them does, waits until the fork
+        // server is there: what was touched before is copied for every test.
+        let entries: Vec<Entry> = registry::registered()
             .into_iter()
             .map(Entry::Registered)
             .chain(added.into_iter().map(Entry::Added))
@@ -138,21 +144,26 @@ impl Harness {
             Ok(environment) => options.policy = options.policy.over(&environment),
             Err(bad) => return say(&format!("error: {bad}\n"), 2),
         }
-        if let Err(message) = check(&entries, &options) {
-            return say(&format!("error: {message}\n"), 2);
-        }
-        let arguments = arguments(&options);
-        if options.list {
-            let trials = entries.iter().map(|entry| list_entry(entry, &options)).collect();
-            let _ = libtest_mimic::run(&arguments, trials);
-            return ExitCode::SUCCESS;
-        }
-        let server = match start() {
-            Ok(Started::Harness(server)) => server,
-            Ok(Started::Test(test)) => run_body(&test, &entries),
+        let server = match (!options.list).then(start).transpose() {
+            Ok(Some(Started::Harness(server))) => Some(server),
+            Ok(Some(Started::Test(test))) => run_body(&test, &entries),
+            Ok(None) => None,
             Err(error) => {
                 return say(&format!("error: cannot start the fork server: {error}\n"), 2);
             }
+        };
+        let order = match check(&entries, &options) {
+            Ok(order) => order,
+            Err(message) => {
+                server.iter().for_each(ForkServer::shut_down);
+                return say(&format!("error: {message}\n"), 2);
+            }
+        };
+        let arguments = arguments(&options);
+        let Some(server) = server else {
+            let trials = order.iter().map(|index| list_entry(&entries[*index], &options)).collect();
+            let _ = libtest_mimic::run(&arguments, trials);
+            return ExitCode::SUCCESS;
         };
         let json = match options.json.as_ref().map(File::create).transpose() {
             Ok(json) => json.map(Mutex::new),
@@ -172,6 +183,7 @@ impl Harness {
         let checkout = Checkout::of_runner(|name| std::env::var_os(name));
         let run = Arc::new(Run {
             entries,
+            order,
             policy,
             options,
             server,
@@ -230,7 +242,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// One test of the run.
 enum Entry {
     Registered(&'static Test),
-    Added(Added),
+    Added(Box<Added>),
 }
 
 impl Entry {
@@ -258,7 +270,7 @@ impl Entry {
     fn policy(&self) -> Policy {
         match self {
             Entry::Registered(test) => test.attribute.policy(),
-            Entry::Added(added) => added.policy.clone(),
+            Entry::Added(added) => added.policy.as_deref().cloned().unwrap_or_default(),
         }
     }
 
@@ -307,25 +319,26 @@ fn start() -> io::Result<Started> {
 /// The most characters of a test's name: those who print results pad names to the longest.
 const NAME: usize = 1000;
 
-/// Refuses names that could not be told apart, listed or selected.
-fn check(entries: &[Entry], options: &Options) -> Result<(), String> {
-    let mut seen = HashSet::with_capacity(entries.len());
-    for entry in entries {
-        let name = entry.name();
-        if name.is_empty() || name.contains(escape::rearranges) {
-            return Err(format!(
-                "invalid test name `{}`: expected text without control characters",
-                escape::text(&name)
-            ));
-        }
-        if name.chars().count() > NAME {
-            let begin: String = name.chars().take(40).collect();
-            return Err(format!("the test name `{begin}..` is too long: expected at most {NAME} characters"));
-        }
-        if !seen.insert(name.clone()) {
-            return Err(format!("two tests are called `{name}`: names must differ"));
-        }
+/// Refuses names that could not be told apart, listed or selected. Gives the order of the tests:
+/// the registered ones by name, as libtest has it, then the added ones as they were added.
+fn check(entries: &[Entry], options: &Options) -> Result<Vec<usize>, String> {
+    let names: Vec<String> = entries.iter().map(Entry::name).collect();
+    if let Some(name) = names.iter().find(|name| name.is_empty() || name.contains(escape::rearranges)) {
+        return Err(format!(
+            "invalid test name `{}`: expected text without control characters",
+            escape::text(name)
+        ));
     }
+    if let Some(name) = names.iter().find(|name| name.chars().count() > NAME) {
+        let begin: String = name.chars().take(40).collect();
+        return Err(format!("the test name `{begin}..` is too long: expected at most {NAME} characters"));
+    }
+    let mut order: Vec<usize> = (0..entries.len()).collect();
+    order.sort_by_key(|index| &names[*index]);
+    if let Some(pair) = order.windows(2).find(|pair| names[pair[0]] == names[pair[1]]) {
+        return Err(format!("two tests are called `{}`: names must differ", names[pair[0]]));
+    }
+    order.sort_by_key(|index| matches!(entries[*index], Entry::Added(_)).then_some(*index));
     let off = [
         ("json", options.json.is_some() && !cfg!(feature = "json")),
         ("junit", options.junit.is_some() && !cfg!(feature = "junit")),
@@ -333,7 +346,7 @@ fn check(entries: &[Entry], options: &Options) -> Result<(), String> {
     if let Some((name, _)) = off.iter().find(|(_, missing)| *missing) {
         return Err(format!("`--{name}` needs childproof's feature `{name}`, which is off in this build"));
     }
-    Ok(())
+    Ok(order)
 }
 
 /// The name of trials that libtest-mimic is to count as filtered out: no test can have it.
@@ -362,6 +375,8 @@ fn list_entry(entry: &Entry, options: &Options) -> Trial {
 /// Everything that the tests of one run share.
 struct Run {
     entries: Vec<Entry>,
+    /// The order in which they run, if they are not shuffled.
+    order: Vec<usize>,
     policy: Policy,
     options: Options,
     server: ForkServer,
@@ -388,7 +403,7 @@ fn rounds(run: &Arc<Run>, arguments: &Arguments) -> bool {
         if options.repeat > 1 && chatty {
             println!("\nround {round} of {}", options.repeat);
         }
-        let mut order: Vec<usize> = (0..run.entries.len()).collect();
+        let mut order = run.order.clone();
         if let Some(seed) = options.shuffle {
             let seed = seed.unwrap_or_else(now_in_nanoseconds).wrapping_add(round - 1);
             if chatty {

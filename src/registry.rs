@@ -126,10 +126,3 @@ pub(crate) fn registered() -> Vec<&'static Test> {
     tests.reverse();
     tests
 }
-
-/// Lists every registered test in the order of their names, as libtest does.
-pub(crate) fn all() -> Vec<&'static Test> {
-    let mut tests = registered();
-    tests.sort_by_cached_key(|test| test.full_name());
-    tests
-}

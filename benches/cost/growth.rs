@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use childproof::Lifeline;
 
@@ -20,7 +22,8 @@ fn tests(fixture: &Fixture, tests: usize, threads: usize) -> Timed {
 }
 
 fn floor(fixture: &Fixture, tests: usize) -> Timed {
-    Timed::new(fixture::clean(fixture.binary("dynamic")), tests).env("COST_FLOOR", tests)
+    let command = fixture::clean(fixture.binary("dynamic"));
+    Timed::new(command, tests).env("COST_FLOOR", tests).env("COST_TESTS", tests)
 }
 
 pub(crate) fn growth(bench: &mut Bench) {
@@ -33,48 +36,57 @@ pub(crate) fn growth(bench: &mut Bench) {
 /// More tests.
 fn count(bench: &mut Bench) {
     const COUNTS: [usize; 4] = [10, 100, 1000, 10_000];
-    bench.table.group("more tests, one at a time, debug", "a test, the time of a run of one test taken off");
-    let whole =
-        interleaved(bench.rounds(7), [1, 10, 100, 1000, 10_000].map(|count| tests(&bench.debug, count, 1)));
-    let samples: Vec<Vec<f64>> = (1..)
-        .zip(COUNTS)
-        .map(|(at, count)| {
-            let count = count as f64;
-            whole[at].iter().zip(&whole[0]).map(|(run, one)| (run * count - one) / (count - 1.0)).collect()
-        })
-        .collect();
-    bench.table.row(&Row::time("a run of 1 test", &whole[0]));
-    for (count, samples_of) in COUNTS.iter().zip(&samples) {
-        let row = Row::time(format!("a test of {count}"), samples_of);
+    bench.table.group(
+        "more tests, debug",
+        "the whole command without that of a run of one test; one test at a time, made by hand",
+    );
+    let (run, bare) = (|count| tests(&bench.debug, count, 1), |count| floor(&bench.debug, count));
+    let [one, ten, hundred, thousand, many, few_bare, many_bare] = interleaved(
+        bench.rounds(9),
+        [run(1), run(10), run(100), run(1000), run(10_000), bare(100), bare(10_000)],
+    );
+    let without_start = |(count, run): (usize, Vec<f64>)| -> Vec<f64> {
+        let count = count as f64;
+        run.iter().zip(&one).map(|(run, one)| (run * count - one) / (count - 1.0)).collect()
+    };
+    let runs: Vec<Vec<f64>> =
+        COUNTS.into_iter().zip([ten, hundred, thousand, many]).map(without_start).collect();
+    bench.table.row(&Row::time("a run of 1 test", &one));
+    for (count, run) in COUNTS.iter().zip(&runs) {
+        let row = Row::time(format!("a test of {count}"), run);
         bench.table.row(&match count {
-            10_000 => row.over(&samples[1], "a test of 100").reach(1.1),
+            10_000 => row.over(&runs[1], "a test of 100").reach(1.1),
             _ => row,
         });
     }
+    let row = Row::time(format!("{FLOOR}, 10000 tests"), &many_bare);
+    bench.table.row(&row.over(&few_bare, "the same with 100"));
 }
 
 /// More processes on the machine that have nothing to do with the run.
 fn neighbours(bench: &mut Bench) {
     bench.table.group("idle processes on the machine, debug", "the whole command by 500; one test at a time");
-    // They cannot be there and not be there in turns; the floor is measured beside each.
-    let mut none = Vec::new();
-    for count in [0, 500, 2000] {
-        let crowd = Crowd::of(count).unwrap();
-        let commands = [tests(&bench.debug, 500, 1), floor(&bench.debug, 500)];
-        let [guarded, floor] = interleaved(bench.rounds(9), commands);
-        drop(crowd);
-        let row = Row::time(format!("{count} idle processes"), &guarded);
-        let row = match count {
-            0 => row,
-            2000 => row.over(&none, "0 idle processes").reach(1.05),
-            _ => row.over(&none, "0 idle processes"),
-        };
-        bench.table.row(&row);
-        if count == 0 {
-            none = guarded;
+    const COUNTS: [usize; 3] = [0, 500, 2000];
+    let mut guarded = [const { Vec::new() }; COUNTS.len()];
+    let mut bare = guarded.clone();
+    for _ in 0..bench.rounds(7) {
+        for (at, count) in COUNTS.into_iter().enumerate() {
+            let crowd = Crowd::of(count).unwrap();
+            // They are idle once each has begun to read.
+            thread::sleep(Duration::from_millis(300));
+            let commands = [tests(&bench.debug, 500, 1), floor(&bench.debug, 500)];
+            let samples = interleaved(2, commands);
+            guarded[at].extend_from_slice(&samples[0]);
+            bare[at].extend_from_slice(&samples[1]);
+            drop(crowd);
         }
-        bench.table.row(&Row::time(format!("{count} idle processes, {FLOOR}"), &floor));
     }
+    let none = "0 idle processes";
+    bench.table.row(&Row::time(none, &guarded[0]));
+    bench.table.row(&Row::time("500 idle processes", &guarded[1]).over(&guarded[0], none));
+    let row = Row::time("2000 idle processes", &guarded[2]);
+    bench.table.row(&row.over(&guarded[0], none).reach(1.05));
+    bench.table.row(&Row::time(format!("{FLOOR}, 2000 idle"), &bare[2]).over(&bare[0], "the same with 0"));
 }
 
 /// Processes that do nothing, and end when this one does.
@@ -122,7 +134,7 @@ fn found(bench: &mut Bench) {
     bench.table.row(&Row::time("3 fds open", &three));
     bench.table.row(&Row::time("20 fds open", &twenty).over(&three, "3 fds open"));
     bench.table.row(&Row::time("200 fds open", &many).over(&three, "3 fds open").reach(1.5));
-    bench.table.row(&Row::time("200 fds open, two bare forks and waits", &many_floor));
+    bench.table.row(&Row::time(format!("{FLOOR}, 200 fds open"), &many_floor));
     bench.table.row(&Row::time("64 MB touched", &large).over(&large_floor, FLOOR));
 }
 

@@ -81,7 +81,13 @@ fn stack(thread: &Thread, resolver: &mut Resolver<'_>) -> Vec<String> {
 fn own(frames: &[Frame], most: usize, here: &Path) -> Vec<String> {
     frames
         .iter()
-        .filter(|frame| is_users(frame) || frame.file.is_none() && is_named_by_user(frame))
+        .enumerate()
+        // A runtime that calls back is no news, but for the place itself if there is no better.
+        .filter(|(at, frame)| {
+            is_users(frame) && (*at == 0 || !is_of_registry(frame))
+                || frame.file.is_none() && is_named_by_user(frame)
+        })
+        .map(|(_, frame)| frame)
         .take(most)
         .map(|frame| match (&frame.function, place(frame, here)) {
             (Some(function), Some(place)) => format!("{place} {function}"),

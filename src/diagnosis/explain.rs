@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::stuck::{Because, Stuck};
 use super::{Finding, Names, origin_of_inode, plural};
 use crate::facts::{Facts, Process};
+use crate::outcome::End;
 use crate::proc::fds::Fd;
 use crate::proc::waits::{On, Thread};
 use crate::report::escape;
@@ -37,6 +38,9 @@ pub(super) fn find(facts: &Facts, stuck: &[Stuck], names: &Names, findings: &mut
             Some((_, count)) => *count += 1,
             None => told.push((finding, 1)),
         }
+    }
+    if told.is_empty() && facts.end == End::TimedOut {
+        findings.extend(scene.waits_for());
     }
     let more = told.len().saturating_sub(EXPLAINED);
     for (mut finding, count) in told.into_iter().take(EXPLAINED) {
@@ -248,13 +252,59 @@ impl Scene<'_> {
         Some(format!("{} of {} bytes queued", state.queued?, state.capacity?))
     }
 
+    /// What the test's own first thread waits for, if somebody else could still end that.
+    fn waits_for(&self) -> Option<Finding> {
+        let test = self.facts.processes.iter().find(|process| process.is_test)?;
+        let thread = test.tasks.first()?;
+        let name = |pid: i32| {
+            let process = self.facts.processes.iter().find(|process| process.pid == pid);
+            process.map_or_else(|| pid.to_string(), |process| format!("{pid} `{}`", escape::command(process)))
+        };
+        let (sentence, fix) = match &thread.on {
+            On::Child { pid } if *pid > 0 => {
+                (format!("the test waits for the end of pid {}.", name(*pid)), None)
+            }
+            On::Read { .. } | On::Poll { .. } => {
+                let pipes: Vec<u64> = thread.fds().into_iter().filter_map(|fd| test.pipe(fd)).collect();
+                let writes = |fd: &Fd| fd.writes() && fd.pipe().is_some_and(|pipe| pipes.contains(&pipe));
+                let holders: Vec<String> = self
+                    .facts
+                    .processes
+                    .iter()
+                    .filter(|process| !process.is_test && process.fds.iter().flatten().any(writes))
+                    .take(4)
+                    .map(|process| name(process.pid))
+                    .collect();
+                if holders.is_empty() {
+                    return None;
+                }
+                (
+                    format!(
+                        "the test reads from a pipe that is open for writing in pid {}: it sees EOF only when \
+                         that is closed.",
+                        holders.join(", pid ")
+                    ),
+                    Some(
+                        "a program that stays in the background keeps what it inherited: redirect its output, or \
+                         end it before reading to the end.",
+                    ),
+                )
+            }
+            _ => return None,
+        };
+        Some(Finding { cause: None, sentence, fix: fix.map(str::to_owned), allow: None })
+    }
+
     /// The lock that a thread waits for, in words.
     fn lock(&self, thread: &Thread) -> String {
         match self.names.locks.get(&thread.tid) {
             Some(name) => format!("a lock ({name})"),
             None => {
                 let called = self.names.stacks.get(&thread.tid).and_then(|stack| stack.first());
-                called.map_or_else(|| "a lock".to_owned(), |function| format!("a lock (of `{function}`)"))
+                called.map_or_else(
+                    || "a lock".to_owned(),
+                    |function| format!("a lock (of `{}`)", brief(function)),
+                )
             }
         }
     }

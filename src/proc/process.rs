@@ -132,8 +132,11 @@ pub(crate) fn holes(pid: Pid) -> Vec<String> {
         .filter_map(|signal| nix::sys::signal::Signal::try_from(signal).ok())
         .map(|signal| signal.to_string())
         .collect();
+    /// How many are named.
+    const NAMED: usize = 3;
     if !names.is_empty() {
-        holes.push(format!("it handles {}", names.join(", ")));
+        let more = if names.len() > NAMED { ", .." } else { "" };
+        holes.push(format!("it handles {}{more}", names[..names.len().min(NAMED)].join(", ")));
     }
     // Of timer_create(2). Those of setitimer(2) are not shown, but their signal must be handled.
     if fs::read(format!("/proc/{pid}/timers")).is_ok_and(|timers| !timers.is_empty()) {

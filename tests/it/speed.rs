@@ -15,6 +15,10 @@ const PARTS: [&str; 4] = ["harness", "fork server", "supervisor", "test process"
 /// them for libtest's thread.
 const BUDGETS: [(&str, [usize; 4]); 2] = [("harness", [8, 0, 16, 33]), ("stock", [34, 0, 16, 33])];
 
+/// What the end of a run may cost more or less, by who comes first: whoever looks finds one process
+/// ended or two. Less than one call a test.
+const SLACK: usize = 6;
+
 /// Eight clean tests against one: seven times the cost of a clean test.
 #[childproof::test(timeout = "120s")]
 fn a_clean_test_costs_one_fork_no_exec_and_few_syscalls() {
@@ -39,7 +43,10 @@ fn a_clean_test_costs_one_fork_no_exec_and_few_syscalls() {
             let calls = eight.calls_beyond(&one, depth);
             let total: usize = calls.values().sum();
             let budget = if part == "test process" { budget + for_found } else { budget };
-            assert!(total <= 7 * budget, "{target}: 7 clean tests cost the {part} {total} calls: {calls:?}");
+            assert!(
+                total <= 7 * budget + SLACK,
+                "{target}: 7 clean tests cost the {part} {total} calls: {calls:?}"
+            );
         }
     }
 }

@@ -194,7 +194,12 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     let stuck = stuck::find(&facts, &names);
     let mut findings = Vec::new();
     explain::find(&facts, &stuck, &names, &mut findings);
+    let first = findings.len();
     endings(&facts, settings, &mut findings);
+    if stuck.iter().any(Stuck::proved) {
+        // More time would help nobody.
+        findings[first..].iter_mut().for_each(|finding| finding.allow = None);
+    }
     let leaked = leaked::find(&facts, settings, &mut findings);
     stray::find(&facts, &strays, &mut findings);
     ends::find(&facts, &names, &mut findings);

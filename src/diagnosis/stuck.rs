@@ -96,8 +96,6 @@ struct Wait {
     writes: Option<u64>,
     /// The kernel says that there is another end, and nobody was found to have it.
     unseen: bool,
-    /// A signal, a timer or the like may end it without any other process.
-    interruptible: bool,
 }
 
 /// Finds the threads that nothing can wake, in the order of the tree.
@@ -150,7 +148,7 @@ impl Scene<'_> {
     /// Who could wake a thread; `None` if something outside of the tree or a clock could.
     fn wait(&self, nodes: &[Node<'_>], at: usize) -> Option<Wait> {
         let Node { process, thread, .. } = nodes[at];
-        let mut wait = Wait { interruptible: true, ..Wait::default() };
+        let mut wait = Wait::default();
         match &thread.on {
             On::Read { fd } => self.add(&mut wait, nodes, process, *fd, Side::Writer)?,
             On::Write { fd } => self.add(&mut wait, nodes, process, *fd, Side::Reader)?,
@@ -180,12 +178,10 @@ impl Scene<'_> {
                 }
             }
             On::Futex { shared: false, forever: true, .. } => {
-                // Who waits for a lock waits on after a signal.
-                wait.interruptible = false;
+                // A handler may write the word, whatever the word is for.
                 wait.wakers.extend(threads_of(nodes, process)?.into_iter().filter(|other| *other != at));
             }
             On::Thread { tid } => {
-                wait.interruptible = false;
                 let same = |node: &Node<'_>| node.process.pid == process.pid && node.thread.tid == *tid;
                 wait.wakers.insert(nodes.iter().position(same)?);
             }
@@ -341,9 +337,8 @@ impl Scene<'_> {
             if !node.thread.settled {
                 add(format!("pid {} ran between two looks", node.process.pid));
             }
-            if wait.interruptible {
-                node.process.holes.iter().for_each(|hole| add(format!("pid {}: {hole}", node.process.pid)));
-            }
+            // A signal, a timer or the like may end it without any other process.
+            node.process.holes.iter().for_each(|hole| add(format!("pid {}: {hole}", node.process.pid)));
             if wait.unseen {
                 add(format!(
                     "no holder of the other end was found in the {} processes read; {} unreadable",

@@ -58,7 +58,7 @@ fn that_never_end_are_told_with_the_reason() {
 #[childproof::test]
 fn that_may_end_are_never_called_proved() {
     let verdicts = verdicts(&["not_"]);
-    assert_eq!(verdicts.len(), 13);
+    assert_eq!(verdicts.len(), 14);
     for (name, verdict) in verdicts {
         let waits = verdict["waits"].as_array().unwrap();
         assert!(!waits.is_empty(), "{name} was not looked at");

@@ -18,7 +18,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -324,7 +324,8 @@ fn record_pair(call: Call, fds: *const c_int) {
     entry.end(call, [inode(one), inode(other)]);
     if is_traced() && call != Call::Socketpair {
         let ino = inode(one);
-        say(format_args!("pipe:[{ino}] fds {one} (read), {other} (write) created"), entry, call);
+        let name = NAMES.iter().find(|(known, _)| *known == call).map_or("pipe", |(_, name)| name);
+        say(format_args!("pipe:[{ino}] fds {one} (read), {other} (write) created"), entry, name);
     }
 }
 
@@ -383,7 +384,7 @@ thread_local! {
 
 /// Prints a line to fd 2, in one write. The line of code is looked up in the test process alone: a
 /// fork of it may have threads' locks in it, and no threads.
-fn say(what: std::fmt::Arguments<'_>, entry: &Entry, call: Call) {
+fn say(what: std::fmt::Arguments<'_>, entry: &Entry, call: &str) {
     use std::io::Write;
     let pid = std::process::id();
     let mut line = [0u8; 512];
@@ -391,9 +392,10 @@ fn say(what: std::fmt::Arguments<'_>, entry: &Entry, call: Call) {
     let _ = write!(rest, "childproof: pid {pid} {what}");
     if pid == TRACED.load(Ordering::Relaxed) && !SAYING.replace(true) {
         let maps = Maps::read(pid as Pid).unwrap_or_default();
-        let _ = write!(rest, " {}", crate::symbols::line_of(&entry.site(call, "", &maps)));
+        let _ = write!(rest, " {}", crate::symbols::line_of(&entry.site(Call::Pipe, call, &maps)));
         SAYING.set(false);
     }
+    let _ = write!(rest, " ({call})");
     let left = rest.len();
     let filled = line.len() - left;
     let end = filled.min(line.len() - 1);
@@ -409,22 +411,33 @@ struct Closing {
     access: c_int,
 }
 
+/// The inode of a pipe, and which end it is; `None` if the fd is something else, also a named FIFO.
+fn pipe_end(fd: c_int) -> Option<(u64, c_int)> {
+    let identity = crate::sys::fd_identity(fd).filter(|identity| identity.kind == libc::S_IFIFO)?;
+    let mut system = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: `system` is writable and large enough.
+    unsafe { libc::fstatfs(fd, system.as_mut_ptr()) };
+    // SAFETY: all zeroes is a valid value, and fstatfs only overwrites it.
+    let system = unsafe { system.assume_init() };
+    // `PIPEFS_MAGIC` (include/uapi/linux/magic.h).
+    (system.f_type == 0x5049_5045).then_some((identity.ino, identity.access))
+}
+
 impl Closing {
-    /// `None` if the fd is no pipe.
+    /// Looks at an fd, if pipes are traced and it is one.
     fn look(fd: c_int) -> Option<Closing> {
-        let identity = crate::sys::fd_identity(fd).filter(|identity| identity.kind == libc::S_IFIFO)?;
-        Some(Closing { fd, ino: identity.ino, access: identity.access })
+        if !is_traced() {
+            return None;
+        }
+        pipe_end(fd).map(|(ino, access)| Closing { fd, ino, access })
     }
 
     /// Tells that it was closed, if this process has no other fd of the same pipe.
     #[inline(never)]
-    fn tell(&self) {
+    fn tell(&self, call: &str) {
         let _errno = KeepErrno::new();
         let mut others = false;
-        crate::sys::each_open_fd(|fd| {
-            others |= crate::sys::fd_identity(fd)
-                .is_some_and(|identity| identity.kind == libc::S_IFIFO && identity.ino == self.ino);
-        });
+        crate::sys::each_open_fd(|fd| others |= pipe_end(fd).is_some_and(|(ino, _)| ino == self.ino));
         if others {
             return;
         }
@@ -432,18 +445,18 @@ impl Closing {
         entry.note_stack();
         let end = crate::proc::fds::end(self.access);
         let Closing { fd, ino, .. } = self;
-        say(format_args!("pipe:[{ino}] last fd, {fd} ({end}), closed"), &entry, Call::Pipe);
+        say(format_args!("pipe:[{ino}] last fd, {fd} ({end}), closed"), &entry, call);
     }
 }
 
 /// `close(2)`, traced if that was asked for.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn close(fd: c_int) -> c_int {
-    let closing = if is_traced() { Closing::look(fd) } else { None };
+    let closing = Closing::look(fd);
     // SAFETY: the caller's fd is passed on.
     let result = unsafe { libc::syscall(libc::SYS_close, fd) } as c_int;
     if let Some(closing) = closing.filter(|_| result == 0) {
-        closing.tell();
+        closing.tell("close");
     }
     result
 }
@@ -456,18 +469,50 @@ unsafe extern "C" fn dup2(from: c_int, to: c_int) -> c_int {
         // SAFETY: reads no memory of ours.
         return if unsafe { libc::fcntl(from, libc::F_GETFD) } == -1 { -1 } else { to };
     }
-    // SAFETY: the caller's fds are passed on.
-    unsafe { dup3(from, to, 0) }
+    replace(from, to, 0, "dup2")
 }
 
 /// `dup3(2)`, which closes its second argument.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int {
-    let closing = if is_traced() { Closing::look(to) } else { None };
+    replace(from, to, flags, "dup3")
+}
+
+fn replace(from: c_int, to: c_int, flags: c_int, call: &str) -> c_int {
+    let closing = Closing::look(to);
     // SAFETY: the caller's fds are passed on.
     let result = unsafe { libc::syscall(libc::SYS_dup3, from, to, flags) } as c_int;
     if let Some(closing) = closing.filter(|_| result != -1) {
-        closing.tell();
+        closing.tell(call);
+    }
+    result
+}
+
+/// `close_range(2)`, traced if that was asked for.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+    /// The most pipe ends of one call that are told.
+    const MOST: usize = 64;
+    let mut closing = [const { None }; MOST];
+    if is_traced() && flags & libc::CLOSE_RANGE_CLOEXEC as c_int == 0 {
+        let mut free = closing.iter_mut();
+        crate::sys::each_open_fd(|fd| {
+            let inside = u32::try_from(fd).is_ok_and(|fd| (first..=last).contains(&fd));
+            if let Some(end) = Closing::look(fd).filter(|_| inside) {
+                if let Some(free) = free.next() {
+                    *free = Some(end);
+                }
+            }
+        });
+    }
+    // SAFETY: the caller's numbers are passed on.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } as c_int;
+    let mut ends = closing.iter().flatten().filter(|_| result == 0);
+    while let Some(end) = ends.next() {
+        // Each pipe once, with the last of its fds.
+        if ends.clone().all(|later| later.ino != end.ino) {
+            end.tell("close_range");
+        }
     }
     result
 }

@@ -33,5 +33,7 @@ impl Log {
 /// Has nothing to find.
 pub(crate) fn prepare() {}
 
-/// Has nothing to trace with.
-pub(crate) fn trace() {}
+/// Has nothing to trace with, and says so.
+pub(crate) fn trace() {
+    eprintln!("childproof: nothing is traced: {}", UNKNOWN.unwrap_or_default());
+}

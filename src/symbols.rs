@@ -227,9 +227,19 @@ fn is_users(frame: &Frame) -> bool {
     let ours = file.starts_with(concat!(env!("CARGO_MANIFEST_DIR"), "/src/"))
         || function.starts_with("childproof::")
         || function.starts_with("<childproof::");
-    let interposed =
-        ["fork", "pipe", "pipe2", "socketpair", "posix_spawn", "posix_spawnp", "close", "dup2", "dup3"]
-            .contains(&function);
+    let interposed = [
+        "fork",
+        "pipe",
+        "pipe2",
+        "socketpair",
+        "posix_spawn",
+        "posix_spawnp",
+        "close",
+        "dup2",
+        "dup3",
+        "close_range",
+    ]
+    .contains(&function);
     !std && !ours && !interposed && !frame.is_plumbing
 }
 

@@ -105,13 +105,37 @@ fn are_traced_as_the_test_runs() {
     let told: Vec<&str> = ran.stderr.lines().filter(|line| line.starts_with("childproof: pid ")).collect();
     let [made, closed] = told[..] else { panic!("{}", ran.all()) };
     let made_at = format!("fds 3 (read), 4 (write) created at {SOURCE}:{}:", line("// MADE"));
-    assert!(made.contains(&made_at), "{made}");
+    assert!(made.contains(&made_at) && made.ends_with(" lines::pipe_that_is_closed (pipe2)"), "{made}");
     let closed_at = format!("last fd, 5 (write), closed at {SOURCE}:{}:", line("// LAST"));
-    assert!(closed.contains(&closed_at), "{closed}");
+    assert!(closed.contains(&closed_at) && closed.ends_with(" (close)"), "{closed}");
     let pipe =
         |line: &str| line.split("pipe:[").nth(1).and_then(|rest| rest.split(']').next().map(str::to_owned));
     assert_eq!(pipe(made), pipe(closed), "{}", ran.all());
     // And not a word of it otherwise.
     let ran = fixture.run("lines", &arguments);
     assert!(!ran.stderr.contains("childproof: pid "), "{}", ran.all());
+}
+
+#[childproof::test]
+fn are_traced_however_a_pipe_is_closed() {
+    let source = fs::read_to_string(root().join(SOURCE)).unwrap();
+    let fixture = Fixture::build("leaky");
+    let arguments = ["--exact", "pipes_that_are_closed_otherwise", "--nocapture"];
+    let ran = Ran::of(fixture.command("lines", &arguments).env("CHILDPROOF_TRACE", "fds"));
+    let told = |what: &str| {
+        let told =
+            ran.stderr.lines().filter(|line| line.starts_with("childproof: pid ") && line.contains(what));
+        told.map(|line| line.split_once(what).unwrap().1).collect::<Vec<_>>()
+    };
+    assert_eq!((told("pid ").len(), told(" created at ").len()), (7, 3), "{}", ran.all());
+    let closed = told("last fd, 4 (write), closed");
+    let mut expected = Vec::new();
+    for (mark, call) in [("// DUP2", "dup2"), ("// DUP3", "dup3"), ("// RANGE", "close_range")] {
+        let line = source.lines().position(|line| line.ends_with(mark)).unwrap();
+        let column = source.lines().nth(line).unwrap().find("libc::").unwrap() + 1;
+        let function = "lines::pipes_that_are_closed_otherwise";
+        expected.push(format!(" at {SOURCE}:{}:{column} {function} ({call})", line + 1));
+    }
+    expected.insert(2, " (close)".to_owned());
+    assert_eq!(closed, expected, "{}", ran.all());
 }

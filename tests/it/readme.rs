@@ -29,6 +29,8 @@ fn shows_reports_that_come_out_of_real_runs() {
         let text = text.replace(&name, "readme-HASH");
         let words: Vec<&str> = text.split_whitespace().collect();
         let words = words.iter().map(|word| if word.starts_with("readme-") { "readme-HASH" } else { word });
+        // The kernel's own function names differ from kernel to kernel.
+        let words = words.filter(|word| !(word.starts_with('[') && word.ends_with(']')));
         normalise(&words.collect::<Vec<_>>().join(" "))
     };
     let real = plain(&ran.stdout);

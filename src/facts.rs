@@ -57,9 +57,14 @@ wire_struct! {
 }
 
 impl Process {
+    /// One of its fds, by its number.
+    pub(crate) fn fd(&self, fd: i32) -> Option<&Fd> {
+        self.fds.iter().flatten().find(|known| known.fd == fd)
+    }
+
     /// The pipe behind one of its fds.
     pub(crate) fn pipe(&self, fd: i32) -> Option<u64> {
-        self.fds.iter().flatten().find(|known| known.fd == fd)?.pipe()
+        self.fd(fd)?.pipe()
     }
 }
 
@@ -75,6 +80,13 @@ wire_struct! {
         pub(crate) no_writer: bool,
         /// Nobody has a read end: writing fails with EPIPE.
         pub(crate) no_reader: bool,
+    }
+}
+
+impl PipeState {
+    /// `65536 of 65536 bytes queued`.
+    pub(crate) fn queue(&self) -> Option<String> {
+        Some(format!("{} of {} bytes queued", self.queued?, self.capacity?))
     }
 }
 
@@ -165,6 +177,16 @@ wire_struct! {
 }
 
 impl Facts {
+    /// Every thread that was looked at, with its process.
+    pub(crate) fn tasks(&self) -> impl Iterator<Item = (&Process, &Thread)> {
+        self.processes.iter().flat_map(|process| process.tasks.iter().map(move |thread| (process, thread)))
+    }
+
+    /// The state of a pipe, if the kernel told it.
+    pub(crate) fn pipe(&self, ino: u64) -> Option<&PipeState> {
+        self.pipes.iter().find(|state| state.ino == ino)
+    }
+
     /// Facts of a test that could not be run or followed.
     pub(crate) fn lost(why: String) -> Facts {
         Facts {

@@ -283,7 +283,7 @@ fn wait_for(pid: Pid) -> bool {
 }
 
 /// Locks even if a panicking thread held the lock: the values in here are whole at any time.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 

@@ -9,14 +9,14 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{ExitCode, Termination};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use libtest_mimic::{Arguments, Completion, Failed, FormatSetting, Trial};
 
 use crate::diagnosis::{self, Verdict};
 use crate::facts::Facts;
-use crate::forkserver::{self, ForkServer, Started, Takeover};
+use crate::forkserver::{self, ForkServer, Started, Takeover, lock};
 use crate::options::Options;
 use crate::policy::{self, Policy};
 use crate::proc::process::Stat;
@@ -233,10 +233,6 @@ fn target() -> String {
         }
         _ => name.into_owned(),
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One test of the run.

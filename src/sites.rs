@@ -28,7 +28,7 @@ use nix::libc;
 
 use crate::facts::Site;
 use crate::proc::maps::Maps;
-use crate::sys::{Pid, Shared};
+use crate::sys::{self, Pid, Shared};
 use crate::threads;
 
 /// Why no line is known, if that is so.
@@ -307,11 +307,7 @@ impl Drop for KeepErrno {
 }
 
 fn inode(fd: c_int) -> u64 {
-    let mut stat = MaybeUninit::<libc::stat>::zeroed();
-    // SAFETY: `stat` is writable and large enough.
-    unsafe { libc::fstat(fd, stat.as_mut_ptr()) };
-    // SAFETY: all zeroes is a valid value, and fstat only overwrites it.
-    unsafe { stat.assume_init() }.st_ino
+    sys::fstat(fd).map_or(0, |stat| stat.st_ino)
 }
 
 /// Writes down that the caller's caller has made a pair of fds.
@@ -323,8 +319,8 @@ fn record_pair(call: Call, fds: *const c_int) {
     let [one, other] = unsafe { *fds.cast::<[c_int; 2]>() };
     entry.end(call, [inode(one), inode(other)]);
     if is_traced() && call != Call::Socketpair {
-        let ino = inode(one);
-        let name = NAMES.iter().find(|(known, _)| *known == call).map_or("pipe", |(_, name)| name);
+        let [ino, _] = entry.keys();
+        let name = entry.call().map_or("pipe", |(_, name)| name);
         say(format_args!("pipe:[{ino}] fds {one} (read), {other} (write) created"), entry, name);
     }
 }
@@ -392,7 +388,7 @@ fn say(what: std::fmt::Arguments<'_>, entry: &Entry, call: &str) {
     let _ = write!(rest, "childproof: pid {pid} {what}");
     if pid == TRACED.load(Ordering::Relaxed) && !SAYING.replace(true) {
         let maps = Maps::read(pid as Pid).unwrap_or_default();
-        let _ = write!(rest, " {}", crate::symbols::line_of(&entry.site(Call::Pipe, call, &maps)));
+        let _ = write!(rest, " {}", crate::symbols::line_of(&entry.site(Call::Pipe, call, &maps), &maps));
         SAYING.set(false);
     }
     let _ = write!(rest, " ({call})");
@@ -413,7 +409,7 @@ struct Closing {
 
 /// The inode of a pipe, and which end it is; `None` if the fd is something else, also a named FIFO.
 fn pipe_end(fd: c_int) -> Option<(u64, c_int)> {
-    let identity = crate::sys::fd_identity(fd).filter(|identity| identity.kind == libc::S_IFIFO)?;
+    let identity = sys::fd_identity(fd).filter(|identity| identity.kind == libc::S_IFIFO)?;
     let mut system = MaybeUninit::<libc::statfs>::zeroed();
     // SAFETY: `system` is writable and large enough.
     unsafe { libc::fstatfs(fd, system.as_mut_ptr()) };
@@ -437,7 +433,7 @@ impl Closing {
     fn tell(&self, call: &str) {
         let _errno = KeepErrno::new();
         let mut others = false;
-        crate::sys::each_open_fd(|fd| others |= pipe_end(fd).is_some_and(|(ino, _)| ino == self.ino));
+        sys::each_open_fd(|fd| others |= pipe_end(fd).is_some_and(|(ino, _)| ino == self.ino));
         if others {
             return;
         }
@@ -496,7 +492,7 @@ unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c
     let mut closing = [const { None }; MOST];
     if is_traced() && flags & libc::CLOSE_RANGE_CLOEXEC as c_int == 0 {
         let mut free = closing.iter_mut();
-        crate::sys::each_open_fd(|fd| {
+        sys::each_open_fd(|fd| {
             let inside = u32::try_from(fd).is_ok_and(|fd| (first..=last).contains(&fd));
             if let Some(end) = Closing::look(fd).filter(|_| inside) {
                 if let Some(free) = free.next() {

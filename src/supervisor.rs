@@ -355,10 +355,9 @@ impl Supervisor {
             for process in &mut left {
                 process.killed = !killed.survivors.iter().any(|survivor| survivor.pid == process.pid);
             }
-            let seen = !left.is_empty();
             // Descendants that end and leave another behind are nowhere when one looks, and yet
             // the kernel says that there is one.
-            facts.unseen = !seen && !timed_out;
+            facts.unseen = left.is_empty() && !timed_out;
             facts.survivors = killed.survivors;
         }
         let gone = at_end

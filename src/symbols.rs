@@ -26,7 +26,7 @@ struct Frame {
 
 /// Gives the addresses in a test's facts their names.
 pub(crate) fn names(facts: &Facts) -> Names {
-    let threads = || facts.processes.iter().flat_map(|process| &process.tasks);
+    let threads = || facts.tasks().map(|(_, thread)| thread);
     if facts.sites.is_empty() && threads().next().is_none() {
         return Names::default();
     }
@@ -44,12 +44,11 @@ pub(crate) fn names(facts: &Facts) -> Names {
     }
 }
 
-/// The line of code of one site: `at src/server.rs:88:20 Server::start`.
+/// The line of code of one site in this process: `at src/server.rs:88:20 Server::start`.
 #[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
-pub(crate) fn line_of(site: &Site) -> String {
-    let maps = Maps::read(std::process::id() as i32).unwrap_or_default();
+pub(crate) fn line_of(site: &Site, maps: &Maps) -> String {
     let here = std::env::current_dir().unwrap_or_default();
-    let mut resolver = Resolver { maps: &maps, known: HashMap::new(), here: &here, full: false };
+    let mut resolver = Resolver { maps, known: HashMap::new(), here: &here, full: false };
     origin(site, &mut resolver).at()
 }
 

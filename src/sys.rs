@@ -386,7 +386,8 @@ pub(crate) struct FdIdentity {
     pub(crate) access: i32,
 }
 
-fn fstat(fd: RawFd) -> Option<libc::stat> {
+/// `fstat(fd)` — what the kernel says of an open file; `None` if it is not open. Async-signal-safe.
+pub(crate) fn fstat(fd: RawFd) -> Option<libc::stat> {
     let mut stat = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: `stat` is writable and large enough.
     check(unsafe { libc::fstat(fd, stat.as_mut_ptr()) }).ok()?;

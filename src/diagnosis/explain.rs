@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::stuck::{Because, Stuck};
 use super::{Finding, Names, origin_of_inode, plural};
-use crate::facts::{Facts, Process};
+use crate::facts::{Facts, PipeState, Process};
 use crate::outcome::End;
 use crate::proc::fds::Fd;
 use crate::proc::waits::{On, Thread};
@@ -231,12 +231,12 @@ impl Scene<'_> {
             On::Thread { tid } => format!("{who} waits for the end of thread {tid}"),
             On::Futex { .. } => format!("{who} waits for {}", self.lock(thread)),
             On::Lock { fd } => {
-                let file = process.fds.iter().flatten().find(|known| known.fd == *fd);
-                let file = file.map_or_else(String::new, |file| escape::text(&file.target));
+                let file = process.fd(*fd).map_or_else(String::new, |file| escape::text(&file.target));
                 format!("{who} waits for the lock on `{file}` that {holders} holds")
             }
             On::Write { .. } => {
-                let full = self.queue(stuck.pipe?).map_or_else(String::new, |queue| format!(" ({queue})"));
+                let full = self.facts.pipe(stuck.pipe?).and_then(PipeState::queue);
+                let full = full.map_or_else(String::new, |queue| format!(" ({queue})"));
                 format!(
                     "{who} writes to pipe:[{}], which is full{full} and read by {holders} only",
                     stuck.pipe?
@@ -244,12 +244,6 @@ impl Scene<'_> {
             }
             _ => format!("{who} reads from pipe:[{}], to which only {holders} can write", stuck.pipe?),
         })
-    }
-
-    /// `65536 of 65536 bytes queued`.
-    fn queue(&self, pipe: u64) -> Option<String> {
-        let state = self.facts.pipes.iter().find(|state| state.ino == pipe)?;
-        Some(format!("{} of {} bytes queued", state.queued?, state.capacity?))
     }
 
     /// What the test's own first thread waits for, if somebody else could still end that.
@@ -332,9 +326,7 @@ impl Scene<'_> {
     }
 
     fn find(&self, tid: i32) -> Option<(&Process, &Thread)> {
-        let threads = |process: &'_ Process| process.tasks.iter().position(|thread| thread.tid == tid);
-        let process = self.facts.processes.iter().find(|process| threads(process).is_some())?;
-        Some((process, process.tasks.iter().find(|thread| thread.tid == tid)?))
+        self.facts.tasks().find(|(_, thread)| thread.tid == tid)
     }
 }
 

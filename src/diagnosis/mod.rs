@@ -175,6 +175,11 @@ impl Verdict {
         origin_of_inode(&self.names.origins, inode)
     }
 
+    /// The wait of a thread, if nothing was found to end it.
+    pub(crate) fn stuck_at(&self, tid: i32) -> Option<&Stuck> {
+        self.stuck.iter().find(|stuck| stuck.tid == tid)
+    }
+
     pub(crate) fn has(&self, cause: Cause) -> bool {
         self.findings.iter().any(|finding| finding.cause == Some(cause))
     }

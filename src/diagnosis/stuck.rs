@@ -155,7 +155,7 @@ impl Scene<'_> {
             On::Poll { fds, forever: true } => self.add_set(&mut wait, nodes, process, fds)?,
             On::Epoll { fds, inodes, forever: true, .. } => {
                 for (entry, ino) in fds.chunks_exact(2).zip(inodes) {
-                    let fd = find_fd(process, entry[0])?;
+                    let fd = process.fd(entry[0])?;
                     // Another file has this number by now, or the kernel does not say.
                     if fd.event == 0 && pipe_of(&fd.target) != Some(*ino) {
                         return None;
@@ -164,17 +164,11 @@ impl Scene<'_> {
                 self.add_set(&mut wait, nodes, process, fds)?;
             }
             On::Child { pid } => {
-                let children: Vec<&&Process> = self
-                    .processes
-                    .iter()
-                    .filter(|child| child.lineage.first() == Some(&process.pid))
-                    .filter(|child| *pid < 0 || child.pid == *pid)
-                    .collect();
-                if children.is_empty() {
+                let found = self.add_threads(&mut wait, nodes, |child| {
+                    child.lineage.first() == Some(&process.pid) && (*pid < 0 || child.pid == *pid)
+                })?;
+                if !found {
                     return None;
-                }
-                for child in children {
-                    wait.wakers.extend(threads_of(nodes, child)?);
                 }
             }
             On::Futex { shared: false, forever: true, .. } => {
@@ -186,21 +180,33 @@ impl Scene<'_> {
                 wait.wakers.insert(nodes.iter().position(same)?);
             }
             On::Lock { fd } => {
-                let target = &find_fd(process, *fd)?.target;
-                let holds = |other: &&&Process| {
+                let target = &process.fd(*fd)?.target;
+                let found = self.add_threads(&mut wait, nodes, |other| {
                     other.fds.iter().flatten().any(|held| held.locks && held.target == *target)
-                };
-                let holders: Vec<&&Process> = self.processes.iter().filter(holds).collect();
-                if holders.is_empty() {
+                })?;
+                if !found {
                     return None;
-                }
-                for holder in holders {
-                    wait.wakers.extend(threads_of(nodes, holder)?);
                 }
             }
             _ => return None,
         }
         Some(wait)
+    }
+
+    /// Adds the threads of each process that `is` one; tells whether there was any. `None` if one of
+    /// them has a thread that is not known.
+    fn add_threads(
+        &self,
+        wait: &mut Wait,
+        nodes: &[Node<'_>],
+        is: impl Fn(&Process) -> bool,
+    ) -> Option<bool> {
+        let mut found = false;
+        for process in self.processes.iter().filter(|process| is(process)) {
+            found = true;
+            wait.wakers.extend(threads_of(nodes, process)?);
+        }
+        Some(found)
     }
 
     fn add_set(&self, wait: &mut Wait, nodes: &[Node<'_>], process: &Process, set: &[i32]) -> Option<()> {
@@ -209,7 +215,7 @@ impl Scene<'_> {
             return None;
         }
         for entry in set.chunks_exact(2) {
-            let fd = find_fd(process, entry[0])?;
+            let fd = process.fd(entry[0])?;
             // Even one that asks for nothing is told of the end of the other side (poll(2)).
             if fd.reads() {
                 self.add(wait, nodes, process, fd.fd, Side::Writer)?;
@@ -230,14 +236,10 @@ impl Scene<'_> {
         fd: i32,
         other: Side,
     ) -> Option<()> {
-        let fd = find_fd(process, fd)?;
+        let fd = process.fd(fd)?;
         if fd.event != 0 {
             // An eventfd: whoever has it can write to it and read from it.
-            for holder in
-                self.processes.iter().filter(|holder| may_have(holder, |held| held.event == fd.event))
-            {
-                wait.wakers.extend(threads_of(nodes, holder)?);
-            }
+            self.add_threads(wait, nodes, |holder| may_have(holder, |held| held.event == fd.event))?;
             return Some(());
         }
         let pipe = fd.pipe()?;
@@ -251,16 +253,14 @@ impl Scene<'_> {
             return None;
         }
         // At end-of-file it does not wait; it is about to go on.
-        let state = self.facts.pipes.iter().find(|state| state.ino == pipe);
-        if state.is_some_and(|state| if other == Side::Writer { state.no_writer } else { state.no_reader }) {
+        if self
+            .facts
+            .pipe(pipe)
+            .is_some_and(|state| if other == Side::Writer { state.no_writer } else { state.no_reader })
+        {
             return None;
         }
-        let mut found = false;
-        for holder in self.processes.iter().filter(|holder| may_have(holder, is_end)) {
-            found = true;
-            wait.wakers.extend(threads_of(nodes, holder)?);
-        }
-        wait.unseen |= !found;
+        wait.unseen |= !self.add_threads(wait, nodes, |holder| may_have(holder, is_end))?;
         match other {
             Side::Writer => wait.reads = Some(pipe),
             Side::Reader => wait.writes = Some(pipe),
@@ -332,6 +332,8 @@ impl Scene<'_> {
             }
         };
         let outside = &self.facts.outside;
+        // A pipe that was made in the tree can leave it only through a socket.
+        let may_have_left = self.processes.iter().any(|process| process.sockets) && outside.unreadable > 0;
         for node in closure.iter().map(|at| &nodes[*at]) {
             let Some(wait) = &node.wait else { continue };
             if !node.thread.settled {
@@ -346,10 +348,7 @@ impl Scene<'_> {
                     outside.unreadable
                 ));
             }
-            // A pipe that was made in the tree can leave it only through a socket.
-            let on_pipe = wait.reads.is_some() || wait.writes.is_some();
-            let may_have_left = self.processes.iter().any(|process| process.sockets);
-            if on_pipe && may_have_left && outside.unreadable > 0 {
+            if may_have_left && (wait.reads.is_some() || wait.writes.is_some()) {
                 add(format!("the fds of {} other processes may not be read", outside.unreadable));
             }
         }
@@ -390,10 +389,6 @@ fn ring(nodes: &[Node<'_>], at: usize) -> Vec<i32> {
         }
     }
     Vec::new()
-}
-
-fn find_fd(process: &Process, fd: i32) -> Option<&Fd> {
-    process.fds.iter().flatten().find(|known| known.fd == fd)
 }
 
 /// Whether a process has such an fd. One whose table may not be read may have any.

@@ -55,23 +55,10 @@ pub(crate) fn pipe_of(target: &str) -> Option<u64> {
 /// Who holds one of these pipes: the fds of `pid` that are their ends. `None` if its table may not
 /// be read; empty if it is gone.
 pub(crate) fn ends_of(pid: Pid, pipes: &[u64]) -> Option<Vec<Fd>> {
-    let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return None,
-        Err(_) => return Some(Vec::new()),
-    };
-    let mut ends = Vec::new();
-    for entry in entries.flatten() {
-        let Ok(target) = fs::read_link(entry.path()) else { continue };
-        let target = target.to_string_lossy();
-        if !pipe_of(&target).is_some_and(|ino| pipes.contains(&ino)) {
-            continue;
-        }
-        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        ends.extend(number.and_then(|fd| look(pid, fd, target.into_owned())));
+    match read_those(pid, |target| pipe_of(target).is_some_and(|ino| pipes.contains(&ino))) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+        fds => Some(fds.unwrap_or_default()),
     }
-    ends.sort_by_key(|fd| fd.fd);
-    Some(ends)
 }
 
 /// Reads the fd table of `pid`. Fds that close meanwhile are left out.
@@ -81,6 +68,11 @@ pub(crate) fn ends_of(pid: Pid, pipes: &[u64]) -> Option<Vec<Fd>> {
 /// `NotFound` if the process is gone, `PermissionDenied` if it may not be read (another user's,
 /// or undumpable).
 pub(crate) fn read(pid: Pid) -> io::Result<Vec<Fd>> {
+    read_those(pid, |_| true)
+}
+
+/// Reads the fds whose target is wanted; of the others no more than that.
+fn read_those(pid: Pid, wanted: impl Fn(&str) -> bool) -> io::Result<Vec<Fd>> {
     let mut fds = Vec::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
         let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
@@ -89,7 +81,10 @@ pub(crate) fn read(pid: Pid) -> io::Result<Vec<Fd>> {
         let Ok(target) = fs::read_link(entry.path()) else {
             continue;
         };
-        fds.extend(look(pid, fd, target.to_string_lossy().into_owned()));
+        let target = target.to_string_lossy();
+        if wanted(&target) {
+            fds.extend(look(pid, fd, target.into_owned()));
+        }
     }
     fds.sort_by_key(|fd| fd.fd);
     Ok(fds)

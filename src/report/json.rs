@@ -100,7 +100,7 @@ fn process(verdict: &Verdict, process: &Process) -> Value {
 fn waits<'a>(verdict: &'a Verdict, process: &'a Process) -> impl Iterator<Item = Value> + 'a {
     let threads = process.tasks.iter().filter(|_| process.class == Class::Leaked);
     threads.map(move |thread| {
-        let stuck = verdict.stuck.iter().find(|stuck| stuck.tid == thread.tid);
+        let stuck = verdict.stuck_at(thread.tid);
         let fd = match thread.fds()[..] {
             [fd] => Some(fd),
             _ => None,

@@ -8,7 +8,7 @@ use anstyle::{AnsiColor, Style};
 
 use super::escape;
 use crate::diagnosis::{Cause, Finding, Holder, Origin, Stray, Verdict, is_daemon, plural, signal_name};
-use crate::facts::{Class, Facts, Process};
+use crate::facts::{Class, Facts, PipeState, Process};
 use crate::outcome::{Body, End};
 use crate::proc::fds::{Fd, end};
 use crate::proc::waits::{On, Thread};
@@ -25,7 +25,7 @@ const AMONG_THREADS: &str = "forked among threads";
 
 /// Writes the report of a failed test. `colour` adds escape sequences for a terminal.
 pub(crate) fn report(verdict: &Verdict, colour: bool) -> String {
-    let mut text = Text { out: String::new(), colour, told: Vec::new() };
+    let mut text = Text::new(colour);
     text.write(verdict);
     text.out
 }
@@ -35,7 +35,7 @@ pub(crate) fn warning(verdict: &Verdict, colour: bool) -> Option<String> {
     if verdict.warnings.is_empty() {
         return None;
     }
-    let mut text = Text { out: String::new(), colour, told: Vec::new() };
+    let mut text = Text::new(colour);
     let label = text.styled(Style::new().bold().fg_color(Some(AnsiColor::Yellow.into())), "WARN");
     let name = text.styled(Style::new().bold(), &escape::text(&verdict.name));
     text.line(&format!("{label}  {name}   {AMONG_THREADS}"));
@@ -76,6 +76,10 @@ struct Text {
 }
 
 impl Text {
+    fn new(colour: bool) -> Text {
+        Text { out: String::new(), colour, told: Vec::new() }
+    }
+
     fn line(&mut self, line: &str) {
         self.out.push_str(line);
         self.out.push('\n');
@@ -279,7 +283,8 @@ impl Text {
 
     fn wait_and_fds(&mut self, verdict: &Verdict, process: &Process, indent: &str) {
         self.waits(verdict, process, indent);
-        for unread in verdict.unread.iter().filter(|unread| unread.pid == process.pid) {
+        let unread = verdict.unread.iter().find(|unread| unread.pid == process.pid);
+        if let Some(unread) = unread {
             let mut places: Vec<(Option<&str>, Vec<String>)> = Vec::new();
             for fd in unread.fds.iter().take(LISTED) {
                 let origin = process.pipe(*fd).and_then(|ino| verdict.origin_of_inode(ino));
@@ -308,16 +313,9 @@ impl Text {
         };
         // The pipes that somebody is blocked on stand below, and lifelines above.
         let told = |ino: u64| verdict.stuck.iter().any(|stuck| stuck.pipe == Some(ino));
-        let unread: Vec<i32> = verdict
-            .unread
-            .iter()
-            .filter(|unread| unread.pid == process.pid)
-            .flat_map(|unread| unread.fds.iter().copied())
-            .collect();
-        let fds: Vec<&Fd> = fds
-            .iter()
-            .filter(|fd| fd.pipe().is_some_and(|ino| !told(ino)) && !unread.contains(&fd.fd))
-            .collect();
+        let is_unread = |fd: i32| unread.is_some_and(|unread| unread.fds.contains(&fd));
+        let fds: Vec<&Fd> =
+            fds.iter().filter(|fd| fd.pipe().is_some_and(|ino| !told(ino)) && !is_unread(fd.fd)).collect();
         if !fds.is_empty() {
             self.line(&format!("  {indent}pipes it holds of this test"));
         }
@@ -363,18 +361,14 @@ impl Text {
             }
             told.push(pipe);
             self.line("");
-            let state = verdict.facts.pipes.iter().find(|state| state.ino == pipe);
-            let queue = state.and_then(|state| Some((state.queued?, state.capacity?)));
-            let queue = queue.map(|(queued, size)| format!("  {queued} of {size} bytes queued"));
+            let queue = verdict.facts.pipe(pipe).and_then(PipeState::queue);
+            let queue = queue.map(|queue| format!("  {queue}"));
             self.line(&format!("  pipe:[{pipe}]{}", queue.unwrap_or_default()));
             for line in end_lines(verdict, pipe) {
                 self.line(&format!("    {line}"));
             }
             match verdict.origin_of_inode(pipe) {
-                Some(origin) => {
-                    let origin = Origin { call: origin.call.clone(), ..origin.clone() };
-                    self.origin("    ", "created", &origin, verdict.facts.pid);
-                }
+                Some(origin) => self.origin("    ", "created", origin, verdict.facts.pid),
                 None if crate::sites::UNKNOWN.is_none() => {
                     self.line("    created by another program, or by a raw syscall: its line is not known");
                 }
@@ -597,9 +591,7 @@ fn wait_line(verdict: &Verdict, process: &Process, thread: &Thread) -> String {
     };
     let mut line = escape::text(&thread.syscall);
     let file = match &thread.on {
-        On::Fd { fd } | On::Lock { fd } | On::Read { fd } | On::Write { fd } => {
-            process.fds.iter().flatten().find(|known| known.fd == *fd)
-        }
+        On::Fd { fd } | On::Lock { fd } | On::Read { fd } | On::Write { fd } => process.fd(*fd),
         _ => None,
     };
     match file {
@@ -610,7 +602,7 @@ fn wait_line(verdict: &Verdict, process: &Process, thread: &Thread) -> String {
     if let Some(name) = &thread.wchan {
         let _ = write!(line, "  [{}]", escape::text(name));
     }
-    match verdict.stuck.iter().find(|stuck| stuck.tid == thread.tid) {
+    match verdict.stuck_at(thread.tid) {
         Some(stuck) if stuck.proved() => line += "  <- for ever",
         Some(_) => line += "  <- nothing was found that wakes it",
         None => {}
@@ -638,10 +630,8 @@ fn end_lines(verdict: &Verdict, pipe: u64) -> Vec<String> {
     // Readers first.
     holders.sort_by_key(|(_, fd, _)| !fd.reads());
     let blocked: Vec<(i32, i32)> = facts
-        .processes
-        .iter()
-        .flat_map(|process| process.tasks.iter().map(move |thread| (process.pid, thread)))
-        .flat_map(|(pid, thread)| thread.fds().into_iter().map(move |fd| (pid, fd)))
+        .tasks()
+        .flat_map(|(process, thread)| thread.fds().into_iter().map(move |fd| (process.pid, fd)))
         .collect();
     let is_blocked = |pid: i32, fd: i32| blocked.contains(&(pid, fd));
     let only = |reads: bool| holders.iter().filter(|(_, fd, _)| fd.reads() == reads).count() == 1;

@@ -42,6 +42,8 @@ mod harness;
 mod kill;
 mod libtest;
 mod lifeline;
+#[cfg(feature = "sites")]
+mod lines;
 mod options;
 mod outcome;
 mod policy;

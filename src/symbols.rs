@@ -1,11 +1,14 @@
 //! Names for addresses: function, file and line, from the debug information of the files that are
 //! mapped. Only for tests that failed.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Mutex;
 
 use crate::diagnosis::{Names, Origin};
 use crate::facts::{Facts, Site};
+use crate::forkserver::lock;
+use crate::lines::{Found, Line, Module};
 use crate::proc::maps::{Address, Maps};
 use crate::proc::waits::{On, Thread};
 use crate::sys;
@@ -15,10 +18,7 @@ const CALLERS: usize = 2;
 
 #[derive(Clone)]
 struct Frame {
-    function: Option<String>,
-    file: Option<PathBuf>,
-    line: u32,
-    column: u32,
+    line: Line,
     /// It lies in the C library, the loader or the unwinder, or it is what the attribute has put
     /// around the body.
     is_plumbing: bool,
@@ -40,7 +40,7 @@ pub(crate) fn names(facts: &Facts) -> Names {
         full,
         origins: facts.sites.iter().map(|site| origin(site, &mut resolver)).collect(),
         stacks: stacked.map(|thread| (thread.tid, stack(thread, &mut resolver))).collect(),
-        locks: threads().filter_map(|thread| Some((thread.tid, lock(thread, &maps)?))).collect(),
+        locks: threads().filter_map(|thread| Some((thread.tid, futex(thread)?))).collect(),
     }
 }
 
@@ -65,10 +65,10 @@ fn stack(thread: &Thread, resolver: &mut Resolver<'_>) -> Vec<String> {
     let first = first.or_else(|| frames.iter().position(|frame| is_users(frame) || is_named_by_user(frame)));
     let first = first.unwrap_or(frames.len());
     // Of others' code what the user called, be it std or libc.
-    let others = || frames[..first].iter().rev().filter(|frame| frame.function.is_some());
+    let others = || frames[..first].iter().rev().filter(|frame| frame.line.function.is_some());
     let called = others().find(|frame| !frame.is_plumbing).or_else(|| others().next());
     called
-        .and_then(|frame| frame.function.as_deref().map(public_name))
+        .and_then(|frame| frame.line.function.as_deref().map(public_name))
         .filter(|name| *name != syscall)
         .map(str::to_owned)
         .into_iter()
@@ -84,11 +84,11 @@ fn own(frames: &[Frame], most: usize, here: &Path) -> Vec<String> {
         // A runtime that calls back is no news, but for the place itself if there is no better.
         .filter(|(at, frame)| {
             is_users(frame) && (*at == 0 || !is_of_registry(frame))
-                || frame.file.is_none() && is_named_by_user(frame)
+                || frame.line.file.is_none() && is_named_by_user(frame)
         })
         .map(|(_, frame)| frame)
         .take(most)
-        .map(|frame| match (&frame.function, place(frame, here)) {
+        .map(|frame| match (&frame.line.function, place(frame, here)) {
             (Some(function), Some(place)) => format!("{place} {function}"),
             (function, place) => place.or_else(|| function.clone()).unwrap_or_default(),
         })
@@ -102,16 +102,12 @@ fn public_name(name: &str) -> &str {
 }
 
 /// The name of the static that a futex lies in, or of what it is part of.
-fn lock(thread: &Thread, maps: &Maps) -> Option<String> {
+fn futex(thread: &Thread) -> Option<String> {
     let On::Futex { place, .. } = &thread.on else { return None };
     let place = place.as_ref().filter(|place| !is_system(&place.module))?;
-    let mut name = None;
-    // `resolve` looks one byte before a return address.
-    let at = maps.address_of(place)? + 1;
-    backtrace::resolve(at as *mut _, |symbol| {
-        name = name.take().or_else(|| symbol.name().map(|name| short(&format!("{name:#}"))));
-    });
-    name
+    let mut modules = lock(&MODULES);
+    let name = module(&mut modules, &place.module).map(|module| module.symbol(place.offset));
+    name.flatten().map(|name| short(&name))
 }
 
 fn origin(site: &Site, resolver: &mut Resolver<'_>) -> Origin {
@@ -121,7 +117,7 @@ fn origin(site: &Site, resolver: &mut Resolver<'_>) -> Origin {
         .iter()
         .position(|frame| is_users(frame) && !is_of_registry(frame))
         .or_else(|| frames.iter().position(is_users))
-        .or_else(|| frames.iter().position(|frame| frame.file.is_none() && is_named_by_user(frame)));
+        .or_else(|| frames.iter().position(|frame| frame.line.file.is_none() && is_named_by_user(frame)));
     let best = at.and_then(|at| frames.get(at));
     let above = frames.get(at.map_or(frames.len(), |at| at + 1)..).unwrap_or_default();
     Origin {
@@ -133,9 +129,9 @@ fn origin(site: &Site, resolver: &mut Resolver<'_>) -> Origin {
         thread: site.thread.clone(),
         execed: site.execed,
         place: best.and_then(|frame| place(frame, here)),
-        function: best.and_then(|frame| frame.function.clone()),
+        function: best.and_then(|frame| frame.line.function.clone()),
         callers: own(above, CALLERS, here),
-        functions: frames.iter().filter_map(|frame| frame.function.clone()).collect(),
+        functions: frames.iter().filter_map(|frame| frame.line.function.clone()).collect(),
         stack: if full { frames.iter().map(|frame| describe(frame, here)).collect() } else { Vec::new() },
     }
 }
@@ -156,10 +152,14 @@ impl Resolver<'_> {
     fn stack(&mut self, addresses: &[Address]) -> Vec<Frame> {
         let mut stack = Vec::new();
         for address in addresses {
-            let maps = self.maps;
-            let frames = self.known.entry(address.clone()).or_insert_with(|| resolve(address, maps));
+            let Resolver { maps, full, .. } = *self;
+            let frames = self.known.entry(address.clone()).or_insert_with(|| resolve(address, maps, full));
             let is_harness = |frame: &Frame| {
-                frame.function.as_deref().is_some_and(|function| function.contains("testproc::TestProcess"))
+                frame
+                    .line
+                    .function
+                    .as_deref()
+                    .is_some_and(|function| function.contains("testproc::TestProcess"))
             };
             if !self.full && frames.iter().any(is_harness) {
                 break;
@@ -171,26 +171,50 @@ impl Resolver<'_> {
 }
 
 /// The function at an address and those that were inlined there, the innermost first.
-fn resolve(address: &Address, maps: &Maps) -> Vec<Frame> {
-    let mut frames = Vec::new();
-    let Some(at) = maps.address_of(address) else { return frames };
+fn resolve(address: &Address, maps: &Maps, full: bool) -> Vec<Frame> {
+    // A return address: the call is before it.
+    let call = Address { offset: address.offset.saturating_sub(1), ..address.clone() };
     if is_system(&address.module) {
         // By name only: to look up libc's lines may be to inflate megabytes of them.
-        let function = sys::exported_name(at - 1);
-        return vec![Frame { function, file: None, line: 0, column: 0, is_plumbing: true }];
+        let function = maps.address_of(&call).and_then(sys::exported_name);
+        return vec![Frame { line: Line { function, ..Line::default() }, is_plumbing: true }];
     }
-    // `resolve` takes a return address, and looks one byte before it, where the call is.
-    backtrace::resolve(at as *mut _, |symbol| {
-        let function = symbol.name().map(|name| format!("{name:#}"));
-        frames.push(Frame {
-            function: function.as_deref().map(short),
+    let names = |source: &Path| !full && (is_std(source) || is_ours(source));
+    let found = module(&mut lock(&MODULES), &address.module).map(|module| module.lines(call.offset, names));
+    let lines = match found {
+        Some(Found::Lines(lines)) => lines,
+        Some(Found::Unclear) | None => maps.address_of(&call).map(resolve_slowly).unwrap_or_default(),
+    };
+    let frame = |line: Line| Frame {
+        is_plumbing: line.function.as_deref().is_some_and(is_glue),
+        line: Line { function: line.function.as_deref().map(short), ..line },
+    };
+    lines.into_iter().map(frame).collect()
+}
+
+/// The same by all the debug information that a file has.
+fn resolve_slowly(at: u64) -> Vec<Line> {
+    let mut lines = Vec::new();
+    // `resolve` takes a return address, and looks one byte before it.
+    backtrace::resolve((at + 1) as *mut _, |symbol| {
+        lines.push(Line {
+            function: symbol.name().map(|name| format!("{name:#}")),
             file: symbol.filename().map(Path::to_owned),
             line: symbol.lineno().unwrap_or(0),
             column: symbol.colno().unwrap_or(0),
-            is_plumbing: function.as_deref().is_some_and(is_glue),
         });
     });
-    frames
+    lines
+}
+
+/// The files whose debug information was asked for.
+static MODULES: Mutex<BTreeMap<String, Option<Module>>> = Mutex::new(BTreeMap::new());
+
+fn module<'a>(modules: &'a mut BTreeMap<String, Option<Module>>, path: &str) -> Option<&'a mut Module> {
+    if !modules.contains_key(path) {
+        modules.insert(path.to_owned(), Module::open(Path::new(path)));
+    }
+    modules.get_mut(path)?.as_mut()
 }
 
 /// Whether a file is the C library, the loader or the unwinder.
@@ -217,15 +241,10 @@ fn is_glue(name: &str) -> bool {
 
 /// Whether a frame is neither Rust's nor ours.
 fn is_users(frame: &Frame) -> bool {
-    let Some(file) = frame.file.as_deref().and_then(Path::to_str) else { return false };
-    let function = frame.function.as_deref().unwrap_or_default();
-    // Where std's source lies: in the distributed library, or as it was remapped.
-    let std =
-        file.starts_with("/rustc/") || file.starts_with("library/") || file.contains("/lib/rustlib/src/");
+    let Some(file) = frame.line.file.as_deref() else { return false };
+    let function = frame.line.function.as_deref().unwrap_or_default();
     // With line tables alone, a function that was inlined has no path.
-    let ours = file.starts_with(concat!(env!("CARGO_MANIFEST_DIR"), "/src/"))
-        || function.starts_with("childproof::")
-        || function.starts_with("<childproof::");
+    let ours = is_ours(file) || function.starts_with("childproof::") || function.starts_with("<childproof::");
     let interposed = [
         "fork",
         "pipe",
@@ -239,12 +258,24 @@ fn is_users(frame: &Frame) -> bool {
         "close_range",
     ]
     .contains(&function);
-    !std && !ours && !interposed && !frame.is_plumbing
+    !is_std(file) && !ours && !interposed && !frame.is_plumbing
+}
+
+/// Whether a file is of std's source: in the distributed library, or as it was remapped.
+fn is_std(file: &Path) -> bool {
+    file.starts_with("/rustc/")
+        || file.starts_with("library/")
+        || file.to_str().is_some_and(|file| file.contains("/lib/rustlib/src/"))
+}
+
+/// Whether a file is of this library's source.
+fn is_ours(file: &Path) -> bool {
+    file.starts_with(concat!(env!("CARGO_MANIFEST_DIR"), "/src/"))
 }
 
 /// The same by the name alone, in a binary without debug information.
 fn is_named_by_user(frame: &Frame) -> bool {
-    let function = frame.function.as_deref().unwrap_or_default().trim_start_matches('<');
+    let function = frame.line.function.as_deref().unwrap_or_default().trim_start_matches('<');
     let others = ["std::", "core::", "alloc::", "childproof::", "nix::", "libc::", "_", "main"];
     // Everything may have been inlined into `main`, which made nothing itself.
     function.contains("::")
@@ -255,13 +286,13 @@ fn is_named_by_user(frame: &Frame) -> bool {
 
 /// Whether a frame is in a crate that cargo has fetched.
 fn is_of_registry(frame: &Frame) -> bool {
-    let file = frame.file.as_deref().and_then(Path::to_str).unwrap_or_default();
+    let file = frame.line.file.as_deref().and_then(Path::to_str).unwrap_or_default();
     file.contains("/registry/src/") || file.contains("/git/checkouts/")
 }
 
 /// `tests/server.rs:31:10`.
 fn place(frame: &Frame, here: &Path) -> Option<String> {
-    let file = frame.file.as_deref()?;
+    let file = frame.line.file.as_deref()?;
     let file = file.strip_prefix(here).unwrap_or(file);
     let text = file.display().to_string();
     // `~/.cargo/registry/src/INDEX/nix-0.31.0/src/unistd.rs` says no more than its end.
@@ -269,15 +300,15 @@ fn place(frame: &Frame, here: &Path) -> Option<String> {
         Some((_, rest)) => rest.to_owned(),
         None => text,
     };
-    Some(if frame.column > 0 {
-        format!("{text}:{}:{}", frame.line, frame.column)
+    Some(if frame.line.column > 0 {
+        format!("{text}:{}:{}", frame.line.line, frame.line.column)
     } else {
-        format!("{text}:{}", frame.line)
+        format!("{text}:{}", frame.line.line)
     })
 }
 
 fn describe(frame: &Frame, here: &Path) -> String {
-    let function = frame.function.as_deref().unwrap_or("?");
+    let function = frame.line.function.as_deref().unwrap_or("?");
     match place(frame, here) {
         Some(place) => format!("{function} at {place}"),
         None => function.to_owned(),

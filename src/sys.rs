@@ -330,6 +330,23 @@ pub(crate) fn exported_name(address: u64) -> Option<String> {
     Some(name.to_string_lossy().into_owned())
 }
 
+/// `mmap(PROT_READ, MAP_PRIVATE)` — the contents of a file, mapped for good.
+///
+/// It has to stay as it is: a program or a library that is mapped for execution already, of which
+/// the same is asked.
+#[cfg(feature = "sites")]
+pub(crate) fn map_file(file: &std::fs::File) -> io::Result<&'static [u8]> {
+    let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    let fd = file.as_raw_fd();
+    // SAFETY: a new mapping at an address of the kernel's choice touches nothing.
+    let at = unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ, libc::MAP_PRIVATE, fd, 0) };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `length` bytes are mapped there, never unmapped, and nobody writes to them.
+    Ok(unsafe { std::slice::from_raw_parts(at.cast(), length) })
+}
+
 // ---------------------------------------------------------------------------------------------
 // File descriptors
 

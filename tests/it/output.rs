@@ -49,14 +49,15 @@ pub(crate) fn assert_expected(directory: &str, reports: impl IntoIterator<Item =
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Joins the lines of a sentence, which are broken where a pid has pushed a word over the edge.
+/// Joins the lines of sentences, which are broken where a pid has pushed a word over the edge: also
+/// those of two sentences, since a line may break between them.
 fn unwrap(text: &str) -> String {
     let mut out = String::new();
     // Head, sentences, tree, .., separated by empty lines.
     let mut part = 0;
     for line in text.lines() {
         part += usize::from(line.is_empty());
-        let continues = part == 1 && !out.ends_with("\n\n") && !out.ends_with(".\n") && !out.ends_with(")\n")
+        let continues = part == 1 && !out.ends_with("\n\n")
             || line.starts_with("       ")
                 && out.lines().last().is_some_and(|last| last.starts_with("  fix: "));
         if continues && !line.is_empty() {

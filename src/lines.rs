@@ -7,7 +7,7 @@
 //! is enough. What is not so plain (no ranges, compressed or split debug information, units that
 //! refer to each other as after LTO) is left to `backtrace`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -17,10 +17,7 @@ use std::path::{Path, PathBuf};
 
 use addr2line::Context;
 use backtrace::SymbolName;
-use gimli::{
-    ArangeHeader, DebugAranges, DebugArangesOffset, DebugInfo, DebugInfoOffset, Dwarf, EndianSlice,
-    NativeEndian, SectionId,
-};
+use gimli::{DebugAranges, DebugInfo, DebugInfoOffset, Dwarf, EndianSlice, NativeEndian, SectionId};
 
 use crate::sys;
 
@@ -50,8 +47,7 @@ pub(crate) struct Module {
     dwarf: Dwarf<Bytes>,
     /// What the addresses of the file begin with.
     base: u64,
-    /// Each unit's table of ranges, and the range from its first to its last address.
-    tables: Vec<(Range<u64>, DebugArangesOffset)>,
+    ranges: Ranges,
     /// The units that were read, by where they begin.
     units: HashMap<usize, Unit>,
     symbols: Symbols,
@@ -65,7 +61,7 @@ enum Unit {
 }
 
 impl Module {
-    /// Maps a file. `None` if it is no ELF file of this machine's word size, or not to be read.
+    /// Maps a file. `None` if it is no ELF file of 64 bits, is compressed, or may not be read.
     pub(crate) fn open(path: &Path) -> Option<Module> {
         // The program's own file may have been replaced by a newer one.
         let own = std::env::current_exe().is_ok_and(|own| own == path);
@@ -81,8 +77,8 @@ impl Module {
             sections.get(".strtab").copied().unwrap_or_default(),
         );
         let dwarf = dwarf(&sections);
-        let tables = tables(&dwarf).unwrap_or_default();
-        Some(Module { sections, dwarf, base: elf.base()?, tables, units: HashMap::new(), symbols })
+        let ranges = Ranges::read(&dwarf).unwrap_or_default();
+        Some(Module { sections, dwarf, base: elf.base()?, ranges, units: HashMap::new(), symbols })
     }
 
     /// Looks up the code at an offset from where the file is mapped first. `names` tells by the path of
@@ -90,12 +86,8 @@ impl Module {
     pub(crate) fn lines(&mut self, offset: u64, names: impl Fn(&Path) -> bool) -> Found {
         let Some(address) = self.base.checked_add(offset) else { return Found::Lines(Vec::new()) };
         let symbol = || Line { function: self.symbols.at(address), ..Line::default() };
-        let Some(at) = self.unit_of(address) else {
-            // Without debug information there is nothing else to be found.
-            return match self.sections.contains_key(".debug_info") {
-                true => Found::Unclear,
-                false => Found::Lines(vec![symbol()]),
-            };
+        let Some(at) = self.ranges.unit_of(address) else {
+            return if self.ranges.complete { Found::Lines(vec![symbol()]) } else { Found::Unclear };
         };
         if !self.units.contains_key(&at) {
             let unit = self.read_unit(at, names).unwrap_or(Unit::Unclear);
@@ -111,20 +103,6 @@ impl Module {
     /// The name of the function or the static that an offset lies in.
     pub(crate) fn symbol(&self, offset: u64) -> Option<String> {
         self.symbols.at(self.base.checked_add(offset)?)
-    }
-
-    /// Where the unit of an address begins.
-    fn unit_of(&self, address: u64) -> Option<usize> {
-        let likely = self.tables.iter().filter(|(reach, _)| reach.contains(&address));
-        let has = |table: &ArangeHeader<Bytes>| {
-            let mut entries = table.entries();
-            std::iter::from_fn(|| entries.next().ok().flatten())
-                .any(|entry| entry.address() <= address && address - entry.address() < entry.length())
-        };
-        likely
-            .filter_map(|(_, at)| self.dwarf.debug_aranges.header(*at).ok())
-            .find(has)
-            .map(|table| table.debug_info_offset().0)
     }
 
     fn read_unit(&self, at: usize, names: impl Fn(&Path) -> bool) -> Option<Unit> {
@@ -166,23 +144,91 @@ fn dwarf(sections: &HashMap<&'static str, &'static [u8]>) -> Dwarf<Bytes> {
     }
 }
 
-/// From where to where each unit reaches, by its table of ranges.
-fn tables(dwarf: &Dwarf<Bytes>) -> Option<Vec<(Range<u64>, DebugArangesOffset)>> {
-    let mut tables = Vec::new();
-    let mut headers = dwarf.debug_aranges.headers();
-    while let Some(table) = headers.next().ok()? {
-        let (mut start, mut end) = (u64::MAX, 0);
-        let mut entries = table.entries();
-        while let Some(entry) = entries.next().ok()? {
-            // The linker has thrown away what has no address.
-            if entry.address() != 0 {
-                start = start.min(entry.address());
-                end = end.max(entry.address().saturating_add(entry.length()));
+/// Which unit an address belongs to, by the tables of ranges of a file.
+#[derive(Default)]
+struct Ranges {
+    /// First address and the one behind the last, as the tables have them.
+    entries: Vec<(u64, u64)>,
+    /// Runs of entries of one unit each.
+    runs: Vec<Run>,
+    /// What no table has is without debug information: what the compiler itself has put in.
+    complete: bool,
+}
+
+struct Run {
+    /// All of its addresses, and more.
+    start: u64,
+    end: u64,
+    entries: Range<usize>,
+    /// Where the unit begins.
+    unit: usize,
+}
+
+impl Ranges {
+    /// The most entries of a run: to find the run is to look at all, and then at all of its entries.
+    const RUN: usize = 128;
+
+    fn read(dwarf: &Dwarf<Bytes>) -> Option<Ranges> {
+        let mut ranges = Ranges::default();
+        let mut tables = dwarf.debug_aranges.headers();
+        while let Some(table) = tables.next().ok()? {
+            let unit = table.debug_info_offset().0;
+            let mut entries = table.entries();
+            while let Some(entry) = entries.next().ok()? {
+                ranges.add(unit, entry.address(), entry.address().saturating_add(entry.length()));
             }
         }
-        tables.push((start..end, table.offset()));
+        ranges.complete = ranges.has_all(dwarf).unwrap_or(false);
+        Some(ranges)
     }
-    Some(tables)
+
+    fn add(&mut self, unit: usize, start: u64, end: u64) {
+        let at = self.entries.len();
+        self.entries.push((start, end));
+        match self.runs.last_mut().filter(|run| run.unit == unit && run.entries.len() < Ranges::RUN) {
+            Some(run) => {
+                run.start = run.start.min(start);
+                run.end = run.end.max(end);
+                run.entries.end = at + 1;
+            }
+            None => self.runs.push(Run { start, end, entries: at..at + 1, unit }),
+        }
+    }
+
+    /// Whether only units without code have no table: not every compiler writes them.
+    fn has_all(&self, dwarf: &Dwarf<Bytes>) -> Option<bool> {
+        let known: HashSet<usize> = self.runs.iter().map(|run| run.unit).collect();
+        let mut headers = dwarf.units();
+        let mut next = 0;
+        while let Some(header) = headers.next().ok()? {
+            let at = next;
+            next += header.length_including_self();
+            if known.contains(&at) {
+                continue;
+            }
+            let unit = dwarf.unit(header).ok()?;
+            let mut ranges = dwarf.unit_ranges(&unit).ok()?;
+            while let Some(range) = ranges.next().ok()? {
+                // The linker gives no address to what it has thrown away.
+                if range.begin != 0 && range.begin < range.end {
+                    return Some(false);
+                }
+            }
+        }
+        Some(true)
+    }
+
+    /// Where the unit of an address begins.
+    fn unit_of(&self, address: u64) -> Option<usize> {
+        let has = |run: &&Run| {
+            run.start <= address
+                && address < run.end
+                && self.entries[run.entries.clone()]
+                    .iter()
+                    .any(|(start, end)| *start <= address && address < *end)
+        };
+        self.runs.iter().find(has).map(|run| run.unit)
+    }
 }
 
 /// The functions at an address of one unit.
@@ -210,10 +256,8 @@ fn demangled(name: &[u8]) -> String {
 struct Symbols {
     table: &'static [u8],
     names: &'static [u8],
-    /// The first address of all.
-    start: u64,
-    /// For each page the last symbol that begins on it, and for each symbol the one before on its page;
-    /// [`NONE`] at the end. A sort of all symbols takes longer than the few look-ups that it would help.
+    /// For each page of memory the last symbol that begins on it, and for each symbol the one before on
+    /// its page; [`NONE`] at the end. To sort them all would take longer than all look-ups do.
     pages: Vec<u32>,
     before: Vec<u32>,
 }
@@ -234,51 +278,33 @@ struct Symbol {
 
 impl Symbols {
     fn read(table: &'static [u8], names: &'static [u8]) -> Symbols {
-        let mut symbols = Symbols { table, names, ..Symbols::default() };
-        let count = table.len() / SYMBOL;
-        let all = || (0..count).filter_map(|at| Some((at, symbols.get(at)?)));
-        let bounds = all().fold((u64::MAX, 0), |(low, high), (_, symbol)| {
-            (low.min(symbol.address), high.max(symbol.address))
-        });
-        let Some(span) = bounds.1.checked_sub(bounds.0).filter(|span| *span < SPAN) else { return symbols };
-        let mut pages = vec![NONE; (span >> PAGE) as usize + 1];
-        let mut before = vec![NONE; count];
-        for (at, symbol) in all() {
-            if let Some(page) = pages.get_mut(((symbol.address - bounds.0) >> PAGE) as usize) {
-                before[at] = std::mem::replace(page, at as u32);
+        let mut symbols = Symbols { table, names, pages: Vec::new(), before: Vec::new() };
+        symbols.before.reserve(table.len() / SYMBOL);
+        for (at, entry) in (0..).zip(table.chunks_exact(SYMBOL)) {
+            symbols.before.push(NONE);
+            let Some(symbol) = Symbol::parse(entry).filter(|symbol| symbol.address < SPAN) else { continue };
+            let page = (symbol.address >> PAGE) as usize;
+            if symbols.pages.len() <= page {
+                symbols.pages.resize(page + 1, NONE);
             }
+            symbols.before[at as usize] = std::mem::replace(&mut symbols.pages[page], at);
         }
-        symbols.start = bounds.0;
-        symbols.pages = pages;
-        symbols.before = before;
         symbols
     }
 
-    /// One function or static of the file itself.
-    fn get(&self, at: usize) -> Option<Symbol> {
-        let entry = self.table.get(at * SYMBOL..(at + 1) * SYMBOL)?;
-        let (kind, section) = (entry[4] & 0xf, u16::from_ne_bytes([entry[6], entry[7]]));
-        // STT_OBJECT and STT_FUNC, defined.
-        if !matches!(kind, 1 | 2) || section == 0 {
-            return None;
-        }
-        let symbol = Symbol {
-            name: number32(entry, 0)? as usize,
-            address: number(entry, 8)?,
-            size: number(entry, 16)?,
-        };
-        (symbol.address != 0).then_some(symbol)
+    fn get(&self, at: u32) -> Option<Symbol> {
+        Symbol::parse(self.table.get(at as usize * SYMBOL..)?.get(..SYMBOL)?)
     }
 
     /// The name of the symbol that an address lies in.
     fn at(&self, address: u64) -> Option<String> {
-        let page = (address.checked_sub(self.start)? >> PAGE) as usize;
+        let page = usize::try_from(address >> PAGE).ok()?;
         let pages = self.pages.get(..=page.min(self.pages.len().checked_sub(1)?))?;
         for last in pages.iter().rev() {
             let chain = std::iter::successors(Some(*last), |at| self.before.get(*at as usize).copied());
             let begun = chain
                 .take_while(|at| *at != NONE)
-                .filter_map(|at| self.get(at as usize))
+                .filter_map(|at| self.get(at))
                 .filter(|symbol| symbol.address <= address)
                 .max_by_key(|symbol| (symbol.address, symbol.size));
             // The nearest one: there is nothing that lies in another.
@@ -291,11 +317,27 @@ impl Symbols {
     }
 }
 
+impl Symbol {
+    /// A function or a static of the file itself.
+    fn parse(entry: &[u8]) -> Option<Symbol> {
+        // STT_OBJECT and STT_FUNC; most have another kind, and no time is to be lost on them.
+        if !matches!(entry[4] & 0xf, 1 | 2) || entry[6..8] == [0, 0] {
+            return None;
+        }
+        let symbol = Symbol {
+            name: number32(entry, 0)? as usize,
+            address: number(entry, 8)?,
+            size: number(entry, 16)?,
+        };
+        (symbol.address != 0).then_some(symbol)
+    }
+}
+
 /// An ELF file of this machine (elf(5)).
 struct Elf(&'static [u8]);
 
 impl Elf {
-    /// The contents of the sections that are neither compressed nor without a place in the file.
+    /// The contents of the sections that have a place in the file; `None` if one is compressed.
     fn sections(&self) -> Option<HashMap<&'static str, &'static [u8]>> {
         const NOBITS: u32 = 8;
         const COMPRESSED: u64 = 0x800;
@@ -319,12 +361,13 @@ impl Elf {
         let mut sections = HashMap::new();
         for header in (0..count).map_while(header) {
             let name = names.get(number32(header, 0)? as usize..)?.split(|byte| *byte == 0).next()?;
-            let plain = number32(header, 4)? != NOBITS && number(header, 8)? & COMPRESSED == 0;
-            if let (Ok(name), Some(bytes), true) = (std::str::from_utf8(name), content(header), plain) {
+            if number(header, 8)? & COMPRESSED != 0 {
+                return None;
+            }
+            if let (Ok(name), Some(bytes), true) =
+                (std::str::from_utf8(name), content(header), number32(header, 4)? != NOBITS)
+            {
                 sections.insert(name, bytes);
-            } else if name == b".debug_info" {
-                // It is there, and cannot be read here.
-                sections.insert(".debug_info", &[][..]);
             }
         }
         Some(sections)
@@ -353,4 +396,104 @@ fn number32(bytes: &[u8], at: usize) -> Option<u32> {
 
 fn number16(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..at.checked_add(2)?)?.try_into().ok().map(u16::from_ne_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{Found, Line, Module, Symbol};
+    use crate::proc::maps::{Address, Maps};
+
+    /// What `backtrace` says of the same address.
+    fn slowly(at: u64) -> Vec<Line> {
+        let mut lines = Vec::new();
+        backtrace::resolve((at + 1) as *mut _, |symbol| {
+            lines.push(Line {
+                function: symbol.name().map(|name| format!("{name:#}")),
+                file: symbol.filename().map(Path::to_owned),
+                line: symbol.lineno().unwrap_or(0),
+                column: symbol.colno().unwrap_or(0),
+            });
+        });
+        lines
+    }
+
+    /// The test binary, an offset in the middle of each of many of its functions, and where that is in memory.
+    fn functions() -> (Module, Vec<(u64, u64)>) {
+        const MANY: usize = 400;
+        let path = std::env::current_exe().unwrap();
+        let module = Module::open(&path).unwrap();
+        let maps = Maps::read(std::process::id() as i32).unwrap();
+        let place = |symbol: Symbol| {
+            let offset = symbol.address + symbol.size / 2 - module.base;
+            let address = Address { module: path.to_str()?.to_owned(), offset };
+            Some((offset, maps.address_of(&address)?))
+        };
+        let entries = module.symbols.table.chunks_exact(super::SYMBOL);
+        // STT_FUNC, and more than a jump.
+        let functions = entries.filter(|entry| entry[4] & 0xf == 2).filter_map(Symbol::parse);
+        let functions: Vec<Symbol> = functions.filter(|symbol| symbol.size > 32).collect();
+        let step = functions.len().div_ceil(MANY);
+        let places = functions.into_iter().step_by(step).filter_map(place).collect();
+        (module, places)
+    }
+
+    #[test]
+    fn the_lines_are_those_of_backtrace() {
+        let (mut module, functions) = functions();
+        let (mut clear, mut all) = (0, 0);
+        for (offset, address) in &functions {
+            // Without debug information there are only names, and more than one of what is the same code.
+            let expected =
+                Some(slowly(*address)).filter(|lines| lines.iter().any(|line| line.file.is_some()));
+            let Some(expected) = expected else { continue };
+            all += 1;
+            if let Found::Lines(lines) = module.lines(*offset, |_| false) {
+                assert_eq!(lines, expected, "at {offset:#x}");
+                clear += 1;
+            }
+        }
+        assert!(clear * 10 >= all * 9, "{clear} of {all} were clear");
+    }
+
+    #[test]
+    fn a_name_is_that_of_the_function_into_which_others_were_inlined() {
+        let (mut module, functions) = functions();
+        let mut same = 0;
+        for (offset, address) in &functions {
+            let Found::Lines(lines) = module.lines(*offset, |_| true) else { continue };
+            let name = lines.first().and_then(|line| line.function.as_ref());
+            same += usize::from(name == slowly(*address).last().and_then(|line| line.function.as_ref()));
+        }
+        // Some have two names.
+        assert!(same * 20 > functions.len() * 19, "{same} of {} are the same", functions.len());
+    }
+
+    #[test]
+    fn what_is_no_program_is_nothing() {
+        assert!(Module::open(Path::new("/dev/null")).is_none());
+        assert!(Module::open(Path::new("/")).is_none());
+        assert!(Module::open(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))).is_none());
+    }
+
+    /// Cut short anywhere, a file is an incomplete one and no panic.
+    #[test]
+    fn a_broken_file_is_read_as_far_as_it_goes() {
+        let file: &'static [u8] = std::fs::read(std::env::current_exe().unwrap()).unwrap().leak();
+        for part in 0..16 {
+            if let Some(mut module) = Module::parse(&file[..file.len() * part / 16]) {
+                module.lines(0x1000, |_| false);
+                module.symbol(0x1000);
+            }
+        }
+        let file = std::fs::read("/bin/sh").unwrap();
+        for byte in 0..64 {
+            let mut damaged = file.clone();
+            damaged[byte] ^= 0xff;
+            if let Some(mut module) = Module::parse(damaged.leak()) {
+                module.lines(0x1000, |_| false);
+            }
+        }
+    }
 }

@@ -182,6 +182,21 @@ impl Facts {
         self.processes.iter().flat_map(|process| process.tasks.iter().map(move |thread| (process, thread)))
     }
 
+    /// Whether the body passed, the process returned, and nothing at all was left: what nearly every
+    /// test comes to, and nothing can be concluded from.
+    pub(crate) fn are_clean(&self) -> bool {
+        self.body == Body::Passed
+            && self.end == (End::Exited { code: 0 })
+            && self.threads == 0
+            && self.returned_children == 0
+            && !self.unseen
+            && self.processes.is_empty()
+            && self.stray_count == 0
+            && self.survivors.is_empty()
+            && self.sites.is_empty()
+            && self.notes.is_empty()
+    }
+
     /// The state of a pipe, if the kernel told it.
     pub(crate) fn pipe(&self, ino: u64) -> Option<&PipeState> {
         self.pipes.iter().find(|state| state.ino == ino)

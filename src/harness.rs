@@ -469,8 +469,8 @@ impl Run {
             return Err(Failed::from(join(&output, &report::text::report(&verdict, colour))));
         }
         self.keep_aside(&verdict, &output);
-        if let Some(warning) = report::text::warning(&verdict, self.options.coloured()) {
-            lock(&self.warnings).push(warning);
+        if !verdict.warnings.is_empty() {
+            lock(&self.warnings).extend(report::text::warning(&verdict, self.options.coloured()));
         }
         Ok(Completion::Completed)
     }

@@ -145,6 +145,22 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
+    /// Of a test that nothing is to be said of.
+    fn clean(name: &str, facts: Facts) -> Verdict {
+        Verdict {
+            name: name.to_owned(),
+            facts,
+            findings: Vec::new(),
+            leaked: None,
+            warnings: Vec::new(),
+            strays: Vec::new(),
+            pipes: Vec::new(),
+            unread: Vec::new(),
+            stuck: Vec::new(),
+            names: Names::default(),
+        }
+    }
+
     pub(crate) fn failed(&self) -> bool {
         self.failures().next().is_some()
     }
@@ -194,6 +210,9 @@ impl Verdict {
 ///
 /// `names` are empty if nothing was recorded.
 pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names: Names) -> Verdict {
+    if facts.are_clean() {
+        return Verdict::clean(name, facts);
+    }
     stray::allow(&mut facts, settings, &names.origins);
     let strays = stray::fold(&facts);
     let stuck = stuck::find(&facts, &names);
@@ -228,7 +247,7 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     }
     let pipes = stray::pipes(&facts);
     let unread = ends::unread(&facts);
-    Verdict { name: name.to_owned(), facts, findings, warnings, leaked, strays, pipes, unread, stuck, names }
+    Verdict { findings, warnings, leaked, strays, pipes, unread, stuck, names, ..Verdict::clean(name, facts) }
 }
 
 /// Where the process `pid` was made.

@@ -28,7 +28,7 @@ use crate::kill;
 use crate::lifeline::{Lifeline, Watch};
 use crate::proc::process::Stat;
 use crate::registry;
-use crate::supervisor::{self, Job, Served, Supervisor, World};
+use crate::supervisor::{self, Job, Served, Supervisor, Then, World};
 use crate::sys::{self, Children, Fork, Pid, Signals};
 use crate::testproc::TestProcess;
 use crate::wire::{Wire, wire_enum, wire_struct};
@@ -75,13 +75,6 @@ struct Slot {
     pid: Pid,
 }
 
-/// Who this process is after a fork server was started.
-pub(crate) enum Started {
-    Harness(ForkServer),
-    /// A test process: it shares the code that called, and has one body to run.
-    Test(Box<TestProcess>),
-}
-
 /// How a fork server that was started by exec comes to its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Takeover {
@@ -104,8 +97,9 @@ const TITLE: &str = "()";
 const PATIENCE: Duration = Duration::from_secs(15);
 
 impl ForkServer {
-    /// Forks a fork server. The calling process has one thread.
-    pub(crate) fn fork() -> io::Result<Started> {
+    /// Forks a fork server, in whose test processes `run` is called. The calling process has one
+    /// thread.
+    pub(crate) fn fork(run: &dyn Fn(&TestProcess)) -> io::Result<ForkServer> {
         check_proc()?;
         let (ours, theirs) = Channel::pair()?;
         let signals = Signals::current()?;
@@ -115,14 +109,14 @@ impl ForkServer {
         match sys::fork()? {
             Fork::Child => {
                 drop(ours);
-                match serve(theirs, harness, signals) {
-                    Served::Test(test) => Ok(Started::Test(test)),
+                match serve(theirs, harness, signals, &Then::Run(run)) {
                     Served::Done(code) => sys::exit_now(code),
+                    Served::Test(_) => sys::exit_now(1),
                 }
             }
             Fork::Parent(pid) => {
                 drop(theirs);
-                Ok(Started::Harness(ForkServer::connect(ours, pid)?))
+                ForkServer::connect(ours, pid)
             }
         }
     }
@@ -295,7 +289,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 /// Returns in every other process, and in each test process of that server.
 pub(crate) fn take_over_early() {
     let Some(start) = Start::take("early") else { return };
-    if let Served::Test(test) = start.serve() {
+    if let Served::Test(test) = start.serve(&Then::Return) {
         *lock(&PENDING) = Some(test);
     }
 }
@@ -309,14 +303,16 @@ pub(crate) fn take_over_late(run_later_constructors: impl FnOnce()) {
     // Once for all tests: it reads the process's mappings, and what it sets up outlives a fork.
     sys::watch_stack();
     let tests = registry::registered();
-    let Served::Test(test) = start.serve() else {
-        return;
+    let run = |test: &TestProcess| {
+        let job = test.job();
+        match usize::try_from(job.index).ok().and_then(|index| tests.get(index)) {
+            Some(found) if job.name.ends_with(found.name) => {
+                test.run(found.body, found.attribute.should_panic)
+            }
+            _ => sys::exit_now(1),
+        }
     };
-    let job = test.job();
-    match usize::try_from(job.index).ok().and_then(|index| tests.get(index)) {
-        Some(found) if job.name.ends_with(found.name) => test.run(found.body, found.attribute.should_panic),
-        _ => sys::exit_now(1),
-    }
+    start.serve(&Then::Run(&run));
 }
 
 /// The test that this process is for, if it came out of an early takeover.
@@ -358,7 +354,7 @@ impl Start {
         Some(start)
     }
 
-    fn serve(self) -> Served {
+    fn serve(self, then: &Then<'_>) -> Served {
         // No test may see the order, nor obey it.
         sys::remove_env(VARIABLE);
         // Rust's start-up ignores SIGPIPE in every program, `Command` undoes it for children.
@@ -366,7 +362,7 @@ impl Start {
         let ready = sys::dup_above(0, 3).and_then(|control| Ok((control, Signals::current()?)));
         let Ok((control, mut signals)) = ready else { sys::exit_now(1) };
         signals.set_mask_bits(self.mask);
-        match serve(Channel::from_fd(control), self.harness, signals) {
+        match serve(Channel::from_fd(control), self.harness, signals, then) {
             Served::Done(code) => sys::exit_now(code),
             test => test,
         }
@@ -394,9 +390,9 @@ struct Server {
 }
 
 /// Serves a harness until it is gone; returns in a test process, or when it is over.
-fn serve(control: Channel, harness: Pid, signals: Signals) -> Served {
+fn serve(control: Channel, harness: Pid, signals: Signals, then: &Then<'_>) -> Served {
     match Server::start(control, harness, signals) {
-        Ok(server) => server.run(),
+        Ok(server) => server.run(then),
         Err(_) => Served::Done(1),
     }
 }
@@ -453,7 +449,7 @@ impl Server {
         })
     }
 
-    fn run(mut self) -> Served {
+    fn run(mut self, then: &Then<'_>) -> Served {
         let slot = loop {
             let mut fds = vec![
                 PollFd::new(self.control.as_fd(), PollFlags::POLLIN),
@@ -506,8 +502,8 @@ impl Server {
                 _ => {}
             }
         };
-        // Out here nothing of the loop is left to be freed, in every test process once more.
-        self.become_supervisor(slot)
+        // Out here nothing of the loop is left to be freed.
+        self.become_supervisor(slot, then)
     }
 
     /// Forks a supervisor for `slot`; the child goes on in [`Server::become_supervisor`].
@@ -531,13 +527,13 @@ impl Server {
     }
 
     /// Leaves everything of the server behind that a supervisor has no use for.
-    fn become_supervisor(self, slot: Channel) -> Served {
+    fn become_supervisor(self, slot: Channel, then: &Then<'_>) -> Served {
         let Server { world, directory, forked, control, runner, supervisors, .. } = self;
         drop((control, runner, supervisors));
         let scratch = directory.join(forked.to_string());
         drop(directory);
         match Supervisor::new(world, slot, scratch) {
-            Ok(supervisor) => supervisor.serve(),
+            Ok(supervisor) => supervisor.serve(then),
             Err(_) => Served::Done(1),
         }
     }

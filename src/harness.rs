@@ -16,7 +16,7 @@ use libtest_mimic::{Arguments, Completion, Failed, FormatSetting, Trial};
 
 use crate::diagnosis::{self, Verdict};
 use crate::facts::Facts;
-use crate::forkserver::{self, ForkServer, Started, Takeover, lock};
+use crate::forkserver::{self, ForkServer, Takeover, lock};
 use crate::options::Options;
 use crate::policy::{self, Policy};
 use crate::proc::process::Stat;
@@ -144,10 +144,9 @@ impl Harness {
             Ok(environment) => options.policy = options.policy.over(&environment),
             Err(bad) => return say(&format!("error: {bad}\n"), 2),
         }
-        let server = match (!options.list).then(start).transpose() {
-            Ok(Some(Started::Harness(server))) => Some(server),
-            Ok(Some(Started::Test(test))) => run_body(&test, &entries),
-            Ok(None) => None,
+        let run = |test: &TestProcess| run_body(test, &entries);
+        let server = match (!options.list).then(|| start(&run)).transpose() {
+            Ok(server) => server,
             Err(error) => {
                 return say(&format!("error: cannot start the fork server: {error}\n"), 2);
             }
@@ -295,11 +294,10 @@ fn run_body(test: &TestProcess, entries: &[Entry]) -> ! {
 }
 
 /// Starts the fork server the way that is safe here.
-fn start() -> io::Result<Started> {
+fn start(run: &dyn Fn(&TestProcess)) -> io::Result<ForkServer> {
     forkserver::second_net();
-    // Only the number: a test process comes back through here, and would free what is held.
     match Stat::of_self().map(|stat| stat.threads) {
-        Some(1) => ForkServer::fork(),
+        Some(1) => ForkServer::fork(run),
         threads => {
             let threads =
                 threads.map_or_else(|| "an unknown number of".to_owned(), |threads| threads.to_string());
@@ -307,7 +305,7 @@ fn start() -> io::Result<Started> {
                 "childproof: the process has {threads} threads already, so tests start by exec: \
                  call `Harness::run` before any thread is started to start them by fork"
             );
-            ForkServer::exec(Takeover::Early).map(Started::Harness)
+            ForkServer::exec(Takeover::Early)
         }
     }
 }

@@ -112,6 +112,15 @@ pub(crate) struct Supervisor {
     pid: Pid,
 }
 
+/// How a test process comes to its body.
+pub(crate) enum Then<'a> {
+    /// At once, on top of the supervisor's stack: to go back down would be to copy it, for every
+    /// test. Does not come back.
+    Run(&'a dyn Fn(&TestProcess)),
+    /// By way of `main`, once every call of the supervisor has returned.
+    Return,
+}
+
 /// What a supervisor's life came to.
 pub(crate) enum Served {
     /// This process is a test process now.
@@ -176,7 +185,7 @@ impl Supervisor {
     }
 
     /// Runs tests until there are no more.
-    pub(crate) fn serve(self) -> Served {
+    pub(crate) fn serve(self, then: &Then<'_>) -> Served {
         loop {
             let mut event = self.wait(Some(Instant::now() + IDLE), true);
             if event == Event::Deadline {
@@ -191,10 +200,9 @@ impl Supervisor {
                 return self.leave(1);
             };
             self.show(&job.name);
-            let facts = match self.guard(job, output) {
+            let facts = match self.guard(job, output, then) {
                 Guarded::Test(test) => {
-                    self.close();
-                    // Its memory goes with the process: to free it would be to copy the heap.
+                    // Closed already, for the most part.
                     mem::forget((self, bytes));
                     return Served::Test(test);
                 }
@@ -210,19 +218,25 @@ impl Supervisor {
     }
 
     /// Guards one test, from the fork to the verdict.
-    fn guard(&self, job: Job, output: Output) -> Guarded {
+    fn guard(&self, job: Job, output: Output, then: &Then<'_>) -> Guarded {
         let begin = Instant::now();
         let before = self.before(&output);
         let deadline = job.settings.timeout.map(|limit| begin + limit);
         let grace = job.settings.grace;
-        let mut notes: Vec<String> = Vec::new();
         self.page.reset();
         self.log.reset();
         let mut ready = TestProcess::new(job, self.page.another(), before);
         let test = match sys::fork() {
             Ok(Fork::Child) => {
                 ready.enter(self, output);
-                return Guarded::Test(ready);
+                self.close();
+                match then {
+                    Then::Run(run) => {
+                        run(&ready);
+                        sys::exit_now(1);
+                    }
+                    Then::Return => return Guarded::Test(ready),
+                }
             }
             Ok(Fork::Parent(pid)) => pid,
             Err(error) => {
@@ -253,10 +267,9 @@ impl Supervisor {
         if self.tear_down(&scene, grace, at_end, &mut facts) == Event::Abandoned {
             return Guarded::Abandoned;
         }
-        if let Err(error) = self.scratch.reset() {
-            let path = self.scratch.path.display();
-            notes.push(format!("cannot empty the scratch directory `{path}`: {error}"));
-        }
+        facts.notes.extend(self.scratch.reset().err().map(|error| {
+            format!("cannot empty the scratch directory `{}`: {error}", self.scratch.path.display())
+        }));
         let page = &self.page;
         facts.body = page.body();
         facts.body_time = page.body_time();
@@ -266,7 +279,6 @@ impl Supervisor {
         if !facts.processes.is_empty() || !facts.strays.is_empty() {
             facts.foreign = scene.foreign;
         }
-        facts.notes = notes;
         self.look_up_sites(ready.job().settings.threaded_fork != ThreadedFork::Allow, &mut facts);
         facts.time = begin.elapsed();
         Guarded::Judged(Box::new(facts))

@@ -23,7 +23,7 @@ const STUCK: &[(&str, &[&str])] = &[
 
 #[childproof::test]
 fn that_nobody_can_write_to_are_told_with_the_reason() {
-    let verdicts = verdicts("sockets", &["--skip", "not_"]);
+    let verdicts = verdicts("leaky", "sockets", &["--skip", "not_"]);
     assert_eq!(verdicts.len(), STUCK.len());
     for (name, expected) in STUCK {
         assert_eq!(reasons(&verdicts[*name]), *expected, "{name}: {}", verdicts[*name]["waits"]);
@@ -32,7 +32,7 @@ fn that_nobody_can_write_to_are_told_with_the_reason() {
 
 #[childproof::test]
 fn that_may_bring_something_are_never_called_proved() {
-    let verdicts = verdicts("sockets", &["not_"]);
+    let verdicts = verdicts("leaky", "sockets", &["not_"]);
     assert_eq!(verdicts.len(), 11);
     for (name, verdict) in verdicts {
         let waits = verdict["waits"].as_array().unwrap();
@@ -55,4 +55,19 @@ fn are_reported_with_who_is_at_the_other_end() {
         shapes.map(|shape| (shape, thread::spawn(|| report_in("sockets", shape)))).collect();
     let reports = reports.into_iter().map(|(shape, report)| (shape, report.join().unwrap()));
     assert_expected("sockets", reports);
+}
+
+/// A runtime's epoll set has an eventfd and a socket pair for signals in it, all the process's own.
+#[childproof::test]
+fn of_tasks_are_proved_too() {
+    let verdicts = verdicts("compose", "hangs", &[]);
+    let expected: [(&str, &[&str]); 3] = [
+        ("task_that_reads_its_own_socket", &["own_write_end"]),
+        // The runtime's other thread waits for work, and the first one for the task.
+        ("task_among_threads_that_reads_its_own_socket", &["cycle", "cycle", "own_write_end"]),
+        ("not_stuck_task_that_another_thread_may_wake", &[]),
+    ];
+    for (name, expected) in expected {
+        assert_eq!(reasons(&verdicts[name]), expected, "{name}: {}", verdicts[name]["waits"]);
+    }
 }

@@ -29,11 +29,11 @@ const STUCK: &[(&str, &[&str])] = &[
     ("lock_of_a_file_that_a_stuck_child_holds", &["own_write_end", "stuck_holder"]),
 ];
 
-/// What the JSON of each test of a target of `leaky` says.
-pub(crate) fn verdicts(target: &str, filter: &[&str]) -> BTreeMap<String, Value> {
+/// What the JSON of each test of a target says.
+pub(crate) fn verdicts(fixture: &str, target: &str, filter: &[&str]) -> BTreeMap<String, Value> {
     let json = scratch().join("waits.json");
     let arguments = [&["--json", json.to_str().unwrap()], filter].concat();
-    let ran = Fixture::build("leaky").run(target, &arguments);
+    let ran = Fixture::build(fixture).run(target, &arguments);
     assert_eq!(ran.code, Some(101), "{}", ran.all());
     let lines = fs::read_to_string(json).unwrap();
     let verdicts = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -50,7 +50,8 @@ pub(crate) fn reasons(verdict: &Value) -> Vec<&str> {
 
 #[childproof::test]
 fn that_never_end_are_told_with_the_reason() {
-    let verdicts = verdicts("waits", &["--skip", "not_", "--skip", "come_and_go", "--skip", "bare_fork"]);
+    let verdicts =
+        verdicts("leaky", "waits", &["--skip", "not_", "--skip", "come_and_go", "--skip", "bare_fork"]);
     for (name, expected) in STUCK {
         assert_eq!(reasons(&verdicts[*name]), *expected, "{name}: {}", verdicts[*name]["waits"]);
     }
@@ -58,7 +59,7 @@ fn that_never_end_are_told_with_the_reason() {
 
 #[childproof::test]
 fn that_may_end_are_never_called_proved() {
-    let verdicts = verdicts("waits", &["not_"]);
+    let verdicts = verdicts("leaky", "waits", &["not_"]);
     assert_eq!(verdicts.len(), 14);
     for (name, verdict) in verdicts {
         let waits = verdict["waits"].as_array().unwrap();

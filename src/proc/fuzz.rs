@@ -157,6 +157,7 @@ proptest! {
         message.truncate(junk.len());
         let _ = sockets::parse(&message, ino);
         let _ = sockets::parse(&junk, ino);
+        sockets::other_end_of(&String::from_utf8_lossy(&junk), u64::from(ino));
     }
 
     #[cfg(feature = "sites")]

@@ -2,9 +2,11 @@
 //!
 //! `/proc` shows no more of a socket than its inode. Kind and timeouts are asked for with
 //! getsockopt(2), through a second number for it; who is at the other end of a unix socket is told
-//! over netlink (sock_diag(7)), to every user, for the sockets of one's own network namespace.
+//! over netlink (sock_diag(7)), to every user, for the sockets of one's own network namespace. Both
+//! ends of a TCP connection within one namespace are in `/proc/PID/net/tcp` (proc_pid_net(5)).
 
 use std::fs;
+use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::libc;
@@ -137,7 +139,11 @@ impl Asker {
         };
         drop(second);
         if !matches!(socket.domain, 0 | libc::AF_UNIX) {
-            socket.peer = Peer::Unknown { why: "only those of unix sockets are looked for".to_owned() };
+            socket.peer = match (socket.domain, socket.kind) {
+                _ if socket.listens => Peer::Nobody,
+                (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM) => tcp_peer(pid, ino),
+                _ => Peer::Unknown { why: "only those of unix and TCP sockets are looked for".to_owned() },
+            };
             return (socket, Vec::new());
         }
         let netlink = match &self.netlink {
@@ -174,6 +180,44 @@ fn is_elsewhere(pid: Pid) -> bool {
     let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
     let own = namespace("self");
     own.is_some() && namespace(&pid.to_string()).is_some_and(|other| Some(other) != own)
+}
+
+/// How an IPv4 address begins among IPv6 ones: `::ffff:`, in words of the machine's own order.
+const MAPPED: &str =
+    if cfg!(target_endian = "little") { "0000000000000000FFFF0000" } else { "00000000000000000000FFFF" };
+/// How much of the list of TCP's connections is read.
+const TCP: u64 = 4 << 20;
+
+/// Who is at the other end of a TCP connection, if that is on this machine.
+fn tcp_peer(pid: Pid, ino: u64) -> Peer {
+    let mut text = String::new();
+    for version in ["tcp", "tcp6"] {
+        if let Ok(file) = fs::File::open(format!("/proc/{pid}/net/{version}")) {
+            let _ = file.take(TCP).read_to_string(&mut text);
+        }
+    }
+    let unknown = |why: &str| Peer::Unknown { why: why.to_owned() };
+    match other_end_of(&text, ino) {
+        Some(0) => unknown("the connection is not accepted, or closed there"),
+        Some(ino) => Peer::Socket { ino },
+        None => unknown("the connection leads to another machine or network namespace"),
+    }
+}
+
+/// The inode at the other end of a TCP connection, 0 if that is in nobody's hands.
+pub(super) fn other_end_of(text: &str, ino: u64) -> Option<u64> {
+    // An IPv4 address may be in the second list, as `::ffff:127.0.0.1`.
+    let plain = |address: &str| address.strip_prefix(MAPPED).unwrap_or(address).to_owned();
+    let connections = || {
+        text.lines().filter_map(|line| {
+            let mut words = line.split_ascii_whitespace().skip(1);
+            let (local, remote) = (plain(words.next()?), plain(words.next()?));
+            Some((local, remote, words.nth(6)?.parse::<u64>().ok()?))
+        })
+    };
+    let (local, remote, _) = connections().find(|(.., known)| *known == ino)?;
+    let (.., other) = connections().find(|(from, to, _)| (from, to) == (&remote, &local))?;
+    Some(other)
 }
 
 /// What sock_diag tells of a unix socket.
@@ -347,10 +391,23 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_of_the_internet_is_no_pair() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let (socket, _) = ask(&listener);
-        assert!(socket.listens && socket.other_end().is_none() && !socket.is_unix());
-        assert_eq!(socket.what(), "IPv4 stream");
+    fn a_tcp_connection_knows_its_other_end_and_is_no_pair() {
+        // The second has IPv6 sockets with IPv4 addresses, if there is IPv6 at all.
+        for address in ["127.0.0.1:0", "[::]:0"] {
+            let Ok(listener) = std::net::TcpListener::bind(address) else { continue };
+            let (socket, _) = ask(&listener);
+            assert!(socket.listens && socket.other_end().is_none() && !socket.is_unix());
+            let port = listener.local_addr().unwrap().port();
+            let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+            assert!(matches!(ask(&client).0.peer, Peer::Unknown { .. }));
+            let (server, _) = listener.accept().unwrap();
+            let (socket, _) = ask(&client);
+            assert_eq!(
+                (&socket.peer, socket.what()),
+                (&Peer::Socket { ino: ino(&server) }, "IPv4 stream".into())
+            );
+            assert_eq!(socket.other_end(), None);
+            assert_eq!(ask(&server).0.peer, Peer::Socket { ino: ino(&client) });
+        }
     }
 }

@@ -56,7 +56,9 @@ fn unwrap(text: &str) -> String {
     let mut part = 0;
     for line in text.lines() {
         part += usize::from(line.is_empty());
-        let continues = part == 1 && !out.ends_with("\n\n") && !out.ends_with(".\n") && !out.ends_with(")\n")
+        // No sentence begins with what was seen twice.
+        let ended = (out.ends_with(".\n") && !line.starts_with("  (")) || out.ends_with(")\n");
+        let continues = part == 1 && !out.ends_with("\n\n") && !ended
             || line.starts_with("       ")
                 && out.lines().last().is_some_and(|last| last.starts_with("  fix: "));
         if continues && !line.is_empty() {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::outcome::{Body, End, StrayFd};
 use crate::proc::fds::Fd;
 use crate::proc::maps::Address;
+use crate::proc::sockets::Socket;
 use crate::proc::waits::Thread;
 use crate::wire::{wire_enum, wire_struct};
 
@@ -45,13 +46,15 @@ wire_struct! {
         pub(crate) age: Option<Duration>,
         /// Its threads, the first one first. Only of a process that was killed.
         pub(crate) tasks: Vec<Thread>,
-        /// The test's pipes that it holds, and whatever a thread of it waits on; `None` if they may
-        /// not be read.
+        /// The test's pipes that it holds, its sockets if they matter, and whatever a thread of it
+        /// waits on; `None` if they may not be read.
         pub(crate) fds: Option<Vec<Fd>>,
         /// What might wake it and is seen nowhere else, in words: `it has timers`.
         pub(crate) holes: Vec<String>,
-        /// Whether it has sockets, through which an fd may have left the tree.
-        pub(crate) sockets: bool,
+        /// What it may hold that is not in its table, in words: `it uses io_uring`.
+        pub(crate) hidden: Vec<String>,
+        /// Whether it has, or may have, sockets that are not in `fds`.
+        pub(crate) more_sockets: bool,
         pub(crate) killed: bool,
     }
 }
@@ -91,7 +94,7 @@ impl PipeState {
 }
 
 wire_struct! {
-    /// A process outside of the test's tree that holds one of its pipes.
+    /// A process outside of the test's tree that holds one of its pipes or sockets.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub(crate) struct Outsider {
         pub(crate) pid: i32,
@@ -168,6 +171,8 @@ wire_struct! {
         pub(crate) foreign: Vec<u64>,
         /// The pipes that matter here.
         pub(crate) pipes: Vec<PipeState>,
+        /// The sockets of what was left, if a thread waits on one.
+        pub(crate) sockets: Vec<Socket>,
         pub(crate) outside: Outside,
         /// Who made what was left.
         pub(crate) sites: Vec<Site>,
@@ -202,6 +207,11 @@ impl Facts {
         self.pipes.iter().find(|state| state.ino == ino)
     }
 
+    /// What is known of a socket.
+    pub(crate) fn socket(&self, ino: u64) -> Option<&Socket> {
+        self.sockets.iter().find(|socket| socket.ino == ino)
+    }
+
     /// Facts of a test that could not be run or followed.
     pub(crate) fn lost(why: String) -> Facts {
         Facts {
@@ -220,6 +230,7 @@ impl Facts {
             survivors: Vec::new(),
             foreign: Vec::new(),
             pipes: Vec::new(),
+            sockets: Vec::new(),
             outside: Outside::default(),
             sites: Vec::new(),
             notes: Vec::new(),

@@ -400,6 +400,8 @@ fn number16(bytes: &[u8], at: usize) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
     use std::path::Path;
 
     use super::{Found, Line, Module, Symbol};

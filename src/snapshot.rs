@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::facts::{Class, Outside, Outsider, PipeState, Process};
 use crate::proc::fds::{self, Fd};
 use crate::proc::process::{self, Stat};
+use crate::proc::sockets::{Asker, Peer, Socket};
 use crate::proc::tree::Tree;
 use crate::proc::waits;
 #[cfg(feature = "sites")]
@@ -46,6 +47,8 @@ pub(crate) enum Depth {
     Waits,
 }
 
+/// The most sockets that the kernel is asked about.
+const SOCKETS: usize = 256;
 /// The most threads whose stacks are read.
 #[cfg(feature = "sites")]
 const STACKS: usize = 64;
@@ -145,11 +148,56 @@ impl Snapshot {
         known
     }
 
-    /// Looks over every process outside of the tree for ends of these pipes.
-    pub(crate) fn outside(&self, supervisor: Pid, pipes: &[u64]) -> Outside {
+    /// Asks the kernel about the sockets of the tree, if a thread waits for something that a socket
+    /// could bring. Those that are not asked about are forgotten.
+    pub(crate) fn sockets(&mut self) -> Vec<Socket> {
+        let mut asked: Vec<Socket> = Vec::new();
+        let waits =
+            |process: &Process, fd: &Fd| process.tasks.iter().any(|thread| thread.fds().contains(&fd.fd));
+        let on_one = |process: &Process| {
+            process.fds.iter().flatten().any(|fd| fd.socket().is_some() && waits(process, fd))
+        };
+        if self.waits_forever() || self.processes.iter().any(on_one) {
+            let asker = Asker::new();
+            let mut waiting: Vec<(u64, u64)> = Vec::new();
+            // First those that a thread waits on: there may be more than are asked about.
+            for first in [true, false] {
+                for process in &self.processes {
+                    let mut pidfd = None;
+                    for fd in process.fds.iter().flatten() {
+                        let Some(ino) = fd.socket() else { continue };
+                        let known = asked.iter().any(|known| known.ino == ino);
+                        if known || asked.len() >= SOCKETS || first != waits(process, fd) {
+                            continue;
+                        }
+                        let pidfd = pidfd.get_or_insert_with(|| sys::pidfd_open(process.pid).ok());
+                        let (socket, clients) = asker.ask(process.pid, pidfd.as_ref(), fd.fd, ino);
+                        waiting.extend(clients.into_iter().map(|client| (client, ino)));
+                        asked.push(socket);
+                    }
+                }
+            }
+            for (client, listener) in waiting {
+                let socket = asked.iter_mut().find(|socket| socket.ino == client);
+                if let Some(socket) = socket.filter(|socket| socket.peer == Peer::Nobody) {
+                    socket.peer = Peer::Queue { ino: listener };
+                }
+            }
+        }
+        for process in &mut self.processes {
+            let Some(fds) = &mut process.fds else { continue };
+            let before = fds.len();
+            fds.retain(|fd| fd.socket().is_none_or(|ino| asked.iter().any(|known| known.ino == ino)));
+            process.more_sockets |= fds.len() < before;
+        }
+        asked
+    }
+
+    /// Looks over every process outside of the tree for these pipes and sockets.
+    pub(crate) fn outside(&self, supervisor: Pid, targets: &[String]) -> Outside {
         let mut outside = Outside::default();
         // What passes with a straggler, and most leaks, are about no pipe: nothing to look for.
-        if pipes.is_empty() {
+        if targets.is_empty() {
             return outside;
         }
         for stat in self.tree.processes() {
@@ -158,7 +206,7 @@ impl Snapshot {
             if inside || stat.is_zombie() || stat.is_kernel_thread || stat.pid == supervisor {
                 continue;
             }
-            match fds::ends_of(stat.readable_id(), pipes) {
+            match fds::ends_of(stat.readable_id(), targets) {
                 None => outside.unreadable += 1,
                 Some(fds) => {
                     outside.read += 1;
@@ -209,14 +257,16 @@ fn look(stat: &Stat, tree: &Tree, scene: &Scene<'_>, uptime: Option<Duration>, d
     let closely = depth == Depth::Waits && !zombie;
     let tasks = if closely { waits::read(stat.pid) } else { Vec::new() };
     let table = if zombie { Some(Vec::new()) } else { fds::read(id).ok() };
-    let holes = if closely { holes(stat.pid, table.as_deref()) } else { Vec::new() };
-    let sockets = table.iter().flatten().any(Fd::is_socket);
+    let holes = if closely { process::holes(stat.pid) } else { Vec::new() };
+    let hidden = if closely { hidden(table.as_deref()) } else { Vec::new() };
+    let more_sockets = table.is_none();
     let waited_on: Vec<i32> = tasks.iter().flat_map(waits::Thread::fds).collect();
     let fds = table.map(|mut fds| {
         fds.retain(|fd| {
             fd.pipe().is_some_and(|ino| !scene.foreign.contains(&ino))
                 || fd.event != 0
                 || fd.locks
+                || closely && (fd.socket().is_some() || fd.is_epoll())
                 || waited_on.contains(&fd.fd)
         });
         fds
@@ -239,22 +289,24 @@ fn look(stat: &Stat, tree: &Tree, scene: &Scene<'_>, uptime: Option<Duration>, d
         tasks,
         fds,
         holes,
-        sockets,
+        hidden,
+        more_sockets,
         killed: false,
     }
 }
 
-/// What might wake a process and is seen nowhere else.
-fn holes(pid: Pid, fds: Option<&[Fd]>) -> Vec<String> {
-    let mut holes = process::holes(pid);
+/// What a process may hold, or get, that is not in its table of fds.
+fn hidden(fds: Option<&[Fd]>) -> Vec<String> {
+    let mut hidden = Vec::new();
     let fds = fds.unwrap_or_default();
+    // It may have registered files (io_uring_register(2)), and reads and writes without a thread.
     if fds.iter().any(|fd| fd.target == "anon_inode:[io_uring]") {
-        holes.push("it uses io_uring".to_owned());
+        hidden.push("it uses io_uring".to_owned());
     }
-    if fds::in_flight(pid, fds) {
-        holes.push("fds are on their way to it over a socket".to_owned());
+    if fds.iter().any(|fd| fd.carries) {
+        hidden.push("fds are on their way to it over a socket".to_owned());
     }
-    holes
+    hidden
 }
 
 fn since_boot(ticks: u64) -> Duration {

@@ -28,6 +28,7 @@ use crate::lifeline::Watch;
 use crate::outcome::{End, Page, Phase};
 use crate::policy::ThreadedFork;
 use crate::proc::fds::pipe_of;
+use crate::proc::sockets::Socket;
 use crate::sites;
 use crate::snapshot::{Depth, Scene, Snapshot};
 use crate::sys::{self, ChildState, Children, FdIdentity, Fork, Pid, Shared, Signals};
@@ -396,9 +397,11 @@ impl Supervisor {
     fn examine(&self, now: &mut Snapshot, facts: &mut Facts) -> Event {
         let again = Instant::now() + AGAIN;
         facts.pipes = now.pipes();
-        let mut pipes = self.stray_pipes();
-        pipes.extend(facts.pipes.iter().map(|pipe| pipe.ino));
-        facts.outside = now.outside(self.pid, &pipes);
+        facts.sockets = now.sockets();
+        let mut targets = self.stray_pipes();
+        targets.extend(facts.pipes.iter().map(|pipe| format!("pipe:[{}]", pipe.ino)));
+        targets.extend(facts.sockets.iter().flat_map(Socket::ends).map(|ino| format!("socket:[{ino}]")));
+        facts.outside = now.outside(self.pid, &targets);
         if now.waits_forever() {
             loop {
                 match self.wait(Some(again), false) {
@@ -415,9 +418,10 @@ impl Supervisor {
     }
 
     /// The pipes that the body left open.
-    fn stray_pipes(&self) -> Vec<u64> {
+    fn stray_pipes(&self) -> Vec<String> {
         let (strays, _) = self.page.strays();
-        strays.iter().filter_map(|stray| pipe_of(&stray.target)).collect()
+        let pipes = strays.into_iter().filter(|stray| pipe_of(&stray.target).is_some());
+        pipes.map(|stray| stray.target).collect()
     }
 
     /// Finds out who made what was left, and who forked among threads if `forks` are asked for.
@@ -426,7 +430,8 @@ impl Supervisor {
         for process in &facts.processes {
             keys.push((true, process.pid as u64));
             keys.extend(process.lineage.iter().map(|pid| (true, *pid as u64)));
-            keys.extend(process.fds.iter().flatten().filter_map(|fd| Some((false, fd.pipe()?))));
+            let fds = process.fds.iter().flatten();
+            keys.extend(fds.filter_map(|fd| Some((false, fd.pipe().or_else(|| fd.socket())?))));
         }
         keys.extend(facts.strays.iter().map(|stray| (false, stray.ino)));
         facts.sites = self.log.sites(&keys, forks);

@@ -366,6 +366,26 @@ pub(crate) fn queued(fd: &OwnedFd) -> Option<u32> {
     u32::try_from(count).ok()
 }
 
+/// `getsockopt(SOL_SOCKET, name)` — an option of a socket that is an int.
+pub(crate) fn socket_option(socket: &OwnedFd, name: c_int) -> Option<i32> {
+    let mut value: c_int = 0;
+    let mut size = mem::size_of_val(&value) as libc::socklen_t;
+    let at = (&raw mut value).cast::<c_void>();
+    // SAFETY: the kernel writes at most `size` bytes, which `value` has.
+    check(unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, at, &raw mut size) }).ok()?;
+    Some(value)
+}
+
+/// `getsockopt(SO_RCVTIMEO)`, `getsockopt(SO_SNDTIMEO)` — whether a timeout is set.
+pub(crate) fn has_timeout(socket: &OwnedFd, name: c_int) -> Option<bool> {
+    let mut value = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    let mut size = mem::size_of_val(&value) as libc::socklen_t;
+    let at = (&raw mut value).cast::<c_void>();
+    // SAFETY: the kernel writes at most `size` bytes, which `value` has, and any bytes are a timeval.
+    check(unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, at, &raw mut size) }).ok()?;
+    Some((value.tv_sec, value.tv_usec) != (0, 0))
+}
+
 /// Takes ownership of an fd that the kernel has just given us.
 pub(crate) fn own(fd: RawFd) -> OwnedFd {
     // SAFETY: the callers pass fds out of a received SCM_RIGHTS message, signalfd or dup, which

@@ -7,6 +7,7 @@ use super::{Finding, Names, origin_of_inode, plural};
 use crate::facts::{Facts, PipeState, Process};
 use crate::outcome::End;
 use crate::proc::fds::Fd;
+use crate::proc::sockets::{Peer, Socket};
 use crate::proc::waits::{On, Thread};
 use crate::report::escape;
 
@@ -90,6 +91,39 @@ impl Scene<'_> {
         };
         let (sentence, fix) = match stuck.because {
             Because::InheritedLock => self.inherited_lock(stuck, process, thread, &never),
+            Because::OwnWriteEnd if stuck.socket.is_some() => {
+                let socket = self.facts.socket(stuck.socket?)?;
+                let ends = self.holders(socket.other_end()?, process);
+                let others: Vec<i32> = stuck.wakers.iter().copied().filter(|waker| *waker != pid).collect();
+                let own = match &ends[..] {
+                    [end] => format!("its own fd {end}"),
+                    ends => format!("its own fds {}", list(ends)),
+                };
+                let held = match &others[..] {
+                    [] => format!("whose other end is {own}"),
+                    others => {
+                        format!("whose other end is {own} and with {}, which is stuck too", list(others))
+                    }
+                };
+                let who =
+                    if process.is_test { format!("the test, pid {pid},") } else { format!("pid {pid}") };
+                let what = socket.what();
+                let sentence = format!(
+                    "{who} waits for data on a {what} socket {held}. {}",
+                    can_never("get any, nor see EOF")
+                );
+                let fix = format!(
+                    "have somebody else write to fd {0} while this one waits; to see EOF, close fd {0} before \
+                     reading to the end{1}.",
+                    list(&ends),
+                    if process.forked_without_exec && !process.is_test {
+                        ", in a fork right after it"
+                    } else {
+                        ""
+                    }
+                );
+                (sentence, Some(fix))
+            }
             Because::OwnWriteEnd => {
                 let ends = self.ends(process, stuck.pipe?, Fd::writes);
                 let others: Vec<i32> = stuck.wakers.iter().copied().filter(|waker| *waker != pid).collect();
@@ -200,7 +234,7 @@ impl Scene<'_> {
         };
         let sentence = format!("{who}: {}. {ending} {never}", clauses.join("; "));
         let fix = if kinds.contains(&Kind::Child) && kinds.contains(&Kind::Write) {
-            "read the pipe to its end before waiting for the child: `Child::wait_with_output` or \
+            "read what the child writes to its end before waiting for the child: `Child::wait_with_output` or \
              `Command::output` do both."
         } else if kinds.contains(&Kind::Thread) && kinds.len() == 1 {
             "take locks in the same order everywhere, and join no thread while holding what it needs."
@@ -234,6 +268,22 @@ impl Scene<'_> {
                 let file = process.fd(*fd).map_or_else(String::new, |file| escape::text(&file.target));
                 format!("{who} waits for the lock on `{file}` that {holders} holds")
             }
+            On::Write { .. } if stuck.socket.is_some() => format!(
+                "{who} writes to socket:[{}], which is full and read by {holders} only",
+                stuck.socket?
+            ),
+            _ if stuck.socket.is_some() => {
+                let ino = stuck.socket?;
+                match self.facts.socket(ino)?.peer {
+                    Peer::Queue { .. } => format!(
+                        "{who} reads from socket:[{ino}], whose connection {holders} would have to accept"
+                    ),
+                    _ if stuck.wakers.is_empty() => {
+                        format!("{who} reads from socket:[{ino}], to which {holders} can write")
+                    }
+                    _ => format!("{who} reads from socket:[{ino}], to which only {holders} can write"),
+                }
+            }
             On::Write { .. } => {
                 let full = self.facts.pipe(stuck.pipe?).and_then(PipeState::queue);
                 let full = full.map_or_else(String::new, |queue| format!(" ({queue})"));
@@ -257,6 +307,10 @@ impl Scene<'_> {
         let (sentence, fix) = match &thread.on {
             On::Child { pid } if *pid > 0 => {
                 (format!("the test waits for the end of pid {}.", name(*pid)), None)
+            }
+            _ if thread.fds().iter().any(|fd| self.socket(test, *fd).is_some()) => {
+                let socket = thread.fds().into_iter().find_map(|fd| self.socket(test, fd))?;
+                (self.waits_at(socket, test, name)?, None)
             }
             On::Read { .. } | On::Poll { .. } => {
                 let pipes: Vec<u64> = thread.fds().into_iter().filter_map(|fd| test.pipe(fd)).collect();
@@ -287,6 +341,53 @@ impl Scene<'_> {
             _ => return None,
         };
         Some(Finding { cause: None, sentence, fix: fix.map(str::to_owned), allow: None })
+    }
+
+    /// What the test waits for at a socket.
+    fn waits_at(&self, socket: &Socket, test: &Process, name: impl Fn(i32) -> String) -> Option<String> {
+        let Socket { ino, .. } = socket;
+        let what = socket.what();
+        let article = if what.starts_with('I') { "an" } else { "a" };
+        let what = format!("{article} {what} socket");
+        if socket.listens {
+            let at = socket.name.as_deref().map_or_else(String::new, |name| format!(" ({name})"));
+            return Some(format!("the test waits until somebody connects to {what}{at}."));
+        }
+        let (peer, until) = match &socket.peer {
+            Peer::Socket { ino } => (*ino, "writes to the other end, or closes it"),
+            Peer::Queue { ino } => (*ino, "accepts the connection"),
+            Peer::Nobody => return None,
+            Peer::Unknown { why } => {
+                return Some(format!(
+                    "the test waits at {what}, socket:[{ino}]; its other end is not known: {why}."
+                ));
+            }
+        };
+        let has = |process: &&Process| !self.holders(peer, process).is_empty();
+        let holders = self.facts.processes.iter().filter(has).take(4);
+        let holders: Vec<String> = holders
+            .map(|process| {
+                if process.pid == test.pid {
+                    "the test itself".to_owned()
+                } else {
+                    format!("pid {}", name(process.pid))
+                }
+            })
+            .collect();
+        match &holders[..] {
+            [] => None,
+            holders => Some(format!("the test waits at {what} until {} {until}.", holders.join(" or "))),
+        }
+    }
+
+    /// The socket behind one fd of a process.
+    fn socket(&self, process: &Process, fd: i32) -> Option<&Socket> {
+        self.facts.socket(process.fd(fd)?.socket()?)
+    }
+
+    /// The fds of one process that are a socket.
+    fn holders(&self, socket: u64, process: &Process) -> Vec<i32> {
+        process.fds.iter().flatten().filter(|fd| fd.socket() == Some(socket)).map(|fd| fd.fd).collect()
     }
 
     /// The lock that a thread waits for, in words.

@@ -6,16 +6,20 @@
 //! the same as Go's `goroutineleak` profile does for channels).
 //!
 //! Who could wake: a reader of a pipe, everybody who has a write end, since to write, to close or
-//! to exit takes a thread that runs; a poll set, whoever could wake it through any of its fds; a
-//! parent in `wait`, the child; a futex, the other threads of the process. What is not understood
-//! (a socket, a signal, another process's memory) counts as something that wakes.
+//! to exit takes a thread that runs; whoever waits at a unix socket, everybody who has the socket
+//! at its other end, or the same one, which shutdown(2) wakes too; a poll set, whoever could wake it
+//! through any of its fds; a parent in `wait`, the child; a futex, the other threads of the process.
+//! What is not understood (another kind of socket, a signal, another process's memory) counts as
+//! something that wakes.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use nix::libc;
 
 use super::Names;
 use crate::facts::{Class, Facts, Process};
 use crate::outcome::End;
-use crate::proc::fds::{Fd, pipe_of};
+use crate::proc::fds::Fd;
 use crate::proc::waits::{On, Thread};
 
 /// Why a wait never ends.
@@ -23,13 +27,14 @@ use crate::proc::waits::{On, Thread};
 pub(crate) enum Because {
     /// It waits for a lock that a thread held which a fork did not copy.
     InheritedLock,
-    /// It reads from a pipe of which it has a write end itself, and nobody else with one runs.
+    /// It reads from a pipe or socket of which it has the other end itself, and nobody else with
+    /// one runs.
     OwnWriteEnd,
     /// It waits, over others, for itself.
     Cycle,
-    /// It writes to a full pipe, and nobody who could read from it runs any more.
+    /// It writes to a full pipe or socket, and nobody who could read from it runs any more.
     NoReaderRuns,
-    /// It reads from a pipe, and nobody who could write to it runs any more.
+    /// It reads from a pipe or socket, and nobody who could write to it runs any more.
     NoWriter,
     /// It waits for a file lock of somebody who is stuck.
     StuckHolder,
@@ -64,6 +69,8 @@ pub(crate) struct Stuck {
     pub(crate) because: Because,
     /// The pipe that it waits on, if it is one.
     pub(crate) pipe: Option<u64>,
+    /// The socket that it waits on, if it is one and no pipe.
+    pub(crate) socket: Option<u64>,
     /// The processes that could wake it and never will, each once.
     pub(crate) wakers: Vec<i32>,
     /// Those that wait for each other, this one first and each for the next: thread ids. Empty if
@@ -91,11 +98,26 @@ struct Node<'a> {
 struct Wait {
     /// Indices of threads.
     wakers: BTreeSet<usize>,
+    /// Those that could wake it too, by means that nobody uses to go on with the work: `shutdown`
+    /// of the same end, another entry in the poll set. They must be stuck as well, and are not told.
+    meddlers: BTreeSet<usize>,
     /// The pipe at which it waits for a writer or for a reader.
     reads: Option<u64>,
     writes: Option<u64>,
+    /// The socket that it waits on.
+    socket: Option<u64>,
+    /// Its own process has the other end of that pipe, or of that socket.
+    own_pipe: bool,
+    own_socket: bool,
     /// The kernel says that there is another end, and nobody was found to have it.
     unseen: bool,
+}
+
+impl Wait {
+    /// Everybody who could end it.
+    fn all(&self) -> impl Iterator<Item = usize> {
+        self.wakers.iter().chain(&self.meddlers).copied()
+    }
 }
 
 /// Finds the threads that nothing can wake, in the order of the tree.
@@ -115,7 +137,7 @@ pub(super) fn find(facts: &Facts, names: &Names) -> Vec<Stuck> {
     loop {
         let free = |at: &usize| {
             let wait = nodes[*at].wait.as_ref();
-            stuck[*at] && wait.is_none_or(|wait| wait.wakers.iter().any(|waker| !stuck[*waker]))
+            stuck[*at] && wait.is_none_or(|wait| wait.all().any(|waker| !stuck[waker]))
         };
         let freed: Vec<usize> = (0..nodes.len()).filter(free).collect();
         if freed.is_empty() {
@@ -150,18 +172,22 @@ impl Scene<'_> {
         let Node { process, thread, .. } = nodes[at];
         let mut wait = Wait::default();
         match &thread.on {
-            On::Read { fd } => self.add(&mut wait, nodes, process, *fd, Side::Writer)?,
-            On::Write { fd } => self.add(&mut wait, nodes, process, *fd, Side::Reader)?,
-            On::Poll { fds, forever: true } => self.add_set(&mut wait, nodes, process, fds)?,
+            On::Read { fd } => self.add_call(&mut wait, nodes, at, *fd, Side::Writer)?,
+            On::Write { fd } => self.add_call(&mut wait, nodes, at, *fd, Side::Reader)?,
+            On::Poll { fds, forever: true } => self.add_set(&mut wait, nodes, at, fds)?,
             On::Epoll { fds, inodes, forever: true, .. } => {
                 for (entry, ino) in fds.chunks_exact(2).zip(inodes) {
                     let fd = process.fd(entry[0])?;
                     // Another file has this number by now, or the kernel does not say.
-                    if fd.event == 0 && pipe_of(&fd.target) != Some(*ino) {
+                    if fd.event == 0 && fd.pipe().or(fd.socket()) != Some(*ino) {
                         return None;
                     }
                 }
-                self.add_set(&mut wait, nodes, process, fds)?;
+                self.add_set(&mut wait, nodes, at, fds)?;
+                // Whoever has the instance may put another fd into it, which is ready.
+                let mut holders = Wait::default();
+                self.add_threads(&mut holders, nodes, |holder| may_have(holder, Fd::is_epoll))?;
+                wait.meddlers.extend(holders.wakers.into_iter().filter(|other| *other != at));
             }
             On::Child { pid } => {
                 let found = self.add_threads(&mut wait, nodes, |child| {
@@ -209,33 +235,82 @@ impl Scene<'_> {
         Some(found)
     }
 
-    fn add_set(&self, wait: &mut Wait, nodes: &[Node<'_>], process: &Process, set: &[i32]) -> Option<()> {
+    /// Adds whoever could end a call that reads from or writes to an fd.
+    fn add_call(&self, wait: &mut Wait, nodes: &[Node<'_>], at: usize, fd: i32, other: Side) -> Option<()> {
+        let Some(ino) = nodes[at].process.fd(fd)?.socket() else {
+            return self.add(wait, nodes, at, fd, other);
+        };
+        let socket = self.facts.socket(ino)?;
+        // The clock of a poll is in its arguments; that of a socket is an option of it (socket(7)).
+        let forever = if other == Side::Writer { socket.reads_forever } else { socket.writes_forever };
+        if !forever {
+            return None;
+        }
+        self.add_socket(wait, nodes, at, ino, other == Side::Reader)
+    }
+
+    fn add_set(&self, wait: &mut Wait, nodes: &[Node<'_>], at: usize, set: &[i32]) -> Option<()> {
         // An empty set waits for a signal.
         if set.is_empty() {
             return None;
         }
         for entry in set.chunks_exact(2) {
-            let fd = process.fd(entry[0])?;
+            let fd = nodes[at].process.fd(entry[0])?;
+            if let Some(ino) = fd.socket() {
+                let writes = entry[1] & i32::from(libc::POLLOUT | libc::POLLWRNORM | libc::POLLWRBAND) != 0;
+                self.add_socket(wait, nodes, at, ino, writes)?;
+                continue;
+            }
             // Even one that asks for nothing is told of the end of the other side (poll(2)).
             if fd.reads() {
-                self.add(wait, nodes, process, fd.fd, Side::Writer)?;
+                self.add(wait, nodes, at, fd.fd, Side::Writer)?;
             }
             if fd.writes() {
-                self.add(wait, nodes, process, fd.fd, Side::Reader)?;
+                self.add(wait, nodes, at, fd.fd, Side::Reader)?;
             }
         }
         Some(())
     }
 
-    /// Adds whoever has the other end behind an fd.
-    fn add(
+    /// Adds whoever has the other end of a unix socket, or the same.
+    fn add_socket(
         &self,
         wait: &mut Wait,
         nodes: &[Node<'_>],
-        process: &Process,
-        fd: i32,
-        other: Side,
+        at: usize,
+        ino: u64,
+        writes: bool,
     ) -> Option<()> {
+        let socket = self.facts.socket(ino)?;
+        let peer = socket.other_end()?;
+        // What a datagram waits for room behind may be in anybody's queue.
+        if writes && socket.is_datagram() {
+            return None;
+        }
+        let is_own = |held: &Fd| held.socket() == Some(ino);
+        let is_other = |held: &Fd| held.socket() == Some(peer);
+        if [ino, peer].iter().any(|ino| self.facts.foreign.contains(ino)) {
+            return None;
+        }
+        let is_end = |held: &Fd| is_own(held) || is_other(held);
+        if self.facts.outside.holders.iter().any(|holder| holder.fds.iter().any(is_end)) {
+            return None;
+        }
+        wait.unseen |= !self.add_threads(wait, nodes, |holder| may_have(holder, is_other))?;
+        let mut holders = Wait::default();
+        self.add_threads(&mut holders, nodes, |holder| may_have(holder, is_own))?;
+        wait.meddlers.extend(holders.wakers.into_iter().filter(|other| *other != at));
+        let own = nodes[at].process.fds.iter().flatten().any(is_other);
+        if wait.socket.is_none() || own {
+            wait.socket = Some(ino);
+        }
+        wait.own_socket |= own;
+        Some(())
+    }
+
+    /// Adds whoever has the other end behind an fd that is no socket.
+    fn add(&self, wait: &mut Wait, nodes: &[Node<'_>], at: usize, fd: i32, other: Side) -> Option<()> {
+        let process = nodes[at].process;
         let fd = process.fd(fd)?;
         if fd.event != 0 {
             // An eventfd: whoever has it can write to it and read from it.
@@ -261,10 +336,12 @@ impl Scene<'_> {
             return None;
         }
         wait.unseen |= !self.add_threads(wait, nodes, |holder| may_have(holder, is_end))?;
-        match other {
-            Side::Writer => wait.reads = Some(pipe),
-            Side::Reader => wait.writes = Some(pipe),
+        let own = process.fds.iter().flatten().any(is_end);
+        let at = if other == Side::Writer { &mut wait.reads } else { &mut wait.writes };
+        if at.is_none() || own {
+            *at = Some(pipe);
         }
+        wait.own_pipe |= own;
         Some(())
     }
 
@@ -278,29 +355,34 @@ impl Scene<'_> {
                 wakers.push(pid);
             }
         }
-        let closure = closure(nodes, at);
-        let cycle = closure.contains(&at);
+        let cycle = closure(nodes, at, |wait| wait.wakers.iter().copied().collect()).contains(&at);
+        // A write that waits at a socket is one; a poll set may wait for both, and most do to read.
+        let on_socket = wait.socket.is_some();
+        let to_write = match &thread.on {
+            On::Write { .. } => true,
+            _ => wait.writes.is_some() && wait.reads.is_none() && !on_socket,
+        };
+        let to_read = !to_write && wait.writes.is_none() && (wait.reads.is_some() || on_socket);
         let because = match &thread.on {
             On::Futex { .. } if self.is_inherited(process, thread, names) => Because::InheritedLock,
             On::Futex { .. } => Because::Cycle,
             // Whatever the others do: it would have to do it itself.
-            _ if wait.reads.is_some() && wait.writes.is_none() && wakers.contains(&process.pid) => {
-                Because::OwnWriteEnd
-            }
-            _ if wait.writes.is_some() && wait.reads.is_none() && wakers == [process.pid] => {
-                Because::NoReaderRuns
-            }
+            _ if to_read && (wait.own_pipe || wait.own_socket) => Because::OwnWriteEnd,
+            _ if to_write && wakers == [process.pid] => Because::NoReaderRuns,
             _ if cycle => Because::Cycle,
             On::Thread { .. } => Because::StuckThread,
             On::Child { .. } => Because::StuckChild,
             On::Lock { .. } => Because::StuckHolder,
-            _ if wait.writes.is_some() => Because::NoReaderRuns,
+            _ if to_write || wait.writes.is_some() => Because::NoReaderRuns,
             _ => Because::NoWriter,
         };
-        let doubts = self.doubts(nodes, closure.iter().copied().chain([at]).collect());
-        let pipe = wait.reads.or(wait.writes);
+        let closure = closure(nodes, at, |wait| wait.all().collect());
+        let doubts = self.doubts(nodes, closure.into_iter().chain([at]).collect());
+        // What it has the other end of tells more than what it has not.
+        let pipe = wait.reads.or(wait.writes).filter(|_| wait.own_pipe || !wait.own_socket);
+        let socket = wait.socket.filter(|_| pipe.is_none());
         let ring = if cycle { ring(nodes, at) } else { Vec::new() };
-        Some(Stuck { pid: process.pid, tid: thread.tid, because, pipe, wakers, ring, doubts })
+        Some(Stuck { pid: process.pid, tid: thread.tid, because, pipe, socket, wakers, ring, doubts })
     }
 
     /// Whether a thread waits for a lock that was held when its process was forked: the process is
@@ -332,8 +414,9 @@ impl Scene<'_> {
             }
         };
         let outside = &self.facts.outside;
-        // A pipe that was made in the tree can leave it only through a socket.
-        let may_have_left = self.processes.iter().any(|process| process.sockets) && outside.unreadable > 0;
+        // What was made in the tree can leave it only through a socket.
+        let may_have_left =
+            outside.unreadable > 0 && self.processes.iter().any(|process| self.leads_out(process));
         for node in closure.iter().map(|at| &nodes[*at]) {
             let Some(wait) = &node.wait else { continue };
             if !node.thread.settled {
@@ -348,21 +431,53 @@ impl Scene<'_> {
                     outside.unreadable
                 ));
             }
-            if may_have_left && (wait.reads.is_some() || wait.writes.is_some()) {
+            node.process.hidden.iter().for_each(|hidden| add(format!("pid {}: {hidden}", node.process.pid)));
+            if wait.reads.is_none() && wait.writes.is_none() && wait.socket.is_none() {
+                continue;
+            }
+            // Whoever gets an end that is on its way can go on with it, however little the one who
+            // gets it has to do with this wait.
+            for process in &self.processes {
+                process.hidden.iter().for_each(|hidden| add(format!("pid {}: {hidden}", process.pid)));
+            }
+            for outsider in outside.holders.iter().filter(|outsider| outsider.fds.iter().any(|fd| fd.carries))
+            {
+                add(format!(
+                    "fds are on their way to pid {}, outside of the test, over a socket",
+                    outsider.pid
+                ));
+            }
+            if may_have_left {
                 add(format!("the fds of {} other processes may not be read", outside.unreadable));
             }
         }
         doubts
     }
+
+    /// Whether a process has a socket over which an fd may have left the tree: a unix socket, unless
+    /// it listens or its other end is in the tree too. (No other kind carries fds.)
+    fn leads_out(&self, process: &Process) -> bool {
+        let stays = |ino: u64| {
+            let Some(socket) = self.facts.socket(ino) else { return false };
+            let other_kind = socket.domain != 0 && !socket.is_unix();
+            let is_other = |held: &Fd| held.socket().is_some() && held.socket() == socket.other_end();
+            // A datagram may be sent to anybody with a name, whoever it is connected to.
+            other_kind
+                || socket.listens
+                || !socket.is_datagram()
+                    && self.processes.iter().any(|other| other.fds.iter().flatten().any(is_other))
+        };
+        process.more_sockets || !process.fds.iter().flatten().filter_map(Fd::socket).all(stays)
+    }
 }
 
 /// Every thread that could wake a thread, or that could wake one of those.
-fn closure(nodes: &[Node<'_>], at: usize) -> BTreeSet<usize> {
+fn closure(nodes: &[Node<'_>], at: usize, wakers: impl Fn(&Wait) -> Vec<usize>) -> BTreeSet<usize> {
     let mut seen = BTreeSet::new();
     let mut pending = vec![at];
     while let Some(next) = pending.pop() {
-        let wakers = nodes[next].wait.iter().flat_map(|wait| &wait.wakers);
-        pending.extend(wakers.copied().filter(|waker| seen.insert(*waker)));
+        let wakers = nodes[next].wait.as_ref().map(&wakers).unwrap_or_default();
+        pending.extend(wakers.into_iter().filter(|waker| seen.insert(*waker)));
     }
     seen
 }

@@ -22,6 +22,8 @@ wire_struct! {
         pub(crate) event: u64,
         /// Whether a lock on the file is held through this fd.
         pub(crate) locks: bool,
+        /// Whether fds are on their way in it (`SCM_RIGHTS`, unix(7)), of a socket.
+        pub(crate) carries: bool,
     }
 }
 
@@ -31,9 +33,14 @@ impl Fd {
         pipe_of(&self.target)
     }
 
-    /// Whether it is a socket, through which other fds may have gone.
-    pub(crate) fn is_socket(&self) -> bool {
-        self.target.starts_with("socket:[")
+    /// The inode number in `socket:[..]`.
+    pub(crate) fn socket(&self) -> Option<u64> {
+        self.target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+    }
+
+    /// Whether it is an epoll instance.
+    pub(crate) fn is_epoll(&self) -> bool {
+        self.target == "anon_inode:[eventpoll]"
     }
 
     /// Whether it can be read from.
@@ -52,10 +59,10 @@ pub(crate) fn pipe_of(target: &str) -> Option<u64> {
     target.strip_prefix("pipe:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// Who holds one of these pipes: the fds of `pid` that are their ends. `None` if its table may not
-/// be read; empty if it is gone.
-pub(crate) fn ends_of(pid: Pid, pipes: &[u64]) -> Option<Vec<Fd>> {
-    match read_those(pid, |target| pipe_of(target).is_some_and(|ino| pipes.contains(&ino))) {
+/// The fds of `pid` that are these pipes and sockets. `None` if its table may not be read; empty if
+/// it is gone.
+pub(crate) fn ends_of(pid: Pid, targets: &[String]) -> Option<Vec<Fd>> {
+    match read_those(pid, |target| targets.iter().any(|wanted| wanted == target)) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
         fds => Some(fds.unwrap_or_default()),
     }
@@ -106,16 +113,12 @@ pub(super) fn parse(fd: i32, target: String, info: &str) -> Fd {
         // Since Linux 5.2; before, eventfds cannot be told apart.
         event: event.and_then(|id| id.trim().parse::<u64>().ok()).map_or(0, |id| id + 1),
         locks: info.lines().any(|line| line.starts_with("lock:")),
+        // Since Linux 5.6; of a socket that listens, those in connections that nobody has accepted.
+        carries: info
+            .lines()
+            .find_map(|line| line.strip_prefix("scm_fds:"))
+            .is_some_and(|count| count.trim() != "0"),
     }
-}
-
-/// The fds that are on their way to `pid` over its unix sockets, as the kernel counts them.
-pub(crate) fn in_flight(pid: Pid, fds: &[Fd]) -> bool {
-    fds.iter().filter(|fd| fd.is_socket()).any(|fd| {
-        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{}", fd.fd)).unwrap_or_default();
-        let count = info.lines().find_map(|line| line.strip_prefix("scm_fds:"));
-        count.is_some_and(|count| count.trim() != "0")
-    })
 }
 
 /// The `flags:` line of an fdinfo, which is octal (proc_pid_fdinfo(5)).
@@ -146,6 +149,8 @@ mod tests {
         let fd = parse(8, "anon_inode:[eventfd]".to_owned(), "flags:\t02\neventfd-id: 0\n");
         assert_eq!((fd.event, fd.locks, fd.cloexec), (1, false, false));
         assert!(fd.reads() && fd.writes());
+        let fd = parse(8, "socket:[12]".to_owned(), "flags:\t02\nscm_fds: 1\n");
+        assert!(fd.carries && fd.socket() == Some(12) && fd.pipe().is_none());
         let fd = parse(8, "pipe:[12]".to_owned(), "");
         assert_eq!((fd.pipe(), fd.access), (Some(12), 0));
     }

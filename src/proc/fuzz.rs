@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use super::fds;
 use super::maps::Maps;
 use super::process::{self, Stat};
+use super::sockets;
 use super::waits;
 use crate::sys::Pid;
 
@@ -133,6 +134,30 @@ proptest! {
         let known = fds::parse(fd, target, &format!("pos:\t0\nflags:\t{:o}\n", flags >> 1));
         prop_assert_eq!(known.access, (flags >> 1) as i32 & nix::libc::O_ACCMODE);
         prop_assert!(known.reads() || known.writes());
+    }
+
+    #[test]
+    fn any_bytes_are_no_socket_or_some(
+        ino in any::<u32>(),
+        attributes in prop::collection::vec((any::<u16>(), 0..7u16, prop::collection::vec(any::<u8>(), 0..40)), 0..6),
+        junk in prop::collection::vec(any::<u8>(), 0..100),
+    ) {
+        // `struct nlmsghdr` and `struct unix_diag_msg`, and attributes with wrong lengths.
+        let mut rest = Vec::new();
+        for (length, kind, value) in &attributes {
+            let length = if length % 2 == 0 { value.len() as u16 + 4 } else { *length };
+            rest.extend([length.to_ne_bytes(), kind.to_ne_bytes()].concat());
+            rest.extend(value);
+        }
+        let mut message = (32 + rest.len() as u32).to_ne_bytes().to_vec();
+        message.extend([&20u16.to_ne_bytes()[..], &[0; 10], &[1, 1, 10, 0], &ino.to_ne_bytes(), &[0; 8]].concat());
+        message.extend(rest);
+        let _ = sockets::parse(&message, ino);
+        prop_assert!(sockets::parse(&message, !ino).is_none());
+        message.truncate(junk.len());
+        let _ = sockets::parse(&message, ino);
+        let _ = sockets::parse(&junk, ino);
+        sockets::other_end_of(&String::from_utf8_lossy(&junk), u64::from(ino));
     }
 
     #[cfg(feature = "sites")]

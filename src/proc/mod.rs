@@ -5,6 +5,7 @@ pub(crate) mod fds;
 mod fuzz;
 pub(crate) mod maps;
 pub(crate) mod process;
+pub(crate) mod sockets;
 pub(crate) mod tree;
 #[cfg(feature = "sites")]
 pub(crate) mod unwind;

@@ -137,11 +137,13 @@ const CALLS: &[(libc::c_long, &str, Kind)] = &[
     (libc::SYS_writev, "writev", Kind::Write),
     (libc::SYS_pwritev2, "pwritev2", Kind::Write),
     (libc::SYS_pwrite64, "pwrite64", Kind::Write),
-    (libc::SYS_recvfrom, "recvfrom", Kind::Fd),
-    (libc::SYS_recvmsg, "recvmsg", Kind::Fd),
-    (libc::SYS_recvmmsg, "recvmmsg", Kind::Fd),
-    (libc::SYS_sendto, "sendto", Kind::Fd),
-    (libc::SYS_sendmsg, "sendmsg", Kind::Fd),
+    (libc::SYS_recvfrom, "recvfrom", Kind::Read),
+    (libc::SYS_recvmsg, "recvmsg", Kind::Read),
+    // Its timeout is looked at only after a message has come (recvmmsg(2), BUGS).
+    (libc::SYS_recvmmsg, "recvmmsg", Kind::Read),
+    (libc::SYS_sendto, "sendto", Kind::Write),
+    (libc::SYS_sendmsg, "sendmsg", Kind::Write),
+    (libc::SYS_sendmmsg, "sendmmsg", Kind::Write),
     (libc::SYS_accept, "accept", Kind::Fd),
     (libc::SYS_accept4, "accept4", Kind::Fd),
     (libc::SYS_connect, "connect", Kind::Fd),
@@ -429,7 +431,7 @@ fn epoll(pid: Pid, epoll: i32, forever: bool) -> On {
 
 /// Parses `tfd: 5 events: 19 data: 5 pos:0 ino:61af sdev:7` (proc_pid_fdinfo(5)).
 pub(super) fn parse_interests(info: &str) -> (Vec<i32>, Vec<u64>) {
-    let (mut fds, mut inodes) = (Vec::new(), Vec::new());
+    let mut entries: Vec<(i32, i32, u64)> = Vec::new();
     for line in info.lines() {
         let Some(rest) = line.trim_start().strip_prefix("tfd:") else { continue };
         let mut words = rest.split_ascii_whitespace();
@@ -438,11 +440,13 @@ pub(super) fn parse_interests(info: &str) -> (Vec<i32>, Vec<u64>) {
         let ino = words.find_map(|word| u64::from_str_radix(word.strip_prefix("ino:")?, 16).ok());
         if let (Some(fd), Some(events)) = (fd, events) {
             // The upper half are flags such as EPOLLET.
-            fds.extend([fd, (events & 0xffff) as i32]);
-            inodes.push(ino.unwrap_or(0));
+            entries.push((fd, (events & 0xffff) as i32, ino.unwrap_or(0)));
         }
     }
-    (fds, inodes)
+    // The kernel lists them by the addresses of its own: another order in each run.
+    entries.sort_unstable();
+    let fds = entries.iter().flat_map(|(fd, events, _)| [*fd, *events]).collect();
+    (fds, entries.iter().map(|(.., ino)| *ino).collect())
 }
 
 /// The process that a pidfd is a handle on.

@@ -111,7 +111,7 @@ fn waits<'a>(verdict: &'a Verdict, process: &'a Process) -> impl Iterator<Item =
             "tid": thread.tid,
             "syscall": (!thread.syscall.is_empty()).then_some(&thread.syscall),
             "fd": fd,
-            "inode": fd.and_then(|fd| process.pipe(fd)),
+            "inode": fd.and_then(|fd| process.fd(fd)).and_then(|fd| fd.pipe().or_else(|| fd.socket())),
             "on": verdict.names.locks.get(&thread.tid),
             "proved": proved,
             "because": stuck.filter(|_| proved).map(|stuck| stuck.because.name()),

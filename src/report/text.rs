@@ -11,6 +11,7 @@ use crate::diagnosis::{Cause, Finding, Holder, Origin, Stray, Verdict, is_daemon
 use crate::facts::{Class, Facts, PipeState, Process};
 use crate::outcome::{Body, End};
 use crate::proc::fds::{Fd, end};
+use crate::proc::sockets::{Peer, Socket};
 use crate::proc::waits::{On, Thread};
 
 /// The most processes and fds that are listed one by one.
@@ -119,6 +120,7 @@ impl Text {
         self.warnings(verdict);
         self.tree(verdict);
         self.blocked_pipes(verdict);
+        self.sockets(verdict);
         self.strays(verdict);
         self.fixes(verdict);
         for note in &verdict.facts.notes {
@@ -374,6 +376,38 @@ impl Text {
                 }
                 None => {}
             }
+        }
+    }
+
+    /// The sockets that somebody is blocked on, for ever or not: who is at the other end.
+    fn sockets(&mut self, verdict: &Verdict) {
+        let facts = &verdict.facts;
+        let mut told: Vec<u64> = Vec::new();
+        let mut hidden = 0;
+        for (process, thread) in facts.tasks() {
+            let sockets = thread.fds().into_iter().filter_map(|fd| facts.socket(process.fd(fd)?.socket()?));
+            for socket in sockets.collect::<Vec<_>>() {
+                if told.contains(&socket.ino) {
+                    continue;
+                }
+                if hidden > 0 || told.len() >= 2 * PIPES {
+                    hidden += 1;
+                    continue;
+                }
+                told.extend(socket.ends());
+                self.line("");
+                self.line(&format!("  {}", socket_line(facts, socket)));
+                for line in socket_end_lines(verdict, socket) {
+                    self.line(&format!("    {line}"));
+                }
+                let mut ends = socket.ends().into_iter();
+                if let Some(origin) = ends.find_map(|ino| verdict.origin_of_inode(ino)) {
+                    self.origin("    ", "created", origin, facts.pid);
+                }
+            }
+        }
+        if hidden > 0 {
+            self.line(&format!("  .. and {}", plural(hidden, "more socket")));
         }
     }
 
@@ -659,6 +693,78 @@ fn end_lines(verdict: &Verdict, pipe: u64) -> Vec<String> {
     }
     if holders.len() > LISTED {
         lines.push(format!(".. and {} more", holders.len() - LISTED));
+    }
+    lines
+}
+
+/// `socket:[123]  unix stream, 3 bytes to read, 0 at the other end`.
+fn socket_line(facts: &Facts, socket: &Socket) -> String {
+    let mut line = format!("socket:[{}]  {}", socket.ino, socket.what());
+    if socket.listens {
+        let at =
+            socket.name.as_deref().map_or_else(String::new, |name| format!(" at {}", escape::text(name)));
+        let _ = write!(line, ", listens{at}");
+    }
+    match (socket.queued, socket.listens) {
+        (Some(count), true) => drop(write!(line, ", {} to accept", plural(count as usize, "connection"))),
+        (Some(count), false) => drop(write!(line, ", {} to read", plural(count as usize, "byte"))),
+        (None, _) => {}
+    }
+    if let Peer::Socket { ino } = socket.peer {
+        if let Some(count) = facts.socket(ino).and_then(|peer| peer.queued) {
+            let _ = write!(line, ", {count} at the other end");
+        }
+    }
+    line
+}
+
+/// A line for each fd that is this socket or its other end.
+fn socket_end_lines(verdict: &Verdict, socket: &Socket) -> Vec<String> {
+    let facts = &verdict.facts;
+    let holders = |ino: u64| {
+        let mut holders: Vec<(i32, &Fd, &str)> = Vec::new();
+        for process in &facts.processes {
+            holders.extend(process.fds.iter().flatten().map(|fd| (process.pid, fd, "")));
+        }
+        for outsider in &facts.outside.holders {
+            holders.extend(outsider.fds.iter().map(|fd| (outsider.pid, fd, outsider.comm.as_str())));
+        }
+        holders.retain(|(_, fd, _)| fd.socket() == Some(ino));
+        holders
+    };
+    let is_blocked = |pid: i32, fd: i32| {
+        facts.tasks().any(|(process, thread)| process.pid == pid && thread.fds().contains(&fd))
+    };
+    let mut lines = Vec::new();
+    let mut list = |end: &str, inode: &str, holders: Vec<(i32, &Fd, &str)>| {
+        for (pid, fd, outside) in holders.iter().take(LISTED) {
+            let mut line = format!("{end}  {pid} fd {}{inode}", fd.fd);
+            if !outside.is_empty() {
+                let _ = write!(line, " `{}`, outside of the test", escape::text(outside));
+            }
+            line += no_cloexec(fd.fd, fd.cloexec);
+            if is_blocked(*pid, fd.fd) {
+                line += "   <- blocked on it";
+            }
+            lines.push(line);
+        }
+        if holders.len() > LISTED {
+            lines.push(format!(".. and {} more", holders.len() - LISTED));
+        }
+        if holders.is_empty() {
+            lines.push(format!("{end}  nobody that was found{inode}"));
+        }
+    };
+    list("this end ", "", holders(socket.ino));
+    match &socket.peer {
+        Peer::Socket { ino } => list("other end", &format!(" (socket:[{ino}])"), holders(*ino)),
+        Peer::Queue { ino } => {
+            list("waits to be accepted from", &format!(" (socket:[{ino}])"), holders(*ino));
+        }
+        Peer::Nobody if socket.listens => {}
+        Peer::Nobody => lines.push("other end  nobody: not connected, or closed".to_owned()),
+        Peer::Unknown { .. } if socket.listens => {}
+        Peer::Unknown { why } => lines.push(format!("other end  not known: {why}")),
     }
     lines
 }

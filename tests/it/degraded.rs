@@ -34,6 +34,9 @@ fn an_ordinary_user_gets_the_same_proof() {
     let arguments = ["--exact", "keeper_of_its_own_lifeline", "--color=never"];
     let ran = Ran::of(&mut as_nobody(&leaky(), "waits", &arguments));
     assert_says(&ran, &["It can never see EOF. (same in 2 snapshots)", "<- the only one: the reader itself"]);
+    // The pair leads nowhere out of the tree: what root's daemons hold does not matter.
+    let ran = Ran::of(&mut as_nobody(&leaky(), "sockets", &["--exact", "two_crossed_over_a_socketpair"]));
+    assert_says(&ran, &["Neither can ever go on.", "(same in 2 snapshots)"]);
 }
 
 #[childproof::test]

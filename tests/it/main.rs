@@ -19,6 +19,7 @@ mod output;
 mod policy;
 mod readme;
 mod shapes;
+mod sockets;
 mod speed;
 mod support;
 mod waits;

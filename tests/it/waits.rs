@@ -29,18 +29,19 @@ const STUCK: &[(&str, &[&str])] = &[
     ("lock_of_a_file_that_a_stuck_child_holds", &["own_write_end", "stuck_holder"]),
 ];
 
-/// What the JSON of each test says.
-fn verdicts(filter: &[&str]) -> BTreeMap<String, Value> {
+/// What the JSON of each test of a target says.
+pub(crate) fn verdicts(fixture: &str, target: &str, filter: &[&str]) -> BTreeMap<String, Value> {
     let json = scratch().join("waits.json");
     let arguments = [&["--json", json.to_str().unwrap()], filter].concat();
-    let ran = Fixture::build("leaky").run("waits", &arguments);
+    let ran = Fixture::build(fixture).run(target, &arguments);
     assert_eq!(ran.code, Some(101), "{}", ran.all());
     let lines = fs::read_to_string(json).unwrap();
     let verdicts = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     verdicts.map(|line| (line["test"].as_str().unwrap().to_owned(), line)).collect()
 }
 
-fn reasons(verdict: &Value) -> Vec<&str> {
+/// Why its threads never go on, sorted.
+pub(crate) fn reasons(verdict: &Value) -> Vec<&str> {
     let waits = verdict["waits"].as_array().unwrap();
     let mut reasons: Vec<&str> = waits.iter().filter_map(|wait| wait["because"].as_str()).collect();
     reasons.sort_unstable();
@@ -49,7 +50,8 @@ fn reasons(verdict: &Value) -> Vec<&str> {
 
 #[childproof::test]
 fn that_never_end_are_told_with_the_reason() {
-    let verdicts = verdicts(&["--skip", "not_", "--skip", "come_and_go", "--skip", "bare_fork"]);
+    let verdicts =
+        verdicts("leaky", "waits", &["--skip", "not_", "--skip", "come_and_go", "--skip", "bare_fork"]);
     for (name, expected) in STUCK {
         assert_eq!(reasons(&verdicts[*name]), *expected, "{name}: {}", verdicts[*name]["waits"]);
     }
@@ -57,7 +59,7 @@ fn that_never_end_are_told_with_the_reason() {
 
 #[childproof::test]
 fn that_may_end_are_never_called_proved() {
-    let verdicts = verdicts(&["not_"]);
+    let verdicts = verdicts("leaky", "waits", &["not_"]);
     assert_eq!(verdicts.len(), 14);
     for (name, verdict) in verdicts {
         let waits = verdict["waits"].as_array().unwrap();

@@ -1,0 +1,413 @@
+//! What the kernel tells of sockets.
+//!
+//! `/proc` shows no more of a socket than its inode. Kind and timeouts are asked for with
+//! getsockopt(2), through a second number for it; who is at the other end of a unix socket is told
+//! over netlink (sock_diag(7)), to every user, for the sockets of one's own network namespace. Both
+//! ends of a TCP connection within one namespace are in `/proc/PID/net/tcp` (proc_pid_net(5)).
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::libc;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+
+use crate::sys::{self, Pid};
+use crate::wire::{wire_enum, wire_struct};
+
+wire_enum! {
+    /// What is at the other end of a socket.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub(crate) enum Peer {
+        /// The socket with this inode.
+        Socket { ino: u64 },
+        /// A connection that nobody has accepted yet, in the queue of a socket that listens.
+        Queue { ino: u64 },
+        /// Nobody: never connected, or closed.
+        Nobody,
+        /// It is not told, and why.
+        Unknown { why: String },
+    }
+}
+
+wire_struct! {
+    /// A socket at one moment.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub(crate) struct Socket {
+        pub(crate) ino: u64,
+        /// `AF_UNIX`, `AF_INET`, ..; 0 if it is not told.
+        pub(crate) domain: i32,
+        /// `SOCK_STREAM`, ..; 0 if it is not told.
+        pub(crate) kind: i32,
+        pub(crate) listens: bool,
+        /// Whether it is known that no clock ends a call that reads from it, or writes to it
+        /// (`SO_RCVTIMEO`, `SO_SNDTIMEO`).
+        pub(crate) reads_forever: bool,
+        pub(crate) writes_forever: bool,
+        pub(crate) peer: Peer,
+        /// The address that it is bound to.
+        pub(crate) name: Option<String>,
+        /// Bytes that wait to be read, or connections that wait to be accepted.
+        pub(crate) queued: Option<u32>,
+    }
+}
+
+impl Socket {
+    pub(crate) fn is_unix(&self) -> bool {
+        self.domain == libc::AF_UNIX
+    }
+
+    pub(crate) fn is_datagram(&self) -> bool {
+        self.kind == libc::SOCK_DGRAM
+    }
+
+    /// The inodes of it and of what is at its other end.
+    pub(crate) fn ends(&self) -> Vec<u64> {
+        match self.peer {
+            Peer::Socket { ino } | Peer::Queue { ino } => vec![self.ino, ino],
+            Peer::Nobody | Peer::Unknown { .. } => vec![self.ino],
+        }
+    }
+
+    /// The one inode behind which everything is that could come out of it; `None` if that is not
+    /// known, or may be anybody.
+    pub(crate) fn other_end(&self) -> Option<u64> {
+        let connected = match self.kind {
+            // A connection is for life.
+            libc::SOCK_STREAM | libc::SOCK_SEQPACKET => true,
+            // One without a name gets nothing but from its pair (unix(7)).
+            libc::SOCK_DGRAM => self.name.is_none(),
+            _ => false,
+        };
+        match self.peer {
+            Peer::Socket { ino } | Peer::Queue { ino } if self.is_unix() && connected => Some(ino),
+            _ => None,
+        }
+    }
+
+    /// `unix stream`.
+    pub(crate) fn what(&self) -> String {
+        let domain = match self.domain {
+            libc::AF_UNIX => "unix",
+            libc::AF_INET => "IPv4",
+            libc::AF_INET6 => "IPv6",
+            libc::AF_NETLINK => "netlink",
+            libc::AF_VSOCK => "vsock",
+            _ => "",
+        };
+        let kind = match self.kind {
+            libc::SOCK_STREAM => "stream",
+            libc::SOCK_DGRAM => "datagram",
+            libc::SOCK_SEQPACKET => "seqpacket",
+            libc::SOCK_RAW => "raw",
+            _ => "",
+        };
+        [domain, kind].join(" ").trim().to_owned()
+    }
+}
+
+/// Asks the kernel about sockets, one after the other.
+pub(crate) struct Asker {
+    netlink: Result<OwnedFd, String>,
+}
+
+impl Asker {
+    pub(crate) fn new() -> Asker {
+        let (family, kind) = (AddressFamily::Netlink, SockType::Raw);
+        let made = socket(family, kind, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag);
+        Asker { netlink: made.map_err(|error| format!("the kernel has no sock_diag ({error})")) }
+    }
+
+    /// Asks about the socket behind one fd of a process, and which connections wait there to be
+    /// accepted: the inodes of those who connected.
+    ///
+    /// One question a socket, answered at once: a dump would have every socket of the machine in it.
+    pub(crate) fn ask(&self, pid: Pid, pidfd: Option<&OwnedFd>, fd: i32, ino: u64) -> (Socket, Vec<u64>) {
+        let second = pidfd.and_then(|pidfd| sys::pidfd_getfd(pidfd, fd).ok());
+        let option = |name| second.as_ref().and_then(|fd| sys::socket_option(fd, name));
+        let forever = |name| second.as_ref().and_then(|fd| sys::has_timeout(fd, name)) == Some(false);
+        let mut socket = Socket {
+            ino,
+            domain: option(libc::SO_DOMAIN).unwrap_or(0),
+            kind: option(libc::SO_TYPE).unwrap_or(0),
+            listens: option(libc::SO_ACCEPTCONN) == Some(1),
+            reads_forever: forever(libc::SO_RCVTIMEO),
+            writes_forever: forever(libc::SO_SNDTIMEO),
+            peer: Peer::Nobody,
+            name: None,
+            queued: None,
+        };
+        drop(second);
+        if !matches!(socket.domain, 0 | libc::AF_UNIX) {
+            socket.peer = match (socket.domain, socket.kind) {
+                _ if socket.listens => Peer::Nobody,
+                (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM) => tcp_peer(pid, ino),
+                _ => Peer::Unknown { why: "only those of unix and TCP sockets are looked for".to_owned() },
+            };
+            return (socket, Vec::new());
+        }
+        let netlink = match &self.netlink {
+            Ok(netlink) => netlink,
+            Err(why) => {
+                socket.peer = Peer::Unknown { why: why.clone() };
+                return (socket, Vec::new());
+            }
+        };
+        let Some(answer) = u32::try_from(ino).ok().and_then(|ino| exchange(netlink, ino)) else {
+            let why = if is_elsewhere(pid) {
+                "it is in another network namespace"
+            } else {
+                "the kernel does not tell it (CONFIG_UNIX_DIAG)"
+            };
+            socket.peer = Peer::Unknown { why: why.to_owned() };
+            return (socket, Vec::new());
+        };
+        socket.domain = libc::AF_UNIX;
+        socket.kind = answer.kind;
+        socket.listens |= answer.listens;
+        socket.name = answer.name;
+        socket.queued = answer.queued;
+        // 0 is a socket without an inode: not accepted yet, or closed.
+        if answer.peer != 0 {
+            socket.peer = Peer::Socket { ino: answer.peer };
+        }
+        (socket, answer.waiting)
+    }
+}
+
+/// Whether a process is in another network namespace than this one.
+fn is_elsewhere(pid: Pid) -> bool {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    let own = namespace("self");
+    own.is_some() && namespace(&pid.to_string()).is_some_and(|other| Some(other) != own)
+}
+
+/// How an IPv4 address begins among IPv6 ones: `::ffff:`, in words of the machine's own order.
+const MAPPED: &str =
+    if cfg!(target_endian = "little") { "0000000000000000FFFF0000" } else { "00000000000000000000FFFF" };
+/// How much of the list of TCP's connections is read.
+const TCP: u64 = 4 << 20;
+
+/// Who is at the other end of a TCP connection, if that is on this machine.
+fn tcp_peer(pid: Pid, ino: u64) -> Peer {
+    let mut text = String::new();
+    for version in ["tcp", "tcp6"] {
+        if let Ok(file) = fs::File::open(format!("/proc/{pid}/net/{version}")) {
+            let _ = file.take(TCP).read_to_string(&mut text);
+        }
+    }
+    let unknown = |why: &str| Peer::Unknown { why: why.to_owned() };
+    match other_end_of(&text, ino) {
+        Some(0) => unknown("the connection is not accepted, or closed there"),
+        Some(ino) => Peer::Socket { ino },
+        None => unknown("the connection leads to another machine or network namespace"),
+    }
+}
+
+/// The inode at the other end of a TCP connection, 0 if that is in nobody's hands.
+pub(super) fn other_end_of(text: &str, ino: u64) -> Option<u64> {
+    // An IPv4 address may be in the second list, as `::ffff:127.0.0.1`.
+    let plain = |address: &str| address.strip_prefix(MAPPED).unwrap_or(address).to_owned();
+    let connections = || {
+        text.lines().filter_map(|line| {
+            let mut words = line.split_ascii_whitespace().skip(1);
+            let (local, remote) = (plain(words.next()?), plain(words.next()?));
+            Some((local, remote, words.nth(6)?.parse::<u64>().ok()?))
+        })
+    };
+    let (local, remote, _) = connections().find(|(.., known)| *known == ino)?;
+    let (.., other) = connections().find(|(from, to, _)| (from, to) == (&remote, &local))?;
+    Some(other)
+}
+
+/// What sock_diag tells of a unix socket.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    kind: i32,
+    listens: bool,
+    peer: u64,
+    name: Option<String>,
+    queued: Option<u32>,
+    waiting: Vec<u64>,
+}
+
+// include/uapi/linux/{netlink,sock_diag,unix_diag}.h
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NLM_F_REQUEST: u16 = 1;
+const UDIAG_SHOW_NAME: u32 = 0x01;
+const UDIAG_SHOW_PEER: u32 = 0x04;
+const UDIAG_SHOW_ICONS: u32 = 0x08;
+const UDIAG_SHOW_RQLEN: u32 = 0x10;
+const UNIX_DIAG_NAME: u16 = 0;
+const UNIX_DIAG_PEER: u16 = 2;
+const UNIX_DIAG_ICONS: u16 = 3;
+const UNIX_DIAG_RQLEN: u16 = 4;
+/// `TCP_LISTEN`: the states of all sockets have the names of TCP's.
+const LISTENS: u8 = 10;
+
+/// Asks about one socket; the kernel answers before `send` returns.
+fn exchange(netlink: &OwnedFd, ino: u32) -> Option<Answer> {
+    /// `struct nlmsghdr` and `struct unix_diag_req`.
+    const SIZE: u32 = 16 + 24;
+    let mut request = Vec::with_capacity(SIZE as usize);
+    request.extend(SIZE.to_ne_bytes());
+    request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request.extend(NLM_F_REQUEST.to_ne_bytes());
+    // The sequence number, which the answer has too; the sender is filled in by the kernel.
+    request.extend(ino.to_ne_bytes());
+    request.extend(0u32.to_ne_bytes());
+    request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
+    let show = UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN;
+    // All states; by inode, whatever the cookie.
+    for word in [u32::MAX, ino, show, u32::MAX, u32::MAX] {
+        request.extend(word.to_ne_bytes());
+    }
+    send(netlink.as_raw_fd(), &request, MsgFlags::empty()).ok()?;
+    let mut buffer = vec![0; 16 * 1024];
+    let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).ok()?;
+    parse(buffer.get(..length)?, ino)
+}
+
+/// Parses an answer: `struct nlmsghdr`, `struct unix_diag_msg`, attributes. `None` for an error, and
+/// for another socket.
+pub(super) fn parse(message: &[u8], ino: u32) -> Option<Answer> {
+    let length = usize::try_from(word(message, 0)?).ok()?;
+    let message = message.get(..length)?;
+    if short(message, 4)? != SOCK_DIAG_BY_FAMILY || word(message, 20)? != ino {
+        return None;
+    }
+    let [family, kind, state] = *message.get(16..19)? else { return None };
+    if i32::from(family) != libc::AF_UNIX {
+        return None;
+    }
+    let mut answer = Answer {
+        kind: i32::from(kind),
+        listens: state == LISTENS,
+        peer: 0,
+        name: None,
+        queued: None,
+        waiting: Vec::new(),
+    };
+    let mut rest = message.get(32..)?;
+    // `struct nlattr`: length with these four bytes, type, and what it says, filled up to four.
+    while let (Some(length), Some(kind)) = (short(rest, 0), short(rest, 2)) {
+        let length = usize::from(length);
+        let Some(value) = rest.get(4..length) else { break };
+        match kind {
+            UNIX_DIAG_NAME => answer.name = name(value),
+            UNIX_DIAG_PEER => answer.peer = u64::from(word(value, 0)?),
+            UNIX_DIAG_RQLEN => answer.queued = word(value, 0),
+            UNIX_DIAG_ICONS => {
+                answer.waiting =
+                    value.chunks_exact(4).filter_map(|ino| word(ino, 0)).map(u64::from).collect();
+            }
+            _ => {}
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Some(answer)
+}
+
+/// An address as `ss` and `/proc/net/unix` show it: an abstract one behind a `@` (unix(7)).
+fn name(bytes: &[u8]) -> Option<String> {
+    let (sign, bytes) = match bytes {
+        [] => return None,
+        [0, rest @ ..] => ("@", rest),
+        path => ("", path.split(|byte| *byte == 0).next().unwrap_or_default()),
+    };
+    Some(format!("{sign}{}", String::from_utf8_lossy(bytes)))
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn short(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+    use std::time::Duration;
+
+    use super::{Asker, Peer, Socket};
+    use crate::sys;
+
+    /// What is told of a socket of this process.
+    fn ask(fd: &impl AsRawFd) -> (Socket, Vec<u64>) {
+        let pid = std::process::id() as i32;
+        let pidfd = sys::pidfd_open(pid).unwrap();
+        Asker::new().ask(pid, Some(&pidfd), fd.as_raw_fd(), ino(fd))
+    }
+
+    fn ino(fd: &impl AsRawFd) -> u64 {
+        sys::fstat(fd.as_raw_fd()).unwrap().st_ino
+    }
+
+    #[test]
+    fn a_pair_knows_each_other() {
+        let (one, mut other) = UnixStream::pair().unwrap();
+        std::io::Write::write_all(&mut other, b"abc").unwrap();
+        one.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        let (socket, _) = ask(&one);
+        assert_eq!(socket.peer, Peer::Socket { ino: ino(&other) });
+        assert_eq!((socket.what(), socket.queued), ("unix stream".to_owned(), Some(3)));
+        assert!(!socket.reads_forever && socket.writes_forever && !socket.listens);
+        assert_eq!(socket.other_end(), Some(ino(&other)));
+        drop(other);
+        assert_eq!(ask(&one).0.peer, Peer::Nobody);
+    }
+
+    #[test]
+    fn a_listener_tells_who_waits() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let client = UnixStream::connect(&path).unwrap();
+        let (socket, waiting) = ask(&listener);
+        assert!(socket.listens && socket.name.as_deref() == path.to_str(), "{socket:?}");
+        assert_eq!((waiting, socket.queued), (vec![ino(&client)], Some(1)));
+        assert_eq!(ask(&client).0.peer, Peer::Nobody);
+        let (server, _) = listener.accept().unwrap();
+        assert_eq!(ask(&client).0.other_end(), Some(ino(&server)));
+        assert_eq!(ask(&server).0.other_end(), Some(ino(&client)));
+    }
+
+    #[test]
+    fn a_datagram_socket_with_a_name_may_get_anything() {
+        let directory = tempfile::tempdir().unwrap();
+        let (one, other) = UnixDatagram::pair().unwrap();
+        assert_eq!(ask(&one).0.other_end(), Some(ino(&other)));
+        let path = directory.path().join("s");
+        let named = UnixDatagram::bind(&path).unwrap();
+        let unnamed = UnixDatagram::unbound().unwrap();
+        unnamed.connect(&path).unwrap();
+        assert_eq!(ask(&named).0.other_end(), None);
+        assert_eq!(ask(&unnamed).0.other_end(), Some(ino(&named)));
+    }
+
+    #[test]
+    fn a_tcp_connection_knows_its_other_end_and_is_no_pair() {
+        // The second has IPv6 sockets with IPv4 addresses, if there is IPv6 at all.
+        for address in ["127.0.0.1:0", "[::]:0"] {
+            let Ok(listener) = std::net::TcpListener::bind(address) else { continue };
+            let (socket, _) = ask(&listener);
+            assert!(socket.listens && socket.other_end().is_none() && !socket.is_unix());
+            let port = listener.local_addr().unwrap().port();
+            let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+            assert!(matches!(ask(&client).0.peer, Peer::Unknown { .. }));
+            let (server, _) = listener.accept().unwrap();
+            let (socket, _) = ask(&client);
+            assert_eq!(
+                (&socket.peer, socket.what()),
+                (&Peer::Socket { ino: ino(&server) }, "IPv4 stream".into())
+            );
+            assert_eq!(socket.other_end(), None);
+            assert_eq!(ask(&server).0.peer, Peer::Socket { ino: ino(&client) });
+        }
+    }
+}

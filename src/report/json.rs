@@ -1,6 +1,8 @@
 //! The report as JSON: one object a test and line, schema 1. A key with nothing to say is `null`
 //! or `[]`, never absent.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::diagnosis::{Cause, Holder, Stuck, Verdict};
@@ -17,7 +19,6 @@ pub(crate) fn line(verdict: &Verdict) -> String {
         Body::Panicked | Body::DidNotPanic | Body::PanickedOtherwise { .. } => "panicked",
         Body::Error => "error",
     };
-    let seconds = |time: std::time::Duration| json!((time.as_secs_f64() * 1e6).round() / 1e6);
     let causes: Vec<&str> = verdict.causes().into_iter().map(Cause::name).collect();
     object(
         &verdict.name,
@@ -78,6 +79,10 @@ fn object(name: &str, outcome: &str, causes: &[&str], rest: [Value; 6]) -> Strin
     .to_string()
 }
 
+fn seconds(time: Duration) -> Value {
+    json!((time.as_secs_f64() * 1e6).round() / 1e6)
+}
+
 fn process(verdict: &Verdict, process: &Process) -> Value {
     let class = match process.class {
         Class::Leaked => "leaked",
@@ -90,6 +95,12 @@ fn process(verdict: &Verdict, process: &Process) -> Value {
         "cmdline": process.command_line,
         "comm": process.comm,
         "state": process.state,
+        "age": process.age.map(seconds),
+        "pgid": process.pgid,
+        "sid": process.sid,
+        "threads": process.threads,
+        "adopted": process.adopted,
+        "forked_without_exec": process.forked_without_exec,
         "lineage": process.lineage,
         "spawned_at": verdict.origin_of_process(process.pid).and_then(|origin| origin.place.as_deref()),
         "killed": process.killed,

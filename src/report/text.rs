@@ -190,7 +190,7 @@ impl Text {
             End::Signalled { signal } => signal_name(*signal),
             End::TimedOut | End::Lost { .. } => {
                 match facts.processes.iter().find(|process| process.is_test) {
-                    Some(test) => describe(test, facts),
+                    Some(test) => describe(test, facts, false),
                     None => String::new(),
                 }
             }
@@ -215,7 +215,7 @@ impl Text {
         for entry in entries.iter().take(LISTED) {
             let Entry { process, indent, details, others, .. } = entry;
             let name = self.styled(Style::new().bold(), &escape::command(process));
-            let description = describe(process, facts);
+            let description = describe(process, facts, !others.is_empty());
             if others.is_empty() {
                 self.line(&format!("  {indent}`- {} {name}   {description}", process.pid));
             } else {
@@ -482,7 +482,10 @@ impl Entry<'_> {
     fn is_like(&self, other: &Process, details: &str) -> bool {
         let of = |process: &Process| {
             let Process { class, state, adopted, threads, forked_without_exec, .. } = process;
-            (*class, state.clone(), *adopted, *threads, *forked_without_exec, process.pgid == process.pid)
+            // One that leads its group or session is like another that leads its own.
+            let group = (process.pgid != process.pid).then_some(process.pgid);
+            let session = (process.sid != process.pid).then_some(process.sid);
+            (*class, state.clone(), *adopted, *threads, *forked_without_exec, group, session)
         };
         self.details == details
             && self.process.command_line == other.command_line
@@ -543,8 +546,8 @@ fn left(verdict: &Verdict) -> String {
     if parts.is_empty() { String::new() } else { format!("; left {}", parts.join(" and ")) }
 }
 
-/// State, age, and how the process stands in the tree.
-fn describe(process: &Process, facts: &Facts) -> String {
+/// State, age, and how the process stands in the tree. `several`: it stands for others like it.
+fn describe(process: &Process, facts: &Facts, several: bool) -> String {
     let mut parts = vec![process.state.clone()];
     if let Some(age) = process.age {
         parts.push(format!("age {:.1} s", age.as_secs_f64()));
@@ -552,12 +555,14 @@ fn describe(process: &Process, facts: &Facts) -> String {
     if process.threads > 1 {
         parts.push(format!("{} threads", process.threads));
     }
+    let id = |what: &str, id: i32, other: &str| match id == process.pid {
+        true if several => format!("{what} of its own"),
+        true => format!("{what} {id} (its own)"),
+        false => format!("{what} {id}{other}"),
+    };
+    parts.push(id("pgid", process.pgid, if process.pgid == facts.pid { " (the test's)" } else { "" }));
+    parts.push(id("sid", process.sid, if is_daemon(process, facts) { " (not the test's)" } else { "" }));
     if !process.is_test {
-        if is_daemon(process, facts) {
-            parts.push(if process.sid == process.pid { "own session" } else { "another session" }.to_owned());
-        } else if process.pgid == process.pid {
-            parts.push("own process group".to_owned());
-        }
         if process.forked_without_exec {
             parts.push("fork, no exec".to_owned());
         }

@@ -6,6 +6,8 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 use crate::support::{Fixture, Ran, root, scratch};
 
 fn output(shape: &str, arguments: &[&str]) -> String {
@@ -109,12 +111,41 @@ fn of_a_failing_test_is_a_report_that_names_what_was_left() {
         "background_job_of_a_shell",
         "fork_without_exec",
         "daemon_forked_twice",
+        "group_of_its_own",
+        "session_of_its_own",
         "both_ends_left_open",
         "exits_in_the_middle_and_leaks",
         "waits_for_a_child_that_never_ends",
         "panics_and_leaks",
     ];
     assert_expected("shapes", shapes.map(|shape| (shape, report_in("harness", &format!("shapes::{shape}")))));
+}
+
+#[childproof::test]
+fn has_the_numbers_of_group_and_session() {
+    let path = scratch().join("report.json");
+    for (shape, group, session) in [
+        ("child_dropped", " (the test's)", ""),
+        ("group_of_its_own", " (its own)", ""),
+        ("session_of_its_own", " (its own)", " (its own)"),
+        ("daemon_forked_twice", "", " (not the test's)"),
+    ] {
+        let text = output(shape, &["--json", path.to_str().unwrap()]);
+        let json: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        let process = &json["processes"][0];
+        let (pid, pgid, sid) = (&process["pid"], &process["pgid"], &process["sid"]);
+        let expected = format!(" s, pgid {pgid}{group}, sid {sid}{session}");
+        assert!(text.contains(&expected), "no {expected:?} in\n{text}");
+        let test = process["lineage"].as_array().unwrap().last();
+        assert_eq!(pgid == pid, group == " (its own)", "{process}");
+        assert_eq!(Some(pgid) == test, group == " (the test's)", "{process}");
+        assert_eq!(sid == pid, session == " (its own)", "{process}");
+        assert_ne!(Some(sid), test, "{process}");
+        assert!(process["age"].as_f64().is_some_and(|age| (0.1..10.0).contains(&age)), "{process}");
+        assert_eq!(process["threads"], 1);
+        assert_eq!(process["adopted"], shape == "daemon_forked_twice");
+        assert_eq!(process["forked_without_exec"], shape == "daemon_forked_twice");
+    }
 }
 
 #[childproof::test]

@@ -112,6 +112,11 @@ const SHAPES: &[(&str, &str, &str, &str)] = &[
     ("never_exits", "failed", "timed_out", "leaked=1"),
 ];
 
+/// Every cause that a shape has.
+pub(crate) fn causes() -> impl Iterator<Item = &'static str> {
+    SHAPES.iter().flat_map(|(_, _, causes, _)| causes.split_whitespace())
+}
+
 /// What the JSON says of one test, in the words of [`SHAPES`].
 fn seen(line: &Value) -> [String; 3] {
     let text = |value: &Value| value.as_str().unwrap().to_owned();

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::panic::Location;
 use std::path::PathBuf;
 use std::process::{ExitCode, Termination};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -68,6 +69,8 @@ struct Added {
     body: Box<dyn Fn() -> ExitCode + Send + Sync>,
     /// Why it is not to be run, if it is not.
     ignore: Option<String>,
+    /// Where it was added.
+    place: &'static Location<'static>,
 }
 
 impl Harness {
@@ -83,6 +86,7 @@ impl Harness {
     }
 
     /// Adds a test. `body` runs in a process of its own, and may return what `main` may return.
+    #[track_caller]
     pub fn test<F, T>(self, name: impl Into<String>, body: F) -> Self
     where
         F: Fn() -> T + Send + Sync + 'static,
@@ -92,6 +96,7 @@ impl Harness {
     }
 
     /// Adds a test with a policy of its own, which wins over the harness's.
+    #[track_caller]
     pub fn test_with<F, T>(mut self, name: impl Into<String>, policy: Policy, body: F) -> Self
     where
         F: Fn() -> T + Send + Sync + 'static,
@@ -99,15 +104,18 @@ impl Harness {
     {
         let body = Box::new(move || body().report());
         let policy = (policy != Policy::new()).then(|| Box::new(policy));
-        self.added.push(Box::new(Added { name: name.into(), policy, body, ignore: None }));
+        let place = Location::caller();
+        self.added.push(Box::new(Added { name: name.into(), policy, body, ignore: None, place }));
         self
     }
 
     /// Adds a test that cannot run here, for `reason`. It is listed and reported as ignored.
+    #[track_caller]
     pub fn ignored(mut self, name: impl Into<String>, reason: impl Display) -> Self {
         let body = Box::new(|| ExitCode::FAILURE);
         let ignore = Some(reason.to_string());
-        self.added.push(Box::new(Added { name: name.into(), policy: None, body, ignore }));
+        let place = Location::caller();
+        self.added.push(Box::new(Added { name: name.into(), policy: None, body, ignore, place }));
         self
     }
 
@@ -246,6 +254,14 @@ impl Entry {
         match self {
             Entry::Registered(test) => test.full_name(),
             Entry::Added(added) => added.name.clone(),
+        }
+    }
+
+    /// The file and the line that it is in.
+    fn place(&self) -> (&'static str, u32) {
+        match self {
+            Entry::Registered(test) => test.place,
+            Entry::Added(added) => (added.place.file(), added.place.line()),
         }
     }
 
@@ -461,7 +477,7 @@ impl Run {
             self.failed.store(true, Ordering::Release);
             self.keep_aside(&verdict, "");
             if let Some(checkout) = &self.checkout {
-                let annotation = || annotations::annotation(&verdict, checkout);
+                let annotation = || annotations::annotation(&verdict, entry.place(), checkout);
                 lock(&self.annotations).entry(index).or_insert_with(annotation);
             }
             // libtest-mimic takes the colours out where they are not wanted.

@@ -49,7 +49,7 @@ impl Test {
             let checkout = Checkout::of_runner(|name| std::env::var_os(name)).filter(|_| !prints_json());
             if let Some(checkout) = checkout {
                 // Not behind a line of somebody's that has no end yet.
-                println!("\n{}", annotations::annotation(&verdict, &checkout));
+                println!("\n{}", annotations::annotation(&verdict, self.place, &checkout));
             }
             fail(&format!("\n{}", report::text::report(&verdict, has_colours())));
         }

@@ -205,6 +205,8 @@ fn write_test(
         }
     };
 
+    // The compiler takes the line from where the call stands: at the name, and not the attribute's.
+    let place = quote_spanned!(name.span()=> (::core::file!(), ::core::line!()));
     let outer = match form {
         Form::Test => quote! {
             #[cfg(test)]
@@ -264,6 +266,7 @@ fn write_test(
                 ::core::module_path!(),
                 #text,
                 || #report,
+                #place,
                 #private::Attribute { #fields ..#private::Attribute::NONE },
             )
         };

@@ -1,13 +1,15 @@
 //! The harness of a `harness = false` target: arguments, trials, libtest-mimic.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::panic::Location;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Termination};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -173,6 +175,9 @@ impl Harness {
             let _ = libtest_mimic::run(&arguments, trials);
             return ExitCode::SUCCESS;
         };
+        for path in options.json.iter_mut().chain(options.junit.as_mut().map(|(_, path)| path)) {
+            *path = of_target(path, &target());
+        }
         let json = match options.json.as_ref().map(File::create).transpose() {
             Ok(json) => json.map(Mutex::new),
             Err(error) => {
@@ -241,6 +246,21 @@ fn target() -> String {
         }
         _ => name.into_owned(),
     }
+}
+
+/// Puts the target's name in place of each `{binary}`: `cargo test` runs one target after the other
+/// with the same arguments, and each would replace the file of the one before.
+fn of_target(path: &Path, target: &str) -> PathBuf {
+    const PLACE: &[u8] = b"{binary}";
+    let mut rest = path.as_os_str().as_bytes();
+    let mut named = Vec::with_capacity(rest.len());
+    while let Some(at) = rest.windows(PLACE.len()).position(|bytes| bytes == PLACE) {
+        named.extend_from_slice(&rest[..at]);
+        named.extend_from_slice(target.as_bytes());
+        rest = &rest[at + PLACE.len()..];
+    }
+    named.extend_from_slice(rest);
+    OsString::from_vec(named).into()
 }
 
 /// One test of the run.
@@ -572,7 +592,7 @@ enum Junit {}
 
 #[cfg(not(feature = "junit"))]
 impl Junit {
-    fn create(_: &std::path::Path, _: &str) -> io::Result<Junit> {
+    fn create(_: &Path, _: &str) -> io::Result<Junit> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
@@ -678,5 +698,23 @@ fn shuffle(order: &mut [usize], mut seed: u64) {
     };
     for last in (1..order.len()).rev() {
         order.swap(last, (random() % (last as u64 + 1)) as usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_has_the_targets_name_where_that_is_asked_for() {
+        let named = |path: &str| of_target(Path::new(path), "server").display().to_string();
+        assert_eq!(named("out/{binary}.json"), "out/server.json");
+        assert_eq!(named("{binary}/{binary}"), "server/server");
+        assert_eq!(named("{name}/{}/{{binary}.xml"), "{name}/{}/{server.xml");
+        let odd = OsString::from_vec(b"\xff{binary}\xfe".to_vec());
+        assert_eq!(
+            of_target(Path::new(&odd), "a").into_os_string(),
+            OsString::from_vec(b"\xffa\xfe".to_vec())
+        );
     }
 }

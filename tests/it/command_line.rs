@@ -188,6 +188,28 @@ fn shuffles_repeats_and_stops_early() {
     assert!(output.stdout.contains("shapes::nothing_at_all <0."), "{}", output.all());
 }
 
+#[childproof::test]
+fn keeps_the_files_of_several_targets_apart() {
+    let fixture = leaky();
+    let file = |name: &str| scratch().join(name);
+    let (json, junit) = (file("{binary}.json"), file("{binary}-{x}.xml"));
+    for (target, test) in [("harness", "shapes::nothing_at_all"), ("reports", "passes")] {
+        let arguments = [test, "--json", json.to_str().unwrap(), "--junit", junit.to_str().unwrap()];
+        let ran = fixture.run(target, &arguments);
+        assert_eq!(ran.code, Some(0), "{}", ran.all());
+        let mut command = fixture.command(target, &[test]);
+        Ran::of(command.env("XML_OUTPUT_FILE", file("{binary}.xml")));
+    }
+    for (target, test) in [("harness", "nothing_at_all"), ("reports", "passes")] {
+        for end in [".json", "-{x}.xml", ".xml"] {
+            let text = std::fs::read_to_string(file(&format!("{target}{end}"))).unwrap();
+            assert!(text.contains(test), "{target}{end}\n{text}");
+        }
+    }
+    let ran = fixture.run("harness", &["nothing_at_all", "--json", "/nowhere/{binary}"]);
+    assert!(ran.stderr.contains("cannot write `--json /nowhere/harness`"), "{}", ran.all());
+}
+
 /// Every key of a value with its path: `body.outcome`, `fds[].holders[].pid`, `causes[]`.
 fn keys(value: &Value, path: &str, into: &mut BTreeSet<String>) {
     match value {

@@ -150,6 +150,9 @@ impl Harness {
             Ok(options) => options,
             Err(stop) => return say(&stop.message, stop.code),
         };
+        if let Some(message) = policy::misspelt(std::env::vars_os().map(|(name, _)| name)) {
+            return say(&format!("error: {message}\n"), 2);
+        }
         match policy::from_environment(|name| std::env::var_os(name)) {
             Ok(environment) => options.policy = options.policy.over(&environment),
             Err(bad) => return say(&format!("error: {bad}\n"), 2),

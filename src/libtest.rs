@@ -31,9 +31,13 @@ impl Test {
     pub fn run_in_libtest(&'static self) {
         let name = self.full_name();
         let server = SERVER.get_or_init(start);
-        let environment = ENVIRONMENT.get_or_init(|| {
-            policy::from_environment(|name| std::env::var_os(name)).map_err(|bad| bad.to_string())
-        });
+        let environment =
+            ENVIRONMENT.get_or_init(|| match policy::misspelt(std::env::vars_os().map(|(name, _)| name)) {
+                Some(message) => Err(message),
+                None => {
+                    policy::from_environment(|name| std::env::var_os(name)).map_err(|bad| bad.to_string())
+                }
+            });
         let (server, environment) = match (server, environment) {
             (Ok(server), Ok(environment)) => (server, environment),
             (Err(error), _) | (_, Err(error)) => fail(&format!("error: {error}")),

@@ -133,6 +133,11 @@ fn names_what_it_cannot_read_and_runs_nothing() {
         ),
         ("CHILDPROOF_TRACE", "pipes", "`pipes` for `CHILDPROOF_TRACE`: expected `fds`"),
         ("CHILDPROOF_BACKTRACE", "1", "`1` for `CHILDPROOF_BACKTRACE`: expected `full` or `short`"),
+        (
+            "CHILDPROOF_TIMOUT",
+            "5s",
+            "unknown variable `CHILDPROOF_TIMOUT`: expected one of CHILDPROOF_TIMEOUT, _GRACE, _PROCESSES,",
+        ),
         ("CHILDPROOF_THREADS", "1", "`1` for `CHILDPROOF_THREADS`: expected `deny` or `allow`"),
     ] {
         let output = Ran::of(fixture.command("harness", &["nothing_at_all"]).env(name, value));
@@ -143,6 +148,11 @@ fn names_what_it_cannot_read_and_runs_nothing() {
             assert_eq!(output.code, Some(101), "{name}\n{}", output.all());
             assert!((output.stdout + &output.stderr).contains(expected), "{name}");
         }
+    }
+    // Somebody else's.
+    for target in ["harness", "stock"] {
+        let ran = Ran::of(fixture.command(target, &["nothing_at_all"]).env("CHILDPROOF_DEMO", "1"));
+        assert_eq!(ran.code, Some(0), "{}", ran.all());
     }
 }
 

@@ -159,6 +159,20 @@ fn of_a_failing_body_comes_before_the_report() {
 }
 
 #[childproof::test]
+fn has_backtraces_that_end_at_the_body() {
+    let fixture = Fixture::build("leaky");
+    for (target, test) in [("harness", "shapes::panics"), ("stock", "shapes::panics"), ("reports", "panics")]
+    {
+        for (value, whole) in [("1", false), ("full", true)] {
+            let ran = Ran::of(fixture.command(target, &[test, "--exact"]).env("RUST_BACKTRACE", value));
+            let text = ran.all();
+            assert!(text.contains("stack backtrace:") && text.contains("_panics::panics"), "{text}");
+            assert_eq!(text.contains(" childproof::"), whole, "{target} {value}\n{text}");
+        }
+    }
+}
+
+#[childproof::test]
 fn never_has_the_escape_sequences_of_a_name() {
     // Where colours are not wanted, the printer takes out what it knows of them by itself.
     let text = output("child_with_a_nasty_name", &["--color=always"]);

@@ -23,11 +23,38 @@ const PIPES: usize = 6;
 /// What is to be said in short of a test that did it.
 const AMONG_THREADS: &str = "forked among threads";
 
+/// Stands before callers until all are written: none of a name has it, since it is escaped there.
+const CALLERS: char = '\0';
+
 /// Writes the report of a failed test. `colour` adds escape sequences for a terminal.
 pub(crate) fn report(verdict: &Verdict, colour: bool) -> String {
     let mut text = Text::new(colour);
     text.write(verdict);
-    text.out
+    without_repetition(&text.out)
+}
+
+/// Says of callers that are the same as the last ones above that they are.
+///
+/// At the end, because processes that are alike are found by their lines.
+fn without_repetition(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    // With the end of their line.
+    let mut last = "";
+    for line in text.split_inclusive('\n') {
+        match line.split_once(CALLERS) {
+            None => out.push_str(line),
+            Some((line, callers)) if callers == last => {
+                out.push_str(line);
+                out.push_str(" < as above\n");
+            }
+            Some((line, callers)) => {
+                out.push_str(line);
+                out.push_str(callers);
+                last = callers;
+            }
+        }
+    }
+    out
 }
 
 /// Writes the warnings of a test that passed; `None` if there are none.
@@ -420,6 +447,9 @@ impl Text {
             threads => format!(" by thread `{}`, one of {threads}", escape::text(&origin.thread)),
         };
         let mut line = format!("{indent}{how} {}{thread} ({}{by})", escape::text(&origin.at()), origin.call);
+        if origin.stack.is_empty() && !origin.callers.is_empty() {
+            line.push(CALLERS);
+        }
         for caller in origin.callers.iter().filter(|_| origin.stack.is_empty()) {
             let _ = write!(line, " < {}", escape::text(caller));
         }
@@ -615,8 +645,13 @@ fn wait_line(verdict: &Verdict, process: &Process, thread: &Thread) -> String {
     let stack = verdict.names.stacks.get(&thread.tid).filter(|stack| !stack.is_empty());
     if let Some(stack) = stack {
         let frames: Vec<String> = stack.iter().map(|frame| escape::text(frame)).collect();
-        let (begin, between) = if verdict.names.full { ("", "\n") } else { ("in ", " < ") };
-        let _ = write!(line, "\n{begin}{}", frames.join(between));
+        let _ = match &frames[..] {
+            [first, callers @ ..] if !verdict.names.full && !callers.is_empty() => {
+                write!(line, "\nin {first}{CALLERS} < {}", callers.join(" < "))
+            }
+            [only] if !verdict.names.full => write!(line, "\nin {only}"),
+            frames => write!(line, "\n{}", frames.join("\n")),
+        };
     }
     line
 }
@@ -717,4 +752,16 @@ fn other_end(access: i32, holders: &[Holder], test: i32) -> String {
 
 fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_repetition;
+
+    #[test]
+    fn callers_are_told_again_only_after_others() {
+        let text = "a\0 < b\nc\0 < b\nd\n\0 < b\ne\0 < f\na\0 < b\n";
+        let expected = "a < b\nc < as above\nd\n < as above\ne < f\na < b\n";
+        assert_eq!(without_repetition(text), expected);
+    }
 }

@@ -49,6 +49,11 @@ impl Test {
         if !output.is_empty() {
             print!("{output}");
         }
+        let is_told = verdict.failed() || !verdict.warnings.is_empty();
+        if is_told && !output.is_empty() && !output.ends_with('\n') {
+            // The report begins with an empty line, and not with the end of this one.
+            println!();
+        }
         if verdict.failed() {
             let checkout = Checkout::of_runner(|name| std::env::var_os(name)).filter(|_| !prints_json());
             if let Some(checkout) = checkout {

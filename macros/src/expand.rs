@@ -206,7 +206,8 @@ fn write_test(
     };
 
     // The compiler takes the line from where the call stands: at the name, and not the attribute's.
-    let place = quote_spanned!(name.span()=> (::core::file!(), ::core::line!()));
+    // The path of what is called there would be read by the rules of the user's edition.
+    let place = quote_spanned!(name.span()=> (__childproof_file!(), __childproof_line!()));
     let outer = match form {
         Form::Test => quote! {
             #[cfg(test)]
@@ -266,7 +267,10 @@ fn write_test(
                 ::core::module_path!(),
                 #text,
                 || #report,
-                #place,
+                {
+                    use ::core::{file as __childproof_file, line as __childproof_line};
+                    #place
+                },
                 #private::Attribute { #fields ..#private::Attribute::NONE },
             )
         };

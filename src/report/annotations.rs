@@ -178,6 +178,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
     fn a_path_of_the_compilers_begins_at_the_workspace() {
         let root = tempfile::tempdir().unwrap();
         let here = root.path().join("rust/crates/server");

@@ -112,6 +112,7 @@ fn of_a_failing_test_is_a_report_that_names_what_was_left() {
         "fork_without_exec",
         "daemon_forked_twice",
         "group_of_its_own",
+        "three_groups_of_their_own",
         "session_of_its_own",
         "both_ends_left_open",
         "exits_in_the_middle_and_leaks",

@@ -1,12 +1,15 @@
 //! The harness of a `harness = false` target: arguments, trials, libtest-mimic.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::panic::Location;
+use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Termination};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -68,6 +71,8 @@ struct Added {
     body: Box<dyn Fn() -> ExitCode + Send + Sync>,
     /// Why it is not to be run, if it is not.
     ignore: Option<String>,
+    /// Where it was added.
+    place: &'static Location<'static>,
 }
 
 impl Harness {
@@ -83,6 +88,7 @@ impl Harness {
     }
 
     /// Adds a test. `body` runs in a process of its own, and may return what `main` may return.
+    #[track_caller]
     pub fn test<F, T>(self, name: impl Into<String>, body: F) -> Self
     where
         F: Fn() -> T + Send + Sync + 'static,
@@ -92,6 +98,7 @@ impl Harness {
     }
 
     /// Adds a test with a policy of its own, which wins over the harness's.
+    #[track_caller]
     pub fn test_with<F, T>(mut self, name: impl Into<String>, policy: Policy, body: F) -> Self
     where
         F: Fn() -> T + Send + Sync + 'static,
@@ -99,15 +106,18 @@ impl Harness {
     {
         let body = Box::new(move || body().report());
         let policy = (policy != Policy::new()).then(|| Box::new(policy));
-        self.added.push(Box::new(Added { name: name.into(), policy, body, ignore: None }));
+        let place = Location::caller();
+        self.added.push(Box::new(Added { name: name.into(), policy, body, ignore: None, place }));
         self
     }
 
     /// Adds a test that cannot run here, for `reason`. It is listed and reported as ignored.
+    #[track_caller]
     pub fn ignored(mut self, name: impl Into<String>, reason: impl Display) -> Self {
         let body = Box::new(|| ExitCode::FAILURE);
         let ignore = Some(reason.to_string());
-        self.added.push(Box::new(Added { name: name.into(), policy: None, body, ignore }));
+        let place = Location::caller();
+        self.added.push(Box::new(Added { name: name.into(), policy: None, body, ignore, place }));
         self
     }
 
@@ -140,6 +150,9 @@ impl Harness {
             Ok(options) => options,
             Err(stop) => return say(&stop.message, stop.code),
         };
+        if let Some(message) = policy::misspelt(std::env::vars_os().map(|(name, _)| name)) {
+            return say(&format!("error: {message}\n"), 2);
+        }
         match policy::from_environment(|name| std::env::var_os(name)) {
             Ok(environment) => options.policy = options.policy.over(&environment),
             Err(bad) => return say(&format!("error: {bad}\n"), 2),
@@ -164,6 +177,9 @@ impl Harness {
             let _ = libtest_mimic::run(&arguments, trials);
             return ExitCode::SUCCESS;
         };
+        for path in options.json.iter_mut().chain(options.junit.as_mut().map(|(_, path)| path)) {
+            *path = of_target(path, &target());
+        }
         let json = match options.json.as_ref().map(File::create).transpose() {
             Ok(json) => json.map(Mutex::new),
             Err(error) => {
@@ -234,6 +250,21 @@ fn target() -> String {
     }
 }
 
+/// Puts the target's name in place of each `{binary}`: `cargo test` runs one target after the other
+/// with the same arguments, and each would replace the file of the one before.
+fn of_target(path: &Path, target: &str) -> PathBuf {
+    const PLACE: &[u8] = b"{binary}";
+    let mut rest = path.as_os_str().as_bytes();
+    let mut named = Vec::with_capacity(rest.len());
+    while let Some(at) = rest.windows(PLACE.len()).position(|bytes| bytes == PLACE) {
+        named.extend_from_slice(&rest[..at]);
+        named.extend_from_slice(target.as_bytes());
+        rest = &rest[at + PLACE.len()..];
+    }
+    named.extend_from_slice(rest);
+    OsString::from_vec(named).into()
+}
+
 /// One test of the run.
 enum Entry {
     Registered(&'static Test),
@@ -245,6 +276,14 @@ impl Entry {
         match self {
             Entry::Registered(test) => test.full_name(),
             Entry::Added(added) => added.name.clone(),
+        }
+    }
+
+    /// The file and the line that it is in.
+    fn place(&self) -> (&'static str, u32) {
+        match self {
+            Entry::Registered(test) => test.place,
+            Entry::Added(added) => (added.place.file(), added.place.line()),
         }
     }
 
@@ -459,7 +498,7 @@ impl Run {
             self.failed.store(true, Ordering::Release);
             self.keep_aside(&verdict, "");
             if let Some(checkout) = &self.checkout {
-                let annotation = || annotations::annotation(&verdict, checkout);
+                let annotation = || annotations::annotation(&verdict, entry.place(), checkout);
                 lock(&self.annotations).entry(index).or_insert_with(annotation);
             }
             // libtest-mimic takes the colours out where they are not wanted.
@@ -554,7 +593,7 @@ enum Junit {}
 
 #[cfg(not(feature = "junit"))]
 impl Junit {
-    fn create(_: &std::path::Path, _: &str) -> io::Result<Junit> {
+    fn create(_: &Path, _: &str) -> io::Result<Junit> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
@@ -660,5 +699,23 @@ fn shuffle(order: &mut [usize], mut seed: u64) {
     };
     for last in (1..order.len()).rev() {
         order.swap(last, (random() % (last as u64 + 1)) as usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_has_the_targets_name_where_that_is_asked_for() {
+        let named = |path: &str| of_target(Path::new(path), "server").display().to_string();
+        assert_eq!(named("out/{binary}.json"), "out/server.json");
+        assert_eq!(named("{binary}/{binary}"), "server/server");
+        assert_eq!(named("{name}/{}/{{binary}.xml"), "{name}/{}/{server.xml");
+        let odd = OsString::from_vec(b"\xff{binary}\xfe".to_vec());
+        assert_eq!(
+            of_target(Path::new(&odd), "a").into_os_string(),
+            OsString::from_vec(b"\xffa\xfe".to_vec())
+        );
     }
 }

@@ -31,9 +31,13 @@ impl Test {
     pub fn run_in_libtest(&'static self) {
         let name = self.full_name();
         let server = SERVER.get_or_init(start);
-        let environment = ENVIRONMENT.get_or_init(|| {
-            policy::from_environment(|name| std::env::var_os(name)).map_err(|bad| bad.to_string())
-        });
+        let environment =
+            ENVIRONMENT.get_or_init(|| match policy::misspelt(std::env::vars_os().map(|(name, _)| name)) {
+                Some(message) => Err(message),
+                None => {
+                    policy::from_environment(|name| std::env::var_os(name)).map_err(|bad| bad.to_string())
+                }
+            });
         let (server, environment) = match (server, environment) {
             (Ok(server), Ok(environment)) => (server, environment),
             (Err(error), _) | (_, Err(error)) => fail(&format!("error: {error}")),
@@ -45,11 +49,16 @@ impl Test {
         if !output.is_empty() {
             print!("{output}");
         }
+        let is_told = verdict.failed() || !verdict.warnings.is_empty();
+        if is_told && !output.is_empty() && !output.ends_with('\n') {
+            // The report begins with an empty line, and not with the end of this one.
+            println!();
+        }
         if verdict.failed() {
             let checkout = Checkout::of_runner(|name| std::env::var_os(name)).filter(|_| !prints_json());
             if let Some(checkout) = checkout {
                 // Not behind a line of somebody's that has no end yet.
-                println!("\n{}", annotations::annotation(&verdict, &checkout));
+                println!("\n{}", annotations::annotation(&verdict, self.place, &checkout));
             }
             fail(&format!("\n{}", report::text::report(&verdict, has_colours())));
         }

@@ -243,12 +243,20 @@ fn command() -> Command {
         )
         .arg(value("logfile", "PATH", "Write the output to this file"))
         .arg(
-            value("json", "PATH", "Write one JSON object a test to this file")
-                .value_parser(clap::value_parser!(PathBuf)),
+            value(
+                "json",
+                "PATH",
+                "Write one JSON object a test to this file; `{binary}` in it is the target's name",
+            )
+            .value_parser(clap::value_parser!(PathBuf)),
         )
         .arg(
-            value("junit", "PATH", "Write JUnit's XML to this file, at the end")
-                .value_parser(clap::value_parser!(PathBuf)),
+            value(
+                "junit",
+                "PATH",
+                "Write JUnit's XML to this file, at the end; `{binary}` in it is the target's name",
+            )
+            .value_parser(clap::value_parser!(PathBuf)),
         )
         .arg(Arg::new("unstable").short('Z').value_name("FLAG").action(ArgAction::Append).hide(true))
 }

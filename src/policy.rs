@@ -280,6 +280,43 @@ fn threaded_fork(text: &str) -> Option<ThreadedFork> {
     }
 }
 
+/// Every variable that is read, without `CHILDPROOF_`.
+const VARIABLES: [&str; 9] =
+    ["TIMEOUT", "GRACE", "PROCESSES", "FDS", "UNWAITED", "THREADS", "THREADED_FORK", "BACKTRACE", "TRACE"];
+
+/// Finds a variable that is none of ours and nearly is: what it was meant for would silently not
+/// be done. Others that begin with `CHILDPROOF_` are somebody else's business.
+pub(crate) fn misspelt(names: impl Iterator<Item = OsString>) -> Option<String> {
+    for name in names {
+        let text = name.to_string_lossy();
+        let Some(name) = text.strip_prefix("CHILDPROOF_").filter(|name| !VARIABLES.contains(name)) else {
+            continue;
+        };
+        let is_near = |known: &str| distance(&name.to_uppercase(), known) <= (known.len() / 3).min(2);
+        if VARIABLES.into_iter().any(is_near) {
+            return Some(format!(
+                "unknown variable `CHILDPROOF_{name}`: expected one of CHILDPROOF_{}",
+                VARIABLES.join(", _")
+            ));
+        }
+    }
+    None
+}
+
+/// How many letters have to be put in, taken out or replaced to make one word of the other
+/// (Levenshtein 1966).
+fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.bytes().enumerate() {
+        let mut before = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in other.bytes().enumerate() {
+            let cost = (before + usize::from(a != b)).min(row[j] + 1).min(row[j + 1] + 1);
+            before = std::mem::replace(&mut row[j + 1], cost);
+        }
+    }
+    row[other.len()]
+}
+
 /// Reads the `CHILDPROOF_*` environment. `get` is `std::env::var_os`, or a table in a test.
 ///
 /// # Errors
@@ -315,4 +352,32 @@ pub(crate) fn from_environment(get: impl Fn(&str) -> Option<OsString>) -> Result
         threaded_fork: read(&get, "CHILDPROOF_THREADED_FORK", THREADED_FORK, threaded_fork)?,
         ..Policy::new()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{distance, misspelt};
+
+    #[test]
+    fn a_variable_that_is_nearly_ours_is_found() {
+        let misspelt = |name: &str| misspelt([name.into()].into_iter()).is_some();
+        for name in
+            ["TIMOUT", "TIMEOUTS", "timeout", "FD", "FDSS", "GRACES", "THREAD", "THREADED_FORKS", "PROCESS"]
+        {
+            assert!(misspelt(&format!("CHILDPROOF_{name}")), "{name}");
+        }
+        for name in ["TIMEOUT", "FDS", "TRACE", "GRACE", "FOO", "BLESS", "FORK_SERVER", "SPACE", ""] {
+            assert!(!misspelt(&format!("CHILDPROOF_{name}")), "{name}");
+        }
+        assert!(!misspelt("TIMOUT"));
+    }
+
+    #[test]
+    fn a_distance_counts_letters() {
+        for (one, other, expected) in
+            [("", "", 0), ("ab", "", 2), ("", "ab", 2), ("abc", "axc", 1), ("kitten", "sitting", 3)]
+        {
+            assert_eq!(distance(one, other), expected, "{one} {other}");
+        }
+    }
 }

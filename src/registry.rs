@@ -74,6 +74,8 @@ pub struct Test {
     pub(crate) name: &'static str,
     pub(crate) body: fn() -> ExitCode,
     pub(crate) attribute: Attribute,
+    /// The file as the compiler was given it, and the line.
+    pub(crate) place: (&'static str, u32),
     next: AtomicPtr<Test>,
     /// The place in the order of registration, which is the same in every process of a binary.
     index: AtomicUsize,
@@ -83,15 +85,17 @@ static HEAD: AtomicPtr<Test> = AtomicPtr::new(std::ptr::null_mut());
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 impl Test {
-    /// Describes a test. `module` is `module_path!()`, `name` the function's name.
+    /// Describes a test. `module` is `module_path!()`, `name` the function's name,
+    /// `place` its `file!()` and `line!()`.
     pub const fn new(
         module: &'static str,
         name: &'static str,
         body: fn() -> ExitCode,
+        place: (&'static str, u32),
         attribute: Attribute,
     ) -> Test {
         let next = AtomicPtr::new(std::ptr::null_mut());
-        Test { module, name, body, attribute, next, index: AtomicUsize::new(0) }
+        Test { module, name, body, attribute, place, next, index: AtomicUsize::new(0) }
     }
 
     /// Adds the test to the list. Runs before `main`, once a test, in one thread.

@@ -35,11 +35,15 @@ pub(crate) fn names(facts: &Facts) -> Names {
     let here = std::env::current_dir().unwrap_or_default();
     let full = std::env::var_os("CHILDPROOF_BACKTRACE").is_some_and(|value| value == "full");
     let mut resolver = Resolver { maps: &maps, known: HashMap::new(), here: &here, full };
-    let stacked = threads().filter(|thread| !thread.frames.is_empty());
+    let stacked: Vec<&Thread> = threads().filter(|thread| !thread.frames.is_empty()).collect();
     Names {
         full,
         origins: facts.sites.iter().map(|site| origin(site, &mut resolver)).collect(),
-        stacks: stacked.map(|thread| (thread.tid, stack(thread, &mut resolver))).collect(),
+        lines: stacked
+            .iter()
+            .filter_map(|thread| Some((thread.tid, line_in(thread, &mut resolver)?)))
+            .collect(),
+        stacks: stacked.iter().map(|thread| (thread.tid, stack(thread, &mut resolver))).collect(),
         locks: threads().filter_map(|thread| Some((thread.tid, futex(thread)?))).collect(),
     }
 }
@@ -74,6 +78,13 @@ fn stack(thread: &Thread, resolver: &mut Resolver<'_>) -> Vec<String> {
         .into_iter()
         .chain(own(&frames[first..], 1 + CALLERS, here))
         .collect()
+}
+
+/// The line of the user's own code that a thread is in.
+fn line_in(thread: &Thread, resolver: &mut Resolver<'_>) -> Option<String> {
+    let frames = resolver.stack(&thread.frames);
+    let own = frames.iter().find(|frame| is_users(frame) && !is_of_registry(frame))?;
+    place(own, resolver.here)
 }
 
 /// The first of the user's own frames: `tests/server.rs:31:10 server::restarts`.

@@ -91,7 +91,7 @@ impl TestProcess {
             sites::trace();
         }
         let begin = Instant::now();
-        let result = catch_unwind(AssertUnwindSafe(body));
+        let result = catch_unwind(AssertUnwindSafe(|| __rust_begin_short_backtrace(body)));
         let took = begin.elapsed();
         let body = judge(result, should_panic);
         if nix::unistd::getpid().as_raw() != self.pid {
@@ -140,6 +140,16 @@ impl TestProcess {
         };
         !self.before.iter().any(changed) && sys::nothing_open_but(&self.before)
     }
+}
+
+/// Runs the body below a frame of this name: there std's backtraces end, unless all of them is
+/// asked for, and the harness's own frames are not shown (`library/std/src/sys/backtrace.rs`).
+#[inline(never)]
+fn __rust_begin_short_backtrace(body: impl FnOnce() -> ExitCode) -> ExitCode {
+    let code = body();
+    // As std does it: no tail call, which would leave no frame.
+    std::hint::black_box(());
+    code
 }
 
 /// What an fd is, in the kernel's words; `None` if the policy has nothing to do with it.

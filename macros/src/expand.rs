@@ -205,6 +205,9 @@ fn write_test(
         }
     };
 
+    // The compiler takes the line from where the call stands: at the name, and not the attribute's.
+    // The path of what is called there would be read by the rules of the user's edition.
+    let place = quote_spanned!(name.span()=> (__childproof_file!(), __childproof_line!()));
     let outer = match form {
         Form::Test => quote! {
             #[cfg(test)]
@@ -264,6 +267,10 @@ fn write_test(
                 ::core::module_path!(),
                 #text,
                 || #report,
+                {
+                    use ::core::{file as __childproof_file, line as __childproof_line};
+                    #place
+                },
                 #private::Attribute { #fields ..#private::Attribute::NONE },
             )
         };

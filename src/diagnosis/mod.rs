@@ -108,6 +108,8 @@ pub(crate) struct Names {
     pub(crate) full: bool,
     /// The frames of a thread, the innermost first.
     pub(crate) stacks: HashMap<i32, Vec<String>>,
+    /// The line of the user's own code that a thread is in: `tests/server.rs:31:10`.
+    pub(crate) lines: HashMap<i32, String>,
     /// The static that a thread's futex lies in.
     pub(crate) locks: HashMap<i32, String>,
 }

@@ -32,8 +32,19 @@ impl Checkout {
     /// The path of a file as GitHub knows it: from the root of the repository.
     fn file(&self, file: &str) -> String {
         let absolute = self.here.join(file);
-        let inside = self.workspace.as_ref().and_then(|workspace| absolute.strip_prefix(workspace).ok());
-        inside.unwrap_or(Path::new(file)).display().to_string()
+        let inside = |root: &Path| absolute.strip_prefix(root).ok();
+        let path = self.workspace.as_deref().and_then(inside);
+        let path =
+            path.or_else(|| absolute.ancestors().find(|root| root.join(".git").exists()).and_then(inside));
+        path.unwrap_or(Path::new(file)).display().to_string()
+    }
+
+    /// The same of a path that the compiler was given. It runs where the workspace is, and a test
+    /// where its package is, which is there or below.
+    fn compiled(&self, file: &str) -> String {
+        let paths = self.here.ancestors().map(|directory| directory.join(file));
+        let found = paths.into_iter().find(|path| path.exists());
+        self.file(found.as_deref().and_then(Path::to_str).unwrap_or(file))
     }
 }
 
@@ -41,20 +52,20 @@ impl Checkout {
 ///
 /// It is about the first finding whose line of code is known: a test that panicked may have leaked
 /// a process just because of that, but only the leak has a line. What explains it comes first, and
-/// the other findings are told with it.
-pub(crate) fn annotation(verdict: &Verdict, checkout: &Checkout) -> String {
+/// the other findings are told with it. If no line is known it is that of the test, `defined`.
+pub(crate) fn annotation(verdict: &Verdict, defined: (&str, u32), checkout: &Checkout) -> String {
     let found = verdict.findings.iter().find_map(|finding| Some((finding, place(verdict, finding)?)));
     let first = verdict.failures().map(|(_, finding)| finding).next();
     let Some(subject) = found.map(|(finding, _)| finding).or(first) else {
         return String::new();
     };
-    let mut line = "::error ".to_owned();
-    if let Some((file, number, column)) = found.and_then(|(_, place)| split(place)) {
-        let file = property(&checkout.file(file));
-        let _ = write!(line, "file={file},line={number},");
-        if let Some(column) = column {
-            let _ = write!(line, "col={column},");
-        }
+    let (file, number, column) = match found.and_then(|(_, place)| split(place)) {
+        Some((file, number, column)) => (checkout.file(file), number, column),
+        None => (checkout.compiled(defined.0), defined.1, None),
+    };
+    let mut line = format!("::error file={},line={number},", property(&file));
+    if let Some(column) = column {
+        let _ = write!(line, "col={column},");
     }
     let title = property(&format!("{} {}", verdict.name, what(verdict, subject)));
     let explained = verdict.findings.iter().take_while(|finding| finding.cause.is_none()).count();
@@ -69,7 +80,7 @@ pub(crate) fn annotation(verdict: &Verdict, checkout: &Checkout) -> String {
     line
 }
 
-/// The line of code that made what a finding is about.
+/// The line of code that made what a finding is about, or that it happened in.
 fn place<'a>(verdict: &'a Verdict, finding: &Finding) -> Option<&'a str> {
     let of_process = |pid: i32| verdict.origin_of_process(pid)?.place.as_deref();
     match finding.cause? {
@@ -88,13 +99,10 @@ fn place<'a>(verdict: &'a Verdict, finding: &Finding) -> Option<&'a str> {
             let fork = verdict.names.origins.iter().find(|origin| origin.threads > 1 && !origin.execed);
             fork?.place.as_deref()
         }
-        Cause::Panicked
-        | Cause::Error
-        | Cause::TimedOut
-        | Cause::EndedEarly
-        | Cause::Signal
-        | Cause::Threads
-        | Cause::Lost => None,
+        Cause::TimedOut => verdict.names.lines.get(&verdict.facts.pid).map(String::as_str),
+        Cause::Panicked | Cause::Error | Cause::EndedEarly | Cause::Signal | Cause::Threads | Cause::Lost => {
+            None
+        }
     }
 }
 
@@ -167,6 +175,21 @@ mod tests {
         assert_eq!(inside.file("/elsewhere/src/lib.rs"), "/elsewhere/src/lib.rs");
         assert_eq!(checkout(Some("/home/runner/work/re")).file("tests/a.rs"), "tests/a.rs");
         assert_eq!(checkout(None).file("tests/a.rs"), "tests/a.rs");
+    }
+
+    #[test]
+    #[allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+    fn a_path_of_the_compilers_begins_at_the_workspace() {
+        let root = tempfile::tempdir().unwrap();
+        let here = root.path().join("rust/crates/server");
+        std::fs::create_dir_all(here.join("tests")).unwrap();
+        std::fs::write(here.join("tests/a.rs"), "").unwrap();
+        let checkout = Checkout { workspace: None, here };
+        assert_eq!(checkout.compiled("crates/server/tests/b.rs"), "crates/server/tests/b.rs");
+        std::fs::write(root.path().join(".git"), "gitdir: elsewhere").unwrap();
+        for file in ["crates/server/tests/a.rs", "tests/a.rs"] {
+            assert_eq!(checkout.compiled(file), "rust/crates/server/tests/a.rs");
+        }
     }
 
     #[test]

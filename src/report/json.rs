@@ -1,12 +1,17 @@
 //! The report as JSON: one object a test and line, schema 1. A key with nothing to say is `null`
-//! or `[]`, never absent.
+//! or `[]`, never absent. `JSON.md` tells users what each key means.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::diagnosis::{Cause, Holder, Stuck, Verdict};
+use crate::diagnosis::{Cause, Finding, Holder, Origin, Stray, Stuck, Verdict};
 use crate::facts::{Class, Process};
-use crate::outcome::Body;
-use crate::proc::fds::end;
+use crate::outcome::{Body, StrayFd};
+use crate::proc::fds::{Fd, end};
+use crate::proc::sockets::{Peer, Socket};
+use crate::proc::waits::Thread;
 
 /// Writes the line of a test that ran.
 pub(crate) fn line(verdict: &Verdict) -> String {
@@ -17,65 +22,67 @@ pub(crate) fn line(verdict: &Verdict) -> String {
         Body::Panicked | Body::DidNotPanic | Body::PanickedOtherwise { .. } => "panicked",
         Body::Error => "error",
     };
-    let seconds = |time: std::time::Duration| json!((time.as_secs_f64() * 1e6).round() / 1e6);
+    let leaked = facts.tasks().filter(|(process, _)| process.class == Class::Leaked);
     let causes: Vec<&str> = verdict.causes().into_iter().map(Cause::name).collect();
-    object(
-        &verdict.name,
-        if verdict.failed() { "failed" } else { "passed" },
-        &causes,
-        [
-            seconds(facts.time),
-            json!({ "outcome": body, "seconds": facts.body_time.map(seconds) }),
-            facts.processes.iter().map(|found| process(verdict, found)).collect(),
-            verdict
-                .strays
-                .iter()
-                .map(|stray| {
-                    let fd = &stray.fd;
-                    json!({
-                        "pid": facts.pid,
-                        "fd": fd.fd,
-                        "kind": kind(&fd.target),
-                        "end": stray.is_pipe().then(|| end(fd.access)),
-                        "inode": fd.ino,
-                        "cloexec": fd.cloexec,
-                        "created_at": verdict.origin_of_inode(fd.ino).and_then(|origin| origin.place.as_deref()),
-                        "holders": stray.holders.iter().map(holder).collect::<Value>(),
-                    })
-                })
-                .collect(),
-            facts.processes.iter().flat_map(|process| waits(verdict, process)).collect(),
-            facts.survivors.iter().map(|survivor| json!(survivor.pid)).collect(),
-        ],
-    )
+    json!({
+        "schema": 1,
+        "test": verdict.name,
+        "pid": (facts.pid != 0).then_some(facts.pid),
+        "outcome": if verdict.failed() { "failed" } else { "passed" },
+        "causes": causes,
+        "findings": list(&verdict.findings, finding),
+        "warnings": list(&verdict.warnings, finding),
+        "seconds": seconds(facts.time),
+        "body": { "outcome": body, "seconds": facts.body_time.map(seconds) },
+        "processes": list(&facts.processes, |found| process(verdict, found)),
+        "fds": list(&verdict.strays, |stray| fd(verdict, stray)),
+        "pipes": list(inodes(verdict), |ino| pipe(verdict, ino)),
+        "sockets": list(&facts.sockets, |found| socket(verdict, found)),
+        "waits": list(leaked, |(process, thread)| wait(verdict, process, thread)),
+        "survivors": list(&facts.survivors, |survivor| json!(survivor.pid)),
+        "notes": facts.notes,
+    })
+    .to_string()
 }
 
 /// Writes the line of a test that was not run.
 pub(crate) fn ignored(name: &str) -> String {
-    let none = || json!([]);
-    object(
-        name,
-        "ignored",
-        &[],
-        [json!(0.0), json!({ "outcome": null, "seconds": null }), none(), none(), none(), none()],
-    )
-}
-
-fn object(name: &str, outcome: &str, causes: &[&str], rest: [Value; 6]) -> String {
-    let [seconds, body, processes, fds, waits, survivors] = rest;
     json!({
         "schema": 1,
         "test": name,
-        "outcome": outcome,
-        "causes": causes,
-        "seconds": seconds,
-        "body": body,
-        "processes": processes,
-        "fds": fds,
-        "waits": waits,
-        "survivors": survivors,
+        "pid": null,
+        "outcome": "ignored",
+        "causes": [],
+        "findings": [],
+        "warnings": [],
+        "seconds": 0.0,
+        "body": { "outcome": null, "seconds": null },
+        "processes": [],
+        "fds": [],
+        "pipes": [],
+        "sockets": [],
+        "waits": [],
+        "survivors": [],
+        "notes": [],
     })
     .to_string()
+}
+
+fn list<T>(of: impl IntoIterator<Item = T>, value: impl FnMut(T) -> Value) -> Value {
+    of.into_iter().map(value).collect()
+}
+
+fn finding(finding: &Finding) -> Value {
+    json!({
+        "cause": finding.cause.map(Cause::name),
+        "sentence": finding.sentence,
+        "fix": finding.fix,
+        "allow": finding.allow,
+    })
+}
+
+fn seconds(time: Duration) -> Value {
+    json!((time.as_secs_f64() * 1e6).round() / 1e6)
 }
 
 fn process(verdict: &Verdict, process: &Process) -> Value {
@@ -84,43 +91,163 @@ fn process(verdict: &Verdict, process: &Process) -> Value {
         Class::Straggler => "straggler",
         Class::Unwaited => "unwaited",
     };
+    let origin = verdict.origin_of_process(process.pid);
+    let unread = verdict.unread.iter().find(|unread| unread.pid == process.pid);
     json!({
         "pid": process.pid,
         "class": class,
         "cmdline": process.command_line,
         "comm": process.comm,
         "state": process.state,
+        "age": process.age.map(seconds),
+        "pgid": process.pgid,
+        "sid": process.sid,
+        "threads": process.threads,
+        "adopted": process.adopted,
+        "forked_without_exec": process.forked_without_exec,
         "lineage": process.lineage,
-        "spawned_at": verdict.origin_of_process(process.pid).and_then(|origin| origin.place.as_deref()),
+        "spawned_at": origin.and_then(|origin| origin.place.as_deref()),
+        "spawned": origin.map(made),
+        "unread_fds": unread.map(|unread| &unread.fds[..]).unwrap_or_default(),
         "killed": process.killed,
     })
 }
 
-/// The waits of a process that was killed, a value a thread.
-fn waits<'a>(verdict: &'a Verdict, process: &'a Process) -> impl Iterator<Item = Value> + 'a {
-    let threads = process.tasks.iter().filter(|_| process.class == Class::Leaked);
-    threads.map(move |thread| {
-        let stuck = verdict.stuck_at(thread.tid);
-        let fd = match thread.fds()[..] {
-            [fd] => Some(fd),
-            _ => None,
-        };
-        let proved = stuck.is_some_and(Stuck::proved);
-        json!({
-            "pid": process.pid,
-            "tid": thread.tid,
-            "syscall": (!thread.syscall.is_empty()).then_some(&thread.syscall),
-            "fd": fd,
-            "inode": fd.and_then(|fd| process.fd(fd)).and_then(|fd| fd.pipe().or_else(|| fd.socket())),
-            "on": verdict.names.locks.get(&thread.tid),
-            "proved": proved,
-            "because": stuck.filter(|_| proved).map(|stuck| stuck.because.name()),
-        })
+fn fd(verdict: &Verdict, stray: &Stray) -> Value {
+    let fd = &stray.fd;
+    let origin = verdict.origin_of_inode(fd.ino);
+    json!({
+        "pid": verdict.facts.pid,
+        "fd": fd.fd,
+        "kind": kind(&fd.target),
+        "target": fd.target,
+        "end": stray.is_pipe().then(|| end(fd.access)),
+        "inode": fd.ino,
+        "cloexec": fd.cloexec,
+        "created_at": origin.and_then(|origin| origin.place.as_deref()),
+        "created": origin.map(made),
+        "holders": list(&stray.holders, |other| holder(other, None)),
     })
 }
 
-fn holder(holder: &Holder) -> Value {
-    json!({ "pid": holder.pid, "fd": holder.fd, "end": end(holder.access) })
+/// The call that made a process or fds, and from where.
+fn made(origin: &Origin) -> Value {
+    let stack = if origin.stack.is_empty() {
+        let first = [&origin.place, &origin.function].into_iter().flatten().cloned().collect::<Vec<_>>();
+        std::iter::once(first.join(" ")).chain(origin.callers.iter().cloned()).collect()
+    } else {
+        origin.stack.clone()
+    };
+    json!({
+        "call": origin.call,
+        "pid": origin.maker,
+        "thread": (!origin.thread.is_empty()).then_some(&origin.thread),
+        "threads": (origin.threads > 0).then_some(origin.threads),
+        "stack": stack,
+    })
+}
+
+/// The pipes that leaked processes hold, that a thread is blocked on, or that the body left open.
+fn inodes(verdict: &Verdict) -> BTreeSet<u64> {
+    let held = verdict.pipes.iter().map(|pipe| pipe.ino);
+    let blocked = verdict.stuck.iter().filter_map(|stuck| stuck.pipe);
+    let stray = verdict.strays.iter().filter(|stray| stray.is_pipe()).map(|stray| stray.fd.ino);
+    held.chain(blocked).chain(stray).collect()
+}
+
+fn pipe(verdict: &Verdict, ino: u64) -> Value {
+    let facts = &verdict.facts;
+    let state = facts.pipe(ino);
+    let held = verdict.pipes.iter().filter(|pipe| pipe.ino == ino).flat_map(|pipe| &pipe.holders);
+    let strays = verdict.strays.iter().filter(|stray| stray.is_pipe() && stray.fd.ino == ino).map(|stray| {
+        let StrayFd { fd, access, cloexec, .. } = stray.fd;
+        Holder { pid: facts.pid, fd, access, cloexec }
+    });
+    let outside = facts.outside.holders.iter().flat_map(|outsider| {
+        let ends = outsider.fds.iter().filter(|fd| fd.pipe() == Some(ino));
+        ends.map(|fd| {
+            let Fd { fd, access, cloexec, .. } = *fd;
+            holder(&Holder { pid: outsider.pid, fd, access, cloexec }, Some(&outsider.comm))
+        })
+    });
+    let inside = held.cloned().chain(strays).map(|inside| holder(&inside, None));
+    let origin = verdict.origin_of_inode(ino);
+    json!({
+        "inode": ino,
+        "queued": state.and_then(|state| state.queued),
+        "capacity": state.and_then(|state| state.capacity),
+        "created_at": origin.and_then(|origin| origin.place.as_deref()),
+        "created": origin.map(made),
+        "holders": inside.chain(outside).collect::<Value>(),
+    })
+}
+
+fn socket(verdict: &Verdict, socket: &Socket) -> Value {
+    let facts = &verdict.facts;
+    let (peer, why) = match &socket.peer {
+        Peer::Socket { ino } | Peer::Queue { ino } => (Some(*ino), None),
+        Peer::Nobody => (None, None),
+        Peer::Unknown { why } => (None, Some(why)),
+    };
+    let held = |pid: i32, fd: &Fd, outside: Option<&str>| {
+        let Fd { fd, access, cloexec, .. } = *fd;
+        holder(&Holder { pid, fd, access, cloexec }, outside)
+    };
+    let is_this = |fd: &&Fd| fd.socket() == Some(socket.ino);
+    let inside = facts.processes.iter().flat_map(|process| {
+        process.fds.iter().flatten().filter(is_this).map(|fd| held(process.pid, fd, None))
+    });
+    let outside = facts.outside.holders.iter().flat_map(|outsider| {
+        outsider.fds.iter().filter(is_this).map(|fd| held(outsider.pid, fd, Some(&outsider.comm)))
+    });
+    let origin = verdict.origin_of_inode(socket.ino);
+    json!({
+        "inode": socket.ino,
+        "kind": socket.what(),
+        "listens": socket.listens,
+        "name": socket.name,
+        "queued": socket.queued,
+        "peer": peer,
+        "peer_unknown": why,
+        "created_at": origin.and_then(|origin| origin.place.as_deref()),
+        "created": origin.map(made),
+        "holders": inside.chain(outside).collect::<Value>(),
+    })
+}
+
+/// One end of a pipe, or a socket, in somebody's hands; `outside` is the name of one that is not of the test.
+fn holder(holder: &Holder, outside: Option<&str>) -> Value {
+    json!({
+        "pid": holder.pid,
+        "fd": holder.fd,
+        "end": end(holder.access),
+        "cloexec": holder.cloexec,
+        "outside": outside,
+    })
+}
+
+/// What a thread of a process waits for.
+fn wait(verdict: &Verdict, process: &Process, thread: &Thread) -> Value {
+    let stuck = verdict.stuck_at(thread.tid);
+    let fd = match thread.fds()[..] {
+        [fd] => Some(fd),
+        _ => None,
+    };
+    let proved = stuck.is_some_and(Stuck::proved);
+    json!({
+        "pid": process.pid,
+        "tid": thread.tid,
+        "thread": thread.name,
+        "syscall": (!thread.syscall.is_empty()).then_some(&thread.syscall),
+        "wchan": thread.wchan,
+        "fd": fd,
+        "inode": fd.and_then(|fd| process.fd(fd)).and_then(|fd| fd.pipe().or_else(|| fd.socket())),
+        "on": verdict.names.locks.get(&thread.tid),
+        "stack": verdict.names.stacks.get(&thread.tid).map(Vec::as_slice).unwrap_or_default(),
+        "proved": proved,
+        "because": stuck.filter(|_| proved).map(|stuck| stuck.because.name()),
+        "doubts": stuck.map(|stuck| &stuck.doubts[..]).unwrap_or_default(),
+    })
 }
 
 /// `pipe`, `socket`, `eventfd` or `file`.

@@ -24,11 +24,38 @@ const PIPES: usize = 6;
 /// What is to be said in short of a test that did it.
 const AMONG_THREADS: &str = "forked among threads";
 
+/// Stands before callers until all are written: none of a name has it, since it is escaped there.
+const CALLERS: char = '\0';
+
 /// Writes the report of a failed test. `colour` adds escape sequences for a terminal.
 pub(crate) fn report(verdict: &Verdict, colour: bool) -> String {
     let mut text = Text::new(colour);
     text.write(verdict);
-    text.out
+    without_repetition(&text.out)
+}
+
+/// Says of callers that are the same as the last ones above that they are.
+///
+/// At the end, because processes that are alike are found by their lines.
+fn without_repetition(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    // With the end of their line.
+    let mut last = "";
+    for line in text.split_inclusive('\n') {
+        match line.split_once(CALLERS) {
+            None => out.push_str(line),
+            Some((line, callers)) if callers == last => {
+                out.push_str(line);
+                out.push_str(" < as above\n");
+            }
+            Some((line, callers)) => {
+                out.push_str(line);
+                out.push_str(callers);
+                last = callers;
+            }
+        }
+    }
+    out
 }
 
 /// Writes the warnings of a test that passed; `None` if there are none.
@@ -192,7 +219,7 @@ impl Text {
             End::Signalled { signal } => signal_name(*signal),
             End::TimedOut | End::Lost { .. } => {
                 match facts.processes.iter().find(|process| process.is_test) {
-                    Some(test) => describe(test, facts),
+                    Some(test) => describe(test, facts, false),
                     None => String::new(),
                 }
             }
@@ -217,7 +244,7 @@ impl Text {
         for entry in entries.iter().take(LISTED) {
             let Entry { process, indent, details, others, .. } = entry;
             let name = self.styled(Style::new().bold(), &escape::command(process));
-            let description = describe(process, facts);
+            let description = describe(process, facts, !others.is_empty());
             if others.is_empty() {
                 self.line(&format!("  {indent}`- {} {name}   {description}", process.pid));
             } else {
@@ -454,6 +481,9 @@ impl Text {
             threads => format!(" by thread `{}`, one of {threads}", escape::text(&origin.thread)),
         };
         let mut line = format!("{indent}{how} {}{thread} ({}{by})", escape::text(&origin.at()), origin.call);
+        if origin.stack.is_empty() && !origin.callers.is_empty() {
+            line.push(CALLERS);
+        }
         for caller in origin.callers.iter().filter(|_| origin.stack.is_empty()) {
             let _ = write!(line, " < {}", escape::text(caller));
         }
@@ -516,7 +546,10 @@ impl Entry<'_> {
     fn is_like(&self, other: &Process, details: &str) -> bool {
         let of = |process: &Process| {
             let Process { class, state, adopted, threads, forked_without_exec, .. } = process;
-            (*class, state.clone(), *adopted, *threads, *forked_without_exec, process.pgid == process.pid)
+            // One that leads its group or session is like another that leads its own.
+            let group = (process.pgid != process.pid).then_some(process.pgid);
+            let session = (process.sid != process.pid).then_some(process.sid);
+            (*class, state.clone(), *adopted, *threads, *forked_without_exec, group, session)
         };
         self.details == details
             && self.process.command_line == other.command_line
@@ -577,8 +610,8 @@ fn left(verdict: &Verdict) -> String {
     if parts.is_empty() { String::new() } else { format!("; left {}", parts.join(" and ")) }
 }
 
-/// State, age, and how the process stands in the tree.
-fn describe(process: &Process, facts: &Facts) -> String {
+/// State, age, and how the process stands in the tree. `several`: it stands for others like it.
+fn describe(process: &Process, facts: &Facts, several: bool) -> String {
     let mut parts = vec![process.state.clone()];
     if let Some(age) = process.age {
         parts.push(format!("age {:.1} s", age.as_secs_f64()));
@@ -586,12 +619,14 @@ fn describe(process: &Process, facts: &Facts) -> String {
     if process.threads > 1 {
         parts.push(format!("{} threads", process.threads));
     }
+    let id = |what: &str, id: i32, other: &str| match id == process.pid {
+        true if several => format!("{what} of its own"),
+        true => format!("{what} {id} (its own)"),
+        false => format!("{what} {id}{other}"),
+    };
+    parts.push(id("pgid", process.pgid, if process.pgid == facts.pid { " (the test's)" } else { "" }));
+    parts.push(id("sid", process.sid, if is_daemon(process, facts) { " (not the test's)" } else { "" }));
     if !process.is_test {
-        if is_daemon(process, facts) {
-            parts.push(if process.sid == process.pid { "own session" } else { "another session" }.to_owned());
-        } else if process.pgid == process.pid {
-            parts.push("own process group".to_owned());
-        }
         if process.forked_without_exec {
             parts.push("fork, no exec".to_owned());
         }
@@ -644,8 +679,13 @@ fn wait_line(verdict: &Verdict, process: &Process, thread: &Thread) -> String {
     let stack = verdict.names.stacks.get(&thread.tid).filter(|stack| !stack.is_empty());
     if let Some(stack) = stack {
         let frames: Vec<String> = stack.iter().map(|frame| escape::text(frame)).collect();
-        let (begin, between) = if verdict.names.full { ("", "\n") } else { ("in ", " < ") };
-        let _ = write!(line, "\n{begin}{}", frames.join(between));
+        let _ = match &frames[..] {
+            [first, callers @ ..] if !verdict.names.full && !callers.is_empty() => {
+                write!(line, "\nin {first}{CALLERS} < {}", callers.join(" < "))
+            }
+            [only] if !verdict.names.full => write!(line, "\nin {only}"),
+            frames => write!(line, "\n{}", frames.join("\n")),
+        };
     }
     line
 }
@@ -818,4 +858,16 @@ fn other_end(access: i32, holders: &[Holder], test: i32) -> String {
 
 fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_repetition;
+
+    #[test]
+    fn callers_are_told_again_only_after_others() {
+        let text = "a\0 < b\nc\0 < b\nd\n\0 < b\ne\0 < f\na\0 < b\n";
+        let expected = "a < b\nc < as above\nd\n < as above\ne < f\na < b\n";
+        assert_eq!(without_repetition(text), expected);
+    }
 }

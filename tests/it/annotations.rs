@@ -1,4 +1,5 @@
-//! On a runner of GitHub's, each failed test is told at the line of code that made the leak.
+//! On a runner of GitHub's, each failed test is told at the line of code that made the leak, or that
+//! it hangs in, or at the test's own.
 //!
 //! `tests/fixtures/leaky/tests/reports.rs` has the tests.
 
@@ -18,6 +19,16 @@ fn command(target: &str, arguments: &[&str]) -> Command {
 /// The lines of stdout that the runner would take as commands.
 fn commands(ran: &Ran) -> Vec<&str> {
     ran.stdout.lines().filter(|line| line.trim_start().starts_with("::")).collect()
+}
+
+/// `file=..,line=..,` of the only line in a file of the fixture that has this text.
+fn line_with(file: &str, text: &str) -> String {
+    let path = format!("tests/fixtures/leaky/tests/{file}");
+    let source = fs::read_to_string(root().join(&path)).unwrap();
+    let mut lines = source.lines().enumerate().filter(|(_, line)| line.contains(text));
+    let (number, _) = lines.next().unwrap();
+    assert_eq!(lines.next(), None, "{text}");
+    format!("file={path},line={},", number + 1)
 }
 
 /// `file=..,line=..,` of the line in a test of `reports.rs` that makes the leak.
@@ -71,24 +82,47 @@ fn without_pid(message: &str) -> String {
 }
 
 #[childproof::test]
-fn do_without_a_line_that_is_not_known() {
+fn name_the_test_where_no_other_line_is_known() {
+    let message = "the body panicked; its output is above.";
     let ran = Ran::of(&mut command("reports", &["panics", "--exact"]));
-    let expected = "::error title=panics panicked::the body panicked; its output is above.";
+    let place = line_with("reports.rs", "fn panics() {");
+    assert_eq!(commands(&ran), [format!("::error {place}title=panics panicked::{message}")], "{}", ran.all());
+    let ran = Ran::of(&mut command("stock", &["shapes::panics", "--exact"]));
+    let place = line_with("shapes/mod.rs", "fn panics() {");
+    let expected = format!("::error {place}title=shapes%3A%3Apanics panicked::{message}");
     assert_eq!(commands(&ran), [expected], "{}", ran.all());
-    // A path that GitHub does not know is that of the report.
-    let ran = Ran::of(command("reports", &["leaks", "--exact"]).env("GITHUB_WORKSPACE", "/nowhere"));
-    assert!(commands(&ran)[0].starts_with("::error file=tests/reports.rs,line="), "{}", ran.all());
+    let ran = Ran::of(command("harness", &["made::panics", "--exact"]).env("LEAKY_PANIC", "1"));
+    let place = line_with("harness.rs", "\"made::panics\"");
+    let expected = format!("::error {place}title=made%3A%3Apanics panicked::{message}");
+    assert_eq!(commands(&ran), [expected], "{}", ran.all());
+}
+
+#[childproof::test]
+fn name_paths_from_the_root_of_the_repository() {
+    // One that the runner does not name is known by its `.git`; the tests may run outside of any.
+    let prefix = if root().join(".git").exists() { "tests/fixtures/leaky/" } else { "" };
+    for test in ["leaks", "panics"] {
+        for workspace in [None, Some("/nowhere")] {
+            let mut command = command("reports", &[test, "--exact"]);
+            command.env_remove("GITHUB_WORKSPACE").envs(workspace.map(|path| ("GITHUB_WORKSPACE", path)));
+            let ran = Ran::of(&mut command);
+            let expected = format!("::error file={prefix}tests/reports.rs,line=");
+            assert!(commands(&ran)[0].starts_with(&expected), "{workspace:?} {}", ran.all());
+        }
+    }
 }
 
 #[childproof::test]
 fn begin_with_what_explains_the_failure() {
     let ran = Ran::of(&mut command("waits", &["keeper_of_its_own_lifeline", "--exact"]));
-    let expected =
-        "::error title=keeper_of_its_own_lifeline timed out::pid N is its own lifeline keeper: it waits ";
     let commands = commands(&ran);
+    // The line that the test hangs in.
+    let place = line_with("waits.rs", "libc::waitpid(pid, std::ptr::null_mut(), 0)");
+    let expected = format!("::error {place}col=14,title=keeper_of_its_own_lifeline timed out");
     let (begin, message) = commands[0].split_once("::pid ").unwrap_or_else(|| panic!("{}", ran.all()));
+    assert_eq!(begin, expected, "{}", ran.all());
     let message = without_pid(&format!("pid {message}"));
-    assert!(format!("{begin}::{message}").starts_with(expected), "{message}");
+    assert!(message.starts_with("pid N is its own lifeline keeper: it waits "), "{message}");
     assert!(message.contains("%0Athe body had not come back after "), "{message}");
 }
 
@@ -142,6 +176,9 @@ fn come_with_the_report_in_a_stock_target() {
     let arguments = ["shapes::kills_itself", "--exact", "--nocapture", "--test-threads=1"];
     let ran = Ran::of(&mut command("stock", &arguments));
     assert!(ran.stdout.contains("words without an end"), "{}", ran.all());
-    let expected = "::error title=shapes%3A%3Akills_itself was ended by a signal::the test process was ended by SIGKILL (9).";
+    let expected = format!(
+        "::error {}title=shapes%3A%3Akills_itself was ended by a signal::the test process was ended by SIGKILL (9).",
+        line_with("shapes/mod.rs", "fn kills_itself() {")
+    );
     assert_eq!(commands(&ran), [expected], "{}", ran.all());
 }

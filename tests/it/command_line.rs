@@ -1,6 +1,7 @@
 //! The command line is libtest's, also where other harnesses reject it, and nextest's contract is
 //! kept to the letter.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use serde_json::Value;
@@ -132,6 +133,11 @@ fn names_what_it_cannot_read_and_runs_nothing() {
         ),
         ("CHILDPROOF_TRACE", "pipes", "`pipes` for `CHILDPROOF_TRACE`: expected `fds`"),
         ("CHILDPROOF_BACKTRACE", "1", "`1` for `CHILDPROOF_BACKTRACE`: expected `full` or `short`"),
+        (
+            "CHILDPROOF_TIMOUT",
+            "5s",
+            "unknown variable `CHILDPROOF_TIMOUT`: expected one of CHILDPROOF_TIMEOUT, _GRACE, _PROCESSES,",
+        ),
         ("CHILDPROOF_THREADS", "1", "`1` for `CHILDPROOF_THREADS`: expected `deny` or `allow`"),
     ] {
         let output = Ran::of(fixture.command("harness", &["nothing_at_all"]).env(name, value));
@@ -142,6 +148,11 @@ fn names_what_it_cannot_read_and_runs_nothing() {
             assert_eq!(output.code, Some(101), "{name}\n{}", output.all());
             assert!((output.stdout + &output.stderr).contains(expected), "{name}");
         }
+    }
+    // Somebody else's.
+    for target in ["harness", "stock"] {
+        let ran = Ran::of(fixture.command(target, &["nothing_at_all"]).env("CHILDPROOF_DEMO", "1"));
+        assert_eq!(ran.code, Some(0), "{}", ran.all());
     }
 }
 
@@ -188,30 +199,141 @@ fn shuffles_repeats_and_stops_early() {
 }
 
 #[childproof::test]
+fn keeps_the_files_of_several_targets_apart() {
+    let fixture = leaky();
+    let file = |name: &str| scratch().join(name);
+    let (json, junit) = (file("{binary}.json"), file("{binary}-{x}.xml"));
+    for (target, test) in [("harness", "shapes::nothing_at_all"), ("reports", "passes")] {
+        let arguments = [test, "--json", json.to_str().unwrap(), "--junit", junit.to_str().unwrap()];
+        let ran = fixture.run(target, &arguments);
+        assert_eq!(ran.code, Some(0), "{}", ran.all());
+        let mut command = fixture.command(target, &[test]);
+        Ran::of(command.env("XML_OUTPUT_FILE", file("{binary}.xml")));
+    }
+    for (target, test) in [("harness", "nothing_at_all"), ("reports", "passes")] {
+        for end in [".json", "-{x}.xml", ".xml"] {
+            let text = std::fs::read_to_string(file(&format!("{target}{end}"))).unwrap();
+            assert!(text.contains(test), "{target}{end}\n{text}");
+        }
+    }
+    let ran = fixture.run("harness", &["nothing_at_all", "--json", "/nowhere/{binary}"]);
+    assert!(ran.stderr.contains("cannot write `--json /nowhere/harness`"), "{}", ran.all());
+}
+
+/// Every key of a value with its path: `body.outcome`, `fds[].holders[].pid`, `causes[]`.
+fn keys(value: &Value, path: &str, into: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let dot = if path.is_empty() { "" } else { "." };
+                keys(value, &format!("{path}{dot}{name}"), into);
+            }
+        }
+        Value::Array(values) => values.iter().for_each(|value| keys(value, &format!("{path}[]"), into)),
+        _ => drop(into.insert(path.to_owned())),
+    }
+}
+
+/// The texts in backticks.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[childproof::test]
 fn writes_every_key_of_the_schema() {
     let fixture = leaky();
     let path = scratch().join("report.json");
-    fixture
-        .run("harness", &["panics_and_leaks", "ignored", "nothing_at_all", "--json", path.to_str().unwrap()]);
-    let text = std::fs::read_to_string(&path).unwrap();
-    assert_eq!(text.lines().count(), 3, "{text}");
-    for line in text.lines() {
-        let object: Value = serde_json::from_str(line).unwrap();
-        let mut keys: Vec<&str> = object.as_object().unwrap().keys().map(String::as_str).collect();
-        keys.sort_unstable();
-        let expected = [
-            "body",
-            "causes",
-            "fds",
-            "outcome",
-            "processes",
-            "schema",
-            "seconds",
-            "survivors",
-            "test",
-            "waits",
-        ];
-        assert_eq!(keys, expected, "{line}");
-        assert_eq!(object["schema"], 1);
+    let json = path.to_str().unwrap();
+    let mut text = String::new();
+    let shapes = ["panics_and_leaks", "ignored", "nothing_at_all", "both_ends", "among_threads_that_leaks"];
+    let targets: [(&str, &[&str]); 3] =
+        [("harness", &shapes), ("waits", &["keeper_of", "lifelines_that"]), ("sockets", &["two_crossed"])];
+    for (target, tests) in targets {
+        fixture.run(target, &[tests, &["--json", json]].concat());
+        text += &std::fs::read_to_string(&path).unwrap();
     }
+    assert_eq!(text.lines().count(), 9);
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let names = |line: &Value| -> BTreeSet<String> { line.as_object().unwrap().keys().cloned().collect() };
+    let mut seen = BTreeSet::new();
+    for line in &lines {
+        assert_eq!(names(line), names(&lines[0]), "{line}");
+        assert_eq!(line["schema"], 1);
+        keys(line, "", &mut seen);
+    }
+    // `null` in place of an object, and in a passing test.
+    for whole in ["processes[].spawned", "fds[].created", "pipes[].created", "sockets[].created"] {
+        seen.remove(whole);
+    }
+    let page = std::fs::read_to_string(root().join("JSON.md")).unwrap();
+    let rows: Vec<(&str, &str)> =
+        page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" | ")).collect();
+    let documented: BTreeSet<String> =
+        rows.iter().flat_map(|(key, _)| key.split(", ").map(|key| key.replace('`', ""))).collect();
+    let missing: Vec<_> = seen.difference(&documented).collect();
+    assert!(missing.is_empty(), "not in JSON.md: {missing:?}");
+    let unseen: Vec<_> = documented.difference(&seen).filter(|key| !key.starts_with("survivors")).collect();
+    let rare = ["notes[]", "waits[].doubts[]"];
+    let unseen: Vec<_> = unseen.into_iter().filter(|key| !rare.contains(&key.as_str())).collect();
+    assert!(unseen.is_empty(), "in JSON.md, and never written: {unseen:?}");
+
+    let values = |key: &str| -> BTreeSet<&str> {
+        let (_, value) = rows.iter().find(|(known, _)| *known == format!("{key}`")).unwrap();
+        quoted(value).collect()
+    };
+    let causes = crate::shapes::causes().chain(["unkillable", "lost"]);
+    assert_eq!(causes.collect::<BTreeSet<_>>(), values("causes[]"));
+    let reasons = values("waits[].because");
+    assert!(crate::waits::all_reasons().all(|reason| reasons.contains(reason)), "{reasons:?}");
+    for line in &lines {
+        let class = |process: &Value| process["class"].as_str().unwrap().to_owned();
+        let classes = line["processes"].as_array().unwrap().iter().map(class);
+        assert!(classes.into_iter().all(|class| values("processes[].class").contains(class.as_str())));
+    }
+}
+
+/// What the report says in words, the JSON says too.
+#[childproof::test]
+fn writes_as_json_what_the_report_says() {
+    let path = scratch().join("report.json");
+    let arguments = ["--exact", "keeper_of_its_own_lifeline", "--json", path.to_str().unwrap()];
+    let text = leaky().run("waits", &arguments).stdout;
+    let line: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let list = |key: &str| line[key].as_array().unwrap().clone();
+    // The report breaks its lines.
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for finding in list("findings") {
+        for key in ["sentence", "fix", "allow"] {
+            let said = finding[key].as_str().unwrap_or_default();
+            assert!(words.contains(said), "no {said:?} in\n{text}");
+        }
+    }
+    let causes: Vec<Value> = list("findings").iter().map(|finding| finding["cause"].clone()).collect();
+    assert_eq!(causes, [Value::Null, "timed_out".into()]);
+    let [test, child] = &list("processes")[..] else { panic!("{line}") };
+    assert_eq!(test["pid"], line["pid"]);
+    let [pipe] = &list("pipes")[..] else { panic!("{line}") };
+    assert_eq!((&pipe["queued"], &pipe["capacity"]), (&0.into(), &65536.into()));
+    let mut ends: Vec<(&Value, &str)> = pipe["holders"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|holder| (&holder["pid"], holder["end"].as_str().unwrap()))
+        .collect();
+    ends.sort_by_key(|(_, end)| *end == "write");
+    assert_eq!(ends.last(), Some(&(&child["pid"], "write")), "{pipe}");
+    assert_eq!(ends.iter().filter(|(_, end)| *end == "write").count(), 1, "{pipe}");
+    // The text has the stacks as chains.
+    let chain = |stack: &Value| -> Vec<String> {
+        stack.as_array().unwrap().iter().map(|frame| frame.as_str().unwrap().to_owned()).collect()
+    };
+    for wait in list("waits") {
+        let stack = chain(&wait["stack"]).join(" < ");
+        assert!(!stack.is_empty() && words.contains(&format!("in {stack}")), "no {stack} in\n{text}");
+    }
+    for made in [&pipe["created"], &child["spawned"]] {
+        let stack = chain(&made["stack"]);
+        assert!(stack.len() > 1 && stack.iter().all(|frame| words.contains(frame.as_str())), "{made}");
+    }
+    assert_eq!((&pipe["created"]["call"], &child["spawned"]["call"]), (&"pipe2".into(), &"fork".into()));
 }

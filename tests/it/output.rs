@@ -6,6 +6,8 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 use crate::support::{Fixture, Ran, root, scratch};
 
 fn output(shape: &str, arguments: &[&str]) -> String {
@@ -110,6 +112,9 @@ fn of_a_failing_test_is_a_report_that_names_what_was_left() {
         "background_job_of_a_shell",
         "fork_without_exec",
         "daemon_forked_twice",
+        "group_of_its_own",
+        "three_groups_of_their_own",
+        "session_of_its_own",
         "both_ends_left_open",
         "exits_in_the_middle_and_leaks",
         "waits_for_a_child_that_never_ends",
@@ -119,13 +124,55 @@ fn of_a_failing_test_is_a_report_that_names_what_was_left() {
 }
 
 #[childproof::test]
+fn has_the_numbers_of_group_and_session() {
+    let path = scratch().join("report.json");
+    for (shape, group, session) in [
+        ("child_dropped", " (the test's)", ""),
+        ("group_of_its_own", " (its own)", ""),
+        ("session_of_its_own", " (its own)", " (its own)"),
+        ("daemon_forked_twice", "", " (not the test's)"),
+    ] {
+        let text = output(shape, &["--json", path.to_str().unwrap()]);
+        let json: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        let process = &json["processes"][0];
+        let (pid, pgid, sid) = (&process["pid"], &process["pgid"], &process["sid"]);
+        let expected = format!(" s, pgid {pgid}{group}, sid {sid}{session}");
+        assert!(text.contains(&expected), "no {expected:?} in\n{text}");
+        let test = process["lineage"].as_array().unwrap().last();
+        assert_eq!(pgid == pid, group == " (its own)", "{process}");
+        assert_eq!(Some(pgid) == test, group == " (the test's)", "{process}");
+        assert_eq!(sid == pid, session == " (its own)", "{process}");
+        assert_ne!(Some(sid), test, "{process}");
+        assert!(process["age"].as_f64().is_some_and(|age| (0.1..10.0).contains(&age)), "{process}");
+        assert_eq!(process["threads"], 1);
+        assert_eq!(process["adopted"], shape == "daemon_forked_twice");
+        assert_eq!(process["forked_without_exec"], shape == "daemon_forked_twice");
+    }
+}
+
+#[childproof::test]
 fn of_a_failing_body_comes_before_the_report() {
     let text = output("panics_and_leaks", &[]);
     let (words, report) = (text.find("words of the panic").unwrap(), text.find("FAIL  shapes").unwrap());
     assert!(words < report, "{text}");
-    let text = output("kills_itself", &[]);
-    let (words, report) = (text.find("words without an end").unwrap(), text.find("FAIL  shapes").unwrap());
-    assert!(words < report, "{text}");
+    for target in ["harness", "stock"] {
+        let ran = Fixture::build("leaky").run(target, &["shapes::kills_itself", "--exact"]);
+        assert!(ran.stdout.contains("\nwords without an end\n\nFAIL  shapes"), "{target} {}", ran.all());
+    }
+}
+
+#[childproof::test]
+fn has_backtraces_that_end_at_the_body() {
+    let fixture = Fixture::build("leaky");
+    for (target, test) in [("harness", "shapes::panics"), ("stock", "shapes::panics"), ("reports", "panics")]
+    {
+        for (value, whole) in [("1", false), ("full", true)] {
+            let ran = Ran::of(fixture.command(target, &[test, "--exact"]).env("RUST_BACKTRACE", value));
+            let text = ran.all();
+            assert!(text.contains("stack backtrace:") && text.contains("_panics::panics"), "{text}");
+            assert_eq!(text.contains(" childproof::"), whole, "{target} {value}\n{text}");
+        }
+    }
 }
 
 #[childproof::test]

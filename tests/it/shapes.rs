@@ -49,6 +49,7 @@ const SHAPES: &[(&str, &str, &str, &str)] = &[
     ("shell_killed_and_its_child_not", "failed", "leaked_process", "leaked=1"),
     ("daemon_forked_twice", "failed", "leaked_process", "leaked=1"),
     ("group_of_its_own", "failed", "leaked_process", "leaked=1"),
+    ("three_groups_of_their_own", "failed", "leaked_process", "leaked=3"),
     ("session_of_its_own", "failed", "leaked_process", "leaked=1"),
     ("fork_without_exec", "failed", "leaked_process", "leaked=1"),
     ("child_deaf_to_sigterm", "failed", "leaked_process", "leaked=2"),
@@ -111,6 +112,11 @@ const SHAPES: &[(&str, &str, &str, &str)] = &[
     ("stops_itself", "failed", "timed_out", "leaked=1"),
     ("never_exits", "failed", "timed_out", "leaked=1"),
 ];
+
+/// Every cause that a shape has.
+pub(crate) fn causes() -> impl Iterator<Item = &'static str> {
+    SHAPES.iter().flat_map(|(_, _, causes, _)| causes.split_whitespace())
+}
 
 /// What the JSON says of one test, in the words of [`SHAPES`].
 fn seen(line: &Value) -> [String; 3] {

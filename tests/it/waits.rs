@@ -29,6 +29,11 @@ const STUCK: &[(&str, &[&str])] = &[
     ("lock_of_a_file_that_a_stuck_child_holds", &["own_write_end", "stuck_holder"]),
 ];
 
+/// Every reason that a shape has.
+pub(crate) fn all_reasons() -> impl Iterator<Item = &'static str> {
+    STUCK.iter().flat_map(|(_, reasons)| reasons.iter().copied())
+}
+
 /// What the JSON of each test of a target says.
 pub(crate) fn verdicts(fixture: &str, target: &str, filter: &[&str]) -> BTreeMap<String, Value> {
     let json = scratch().join("waits.json");

@@ -39,6 +39,8 @@ const CALLS: usize = 4096;
 const FRAMES: usize = 32;
 /// The kernel's room for the name of a thread.
 const THREAD: usize = 16;
+/// How much of the command line of a program that is started is kept.
+const COMMAND: usize = 128;
 
 /// What was called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +86,8 @@ struct Entry {
     execed: AtomicU32,
     /// Of a fork: the name of the thread that called, NUL-terminated.
     thread: [AtomicU8; THREAD],
+    /// The arguments of the program that was started, each with its NUL, and one more at the end.
+    command: [AtomicU8; COMMAND],
     frames: [AtomicU64; FRAMES],
 }
 
@@ -132,6 +136,15 @@ impl Log {
         })
     }
 
+    /// The last `most` programs that were started and are none of `but`.
+    pub(crate) fn programs(&self, but: &[(bool, u64)], most: usize) -> Vec<Site> {
+        let mut programs = self.entries(|call, entry| {
+            let starts = call.makes_process() && (*call != Call::Fork || entry.has_execed());
+            starts && !but.contains(&(true, entry.keys()[0]))
+        });
+        programs.split_off(programs.len().saturating_sub(most))
+    }
+
     /// Every call that was written to its end and is wanted.
     fn entries(&self, wanted: impl Fn(&Call, &Entry) -> bool) -> Vec<Site> {
         let used = self.used.load(Ordering::Acquire) as usize;
@@ -164,6 +177,7 @@ impl Log {
         entry.threads.store(0, Ordering::Relaxed);
         entry.execed.store(0, Ordering::Relaxed);
         entry.thread[0].store(0, Ordering::Relaxed);
+        entry.command[0].store(0, Ordering::Relaxed);
         entry.note_stack();
         Some(entry)
     }
@@ -178,6 +192,7 @@ impl Entry {
             threads: AtomicU32::new(0),
             execed: AtomicU32::new(0),
             thread: [const { AtomicU8::new(0) }; THREAD],
+            command: [const { AtomicU8::new(0) }; COMMAND],
             frames: [const { AtomicU64::new(0) }; FRAMES],
         }
     }
@@ -207,8 +222,55 @@ impl Entry {
         NAMES.iter().find(|(call, _)| *call as u32 == code)
     }
 
+    /// Writes down the program that is started, as far as there is room. Async-signal-safe.
+    ///
+    /// # Safety
+    ///
+    /// `arguments` is null, or an array of NUL-terminated strings with a null pointer at its end.
+    unsafe fn note_command(&self, arguments: *const *const c_char) {
+        if arguments.is_null() {
+            return;
+        }
+        let mut used = 0;
+        let mut next = arguments;
+        loop {
+            // SAFETY: there is a pointer at each place up to the null one, where this ends.
+            let word = unsafe { *next };
+            if word.is_null() {
+                break;
+            }
+            // SAFETY: behind one that is not null there is another.
+            next = unsafe { next.add(1) };
+            // SAFETY: the word is NUL-terminated.
+            let bytes = unsafe { CStr::from_ptr(word) }.to_bytes_with_nul();
+            // The last two are the NUL of a word that is cut, and the one at the end.
+            for byte in bytes {
+                if used < COMMAND - 2 {
+                    self.command[used].store(*byte, Ordering::Relaxed);
+                    used += 1;
+                }
+            }
+            if used == COMMAND - 2 {
+                self.command[used].store(0, Ordering::Relaxed);
+                used += 1;
+                break;
+            }
+        }
+        self.command[used].store(0, Ordering::Relaxed);
+    }
+
+    fn command_line(&self) -> Vec<String> {
+        let bytes: Vec<u8> = self.command.iter().map(|byte| byte.load(Ordering::Relaxed)).collect();
+        let words = bytes.split(|byte| *byte == 0).take_while(|word| !word.is_empty());
+        words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+    }
+
+    fn has_execed(&self) -> bool {
+        self.execed.load(Ordering::Acquire) != 0
+    }
+
     fn is_threaded_fork(&self) -> bool {
-        self.threads.load(Ordering::Relaxed) > 1 && self.execed.load(Ordering::Acquire) == 0
+        self.threads.load(Ordering::Relaxed) > 1 && !self.has_execed()
     }
 
     fn keys(&self) -> [u64; 2] {
@@ -226,7 +288,8 @@ impl Entry {
             keys: self.keys(),
             threads: self.threads.load(Ordering::Relaxed),
             thread: String::from_utf8_lossy(&thread).into_owned(),
-            execed: self.execed.load(Ordering::Relaxed) != 0,
+            execed: self.has_execed(),
+            command_line: self.command_line(),
             frames: frames
                 .take_while(|frame| *frame != 0)
                 .filter_map(|address| maps.locate(address))
@@ -624,6 +687,8 @@ macro_rules! spawn {
             if let Some(log) = log() {
                 let _errno = KeepErrno::new();
                 if let Some(entry) = log.begin() {
+                    // SAFETY: libc has just read the same, and started a program with it.
+                    unsafe { entry.note_command(arguments.cast()) };
                     entry.end(Call::$call, [child as u64, 0]);
                 }
             }
@@ -637,7 +702,11 @@ spawn!(posix_spawnp, SPAWNP, Spawnp);
 
 /// Writes down that this process, if it was forked, goes on to another program. Async-signal-safe:
 /// it reads and writes shared memory only.
-fn record_exec() {
+///
+/// # Safety
+///
+/// `arguments` are those of an exec(3).
+unsafe fn record_exec(arguments: Words) {
     let Some(log) = log() else { return };
     // SAFETY: `getpid` has no preconditions.
     let pid = unsafe { libc::getpid() } as u64;
@@ -648,6 +717,8 @@ fn record_exec() {
     };
     // The last of that pid: numbers come again.
     if let Some(entry) = log.entries.iter().take(used).rev().find(is_ours) {
+        // SAFETY: an exec is called with an array of strings, which the kernel reads next.
+        unsafe { entry.note_command(arguments) };
         entry.execed.store(1, Ordering::Release);
     }
 }
@@ -655,7 +726,7 @@ fn record_exec() {
 type Words = *const *const c_char;
 
 macro_rules! exec {
-    ($name:ident, $next:ident, ($($argument:ident: $type:ty),*)) => {
+    ($name:ident, $next:ident, ($($argument:ident: $type:ty),*), $command:ident) => {
         /// One of exec(3), and that it was called.
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name($($argument: $type),*) -> c_int {
@@ -664,7 +735,8 @@ macro_rules! exec {
                 Errno::set_raw(libc::ENOSYS);
                 return -1;
             }
-            record_exec();
+            // SAFETY: they are the caller's, for an exec.
+            unsafe { record_exec($command) };
             // SAFETY: it is libc's function of that name, which has this type.
             let next: unsafe extern "C" fn($($type),*) -> c_int = unsafe { mem::transmute(next) };
             // SAFETY: the caller's arguments are passed on.
@@ -673,13 +745,14 @@ macro_rules! exec {
     };
 }
 
-exec!(execv, EXECV, (path: *const c_char, arguments: Words));
-exec!(execve, EXECVE, (path: *const c_char, arguments: Words, environment: Words));
-exec!(execvp, EXECVP, (file: *const c_char, arguments: Words));
-exec!(execvpe, EXECVPE, (file: *const c_char, arguments: Words, environment: Words));
-exec!(fexecve, FEXECVE, (fd: c_int, arguments: Words, environment: Words));
+exec!(execv, EXECV, (path: *const c_char, arguments: Words), arguments);
+exec!(execve, EXECVE, (path: *const c_char, arguments: Words, environment: Words), arguments);
+exec!(execvp, EXECVP, (file: *const c_char, arguments: Words), arguments);
+exec!(execvpe, EXECVPE, (file: *const c_char, arguments: Words, environment: Words), arguments);
+exec!(fexecve, FEXECVE, (fd: c_int, arguments: Words, environment: Words), arguments);
 exec!(
     execveat,
     EXECVEAT,
-    (directory: c_int, path: *const c_char, arguments: Words, environment: Words, flags: c_int)
+    (directory: c_int, path: *const c_char, arguments: Words, environment: Words, flags: c_int),
+    arguments
 );

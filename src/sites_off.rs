@@ -25,6 +25,10 @@ impl Log {
 
     pub(crate) fn reset(&self) {}
 
+    pub(crate) fn programs(&self, _: &[(bool, u64)], _: usize) -> Vec<Site> {
+        Vec::new()
+    }
+
     pub(crate) fn sites(&self, _: &[(bool, u64)], _: bool) -> Vec<Site> {
         Vec::new()
     }

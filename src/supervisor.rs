@@ -26,7 +26,7 @@ use crate::forkserver::Hello;
 use crate::kill;
 use crate::lifeline::Watch;
 use crate::outcome::{End, Page, Phase};
-use crate::policy::ThreadedFork;
+use crate::policy::{Settings, ThreadedFork};
 use crate::proc::fds::pipe_of;
 use crate::proc::sockets::Socket;
 use crate::sites;
@@ -112,6 +112,9 @@ pub(crate) struct Supervisor {
     input: Option<FdIdentity>,
     pid: Pid,
 }
+
+/// The most programs that are told of because a process may have come from one of them.
+const PROGRAMS: usize = 16;
 
 /// How a test process comes to its body.
 pub(crate) enum Then<'a> {
@@ -280,7 +283,7 @@ impl Supervisor {
         if !facts.processes.is_empty() || !facts.strays.is_empty() {
             facts.foreign = scene.foreign;
         }
-        self.look_up_sites(ready.job().settings.threaded_fork != ThreadedFork::Allow, &mut facts);
+        self.look_up_sites(&ready.job().settings, &mut facts);
         facts.time = begin.elapsed();
         Guarded::Judged(Box::new(facts))
     }
@@ -424,17 +427,28 @@ impl Supervisor {
         pipes.map(|stray| stray.target).collect()
     }
 
-    /// Finds out who made what was left, and who forked among threads if `forks` are asked for.
-    fn look_up_sites(&self, forks: bool, facts: &mut Facts) {
+    /// Finds out who made what was left, and who forked among threads if that is asked for.
+    fn look_up_sites(&self, settings: &Settings, facts: &mut Facts) {
         let mut keys: Vec<(bool, u64)> = Vec::new();
-        for process in &facts.processes {
+        let told = |process: &&Process| match process.class {
+            Class::Leaked => true,
+            Class::Unwaited => settings.deny_unwaited,
+            Class::Straggler => false,
+        };
+        for process in facts.processes.iter().filter(told) {
             keys.push((true, process.pid as u64));
             keys.extend(process.lineage.iter().map(|pid| (true, *pid as u64)));
             let fds = process.fds.iter().flatten();
             keys.extend(fds.filter_map(|fd| Some((false, fd.pipe().or_else(|| fd.socket())?))));
         }
         keys.extend(facts.strays.iter().map(|stray| (false, stray.ino)));
-        facts.sites = self.log.sites(&keys, forks);
+        facts.sites = self.log.sites(&keys, settings.threaded_fork != ThreadedFork::Allow);
+        let has_site =
+            |pid: Pid| facts.sites.iter().any(|site| site.is_process && site.keys[0] == pid as u64);
+        let is_orphan = |process: &Process| process.adopted && !has_site(process.pid);
+        if facts.processes.iter().filter(told).any(is_orphan) {
+            facts.sites.extend(self.log.programs(&keys, PROGRAMS));
+        }
         if !keys.is_empty() {
             facts.notes.extend(sites::UNKNOWN.map(str::to_owned));
         }

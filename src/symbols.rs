@@ -139,6 +139,7 @@ fn origin(site: &Site, resolver: &mut Resolver<'_>) -> Origin {
         threads: site.threads,
         thread: site.thread.clone(),
         execed: site.execed,
+        command_line: site.command_line.clone(),
         place: best.and_then(|frame| place(frame, here)),
         function: best.and_then(|frame| frame.line.function.clone()),
         callers: own(above, CALLERS, here),

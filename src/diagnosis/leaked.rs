@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Cause, Finding, plural};
+use super::{Cause, Ended, Finding, Names, origin_of_process, plural};
 use crate::facts::{Class, Facts, Process};
 use crate::outcome::End;
 use crate::policy::Settings;
@@ -10,7 +10,13 @@ use crate::report::escape;
 
 /// Adds what is to be said of leaked processes, and of forked children that ran on. Gives the
 /// process that is named, if one is.
-pub(super) fn find(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) -> Option<i32> {
+pub(super) fn find(
+    facts: &Facts,
+    settings: &Settings,
+    ended: &[Ended],
+    names: &Names,
+    findings: &mut Vec<Finding>,
+) -> Option<i32> {
     let returned = facts.returned_children as usize;
     if returned > 0 {
         findings.push(Finding {
@@ -57,13 +63,13 @@ pub(super) fn find(facts: &Facts, settings: &Settings, findings: &mut Vec<Findin
     findings.push(Finding {
         cause: Some(Cause::LeakedProcess),
         sentence,
-        fix: Some(fix(first, facts)),
+        fix: Some(fix(first, facts, ended, names)),
         allow: glob_for(first).map(|glob| format!("allow_process = \"{glob}\"")),
     });
     Some(first.pid)
 }
 
-fn fix(process: &Process, facts: &Facts) -> String {
+fn fix(process: &Process, facts: &Facts, ended: &[Ended], names: &Names) -> String {
     let pid = process.pid;
     // The test and all it starts are in the supervisor's session, unless they leave it.
     if is_daemon(process, facts) {
@@ -76,9 +82,14 @@ fn fix(process: &Process, facts: &Facts) -> String {
         return format!("pid {pid} leads its own process group: `killpg({pid}, SIGTERM)`, then wait for it.");
     }
     if process.adopted {
-        return "its parent died and it did not: start the parent with `process_group(0)` and kill the whole \
-                group, or let the parent `exec` it."
-            .to_owned();
+        let parent = ended.iter().find(|ended| ended.orphan == pid);
+        let origin = parent.and_then(|ended| origin_of_process(&names.origins, ended.parent));
+        let at = origin.and_then(|origin| origin.place.as_ref());
+        return format!(
+            "its parent died and it did not: start the parent{} with `process_group(0)` and kill the whole \
+             group, or let the parent `exec` it.",
+            at.map_or_else(String::new, |place| format!(" ({place})"))
+        );
     }
     if process.forked_without_exec {
         return format!(

@@ -4,6 +4,7 @@ mod ends;
 mod explain;
 mod forks;
 mod leaked;
+mod parents;
 mod stray;
 mod stuck;
 
@@ -15,6 +16,7 @@ use crate::policy::Settings;
 
 pub(crate) use ends::Unread;
 pub(crate) use leaked::is_daemon;
+pub(crate) use parents::Ended;
 pub(crate) use stray::{Holder, Pipe, Stray};
 pub(crate) use stuck::{Because, Stuck};
 
@@ -73,6 +75,8 @@ pub(crate) struct Origin {
     pub(crate) thread: String,
     /// Of a fork: the child has called an `exec`, whatever came of it.
     pub(crate) execed: bool,
+    /// The program that was started, with its arguments.
+    pub(crate) command_line: Vec<String>,
     /// `tests/server.rs:31:10`; `None` if there is no debug information.
     pub(crate) place: Option<String>,
     /// The function of that place.
@@ -141,6 +145,8 @@ pub(crate) struct Verdict {
     pub(crate) pipes: Vec<Pipe>,
     /// Read ends at end-of-file that nobody reads.
     pub(crate) unread: Vec<Unread>,
+    /// The programs that processes came from whose parents have ended.
+    pub(crate) ended: Vec<Ended>,
     /// The threads that nothing was found to wake.
     pub(crate) stuck: Vec<Stuck>,
     pub(crate) names: Names,
@@ -158,6 +164,7 @@ impl Verdict {
             strays: Vec::new(),
             pipes: Vec::new(),
             unread: Vec::new(),
+            ended: Vec::new(),
             stuck: Vec::new(),
             names: Names::default(),
         }
@@ -181,6 +188,13 @@ impl Verdict {
             }
         }
         causes
+    }
+
+    /// Where the process `pid` was made.
+    /// The program that a process came from whose parent has ended, and where that was started.
+    pub(crate) fn ended_parent(&self, pid: i32) -> Option<(&Ended, &Origin)> {
+        let ended = self.ended.iter().find(|ended| ended.orphan == pid)?;
+        Some((ended, self.origin_of_process(ended.parent)?))
     }
 
     /// Where the process `pid` was made.
@@ -226,7 +240,8 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
         // More time would help nobody.
         findings[first..].iter_mut().for_each(|finding| finding.allow = None);
     }
-    let leaked = leaked::find(&facts, settings, &mut findings);
+    let ended = parents::find(&facts, &names);
+    let leaked = leaked::find(&facts, settings, &ended, &names, &mut findings);
     stray::find(&facts, &strays, &mut findings);
     ends::find(&facts, &names, &mut findings);
     counts(&facts, settings, &mut findings);
@@ -249,7 +264,18 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     }
     let pipes = stray::pipes(&facts);
     let unread = ends::unread(&facts);
-    Verdict { findings, warnings, leaked, strays, pipes, unread, stuck, names, ..Verdict::clean(name, facts) }
+    Verdict {
+        findings,
+        warnings,
+        leaked,
+        strays,
+        pipes,
+        unread,
+        ended,
+        stuck,
+        names,
+        ..Verdict::clean(name, facts)
+    }
 }
 
 /// Where the process `pid` was made.

@@ -88,7 +88,8 @@ fn place<'a>(verdict: &'a Verdict, finding: &Finding) -> Option<&'a str> {
             let pid = verdict.leaked?;
             let process = verdict.facts.processes.iter().find(|process| process.pid == pid)?;
             // What a program has started is known by the line that started the program.
-            std::iter::once(&pid).chain(&process.lineage).find_map(|pid| of_process(*pid))
+            let known = std::iter::once(&pid).chain(&process.lineage).find_map(|pid| of_process(*pid));
+            known.or_else(|| verdict.ended_parent(pid)?.1.place.as_deref())
         }
         Cause::StrayFd => {
             verdict.strays.iter().find_map(|stray| verdict.origin_of_inode(stray.fd.ino)?.place.as_deref())

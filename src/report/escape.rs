@@ -44,10 +44,11 @@ pub(crate) fn command(process: &Process) -> String {
     if process.command_line.is_empty() || process.forked_without_exec {
         return text(&process.comm);
     }
-    line(&process.command_line)
+    words(&process.command_line)
 }
 
-fn line(words: &[String]) -> String {
+/// A command line as one would type it, cut to one line.
+pub(crate) fn words(words: &[String]) -> String {
     let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
     let full = words.join(" ");
     match full.char_indices().nth(COMMAND) {
@@ -75,7 +76,7 @@ fn quote(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{COMMAND, line, quote, rearranges, text};
+    use super::{COMMAND, quote, rearranges, text, words};
 
     #[test]
     fn nothing_that_moves_a_cursor_gets_through() {
@@ -127,8 +128,8 @@ mod tests {
 
     #[test]
     fn a_long_line_is_cut() {
-        let long = line(&["echo".to_owned(), "é".repeat(100_000)]);
+        let long = words(&["echo".to_owned(), "é".repeat(100_000)]);
         assert_eq!(long, format!("echo {}..", "é".repeat(COMMAND - 5)));
-        assert_eq!(line(&["x".repeat(COMMAND)]), "x".repeat(COMMAND));
+        assert_eq!(words(&["x".repeat(COMMAND)]), "x".repeat(COMMAND));
     }
 }

@@ -108,6 +108,13 @@ fn process(verdict: &Verdict, process: &Process) -> Value {
         "lineage": process.lineage,
         "spawned_at": origin.and_then(|origin| origin.place.as_deref()),
         "spawned": origin.map(made),
+        "ended_parent": verdict.ended_parent(process.pid).map(|(ended, origin)| json!({
+            "pid": ended.parent,
+            "cmdline": origin.command_line,
+            "sure": ended.sure,
+            "spawned_at": origin.place,
+            "spawned": made(origin),
+        })),
         "unread_fds": unread.map(|unread| &unread.fds[..]).unwrap_or_default(),
         "killed": process.killed,
     })

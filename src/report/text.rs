@@ -1,6 +1,7 @@
 //! The report as text: the test, what leaked in numbers, the sentence that explains, the
 //! evidence, the fix, what was killed and what could not be read.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -232,17 +233,30 @@ impl Text {
         let mut entries: Vec<Entry<'_>> = Vec::new();
         for process in &below {
             let known = process.lineage.iter().filter(|pid| below.iter().any(|other| other.pid == **pid));
-            let indent = "   ".repeat(known.count());
+            let fostered = |pid: &i32| usize::from(verdict.ended_parent(*pid).is_some());
+            let depth: usize = known.map(|pid| 1 + fostered(pid)).sum();
+            let indent = "   ".repeat(depth + fostered(&process.pid));
             let details = self.details(verdict, process, &format!("{indent}       "));
             let is_leaf = below.iter().all(|other| other.lineage.first() != Some(&process.pid));
-            let same = |entry: &&mut Entry<'_>| is_leaf && entry.is_leaf && entry.is_like(process, &details);
-            match entries.iter_mut().find(same) {
-                Some(entry) => entry.others.push(process.pid),
-                None => entries.push(Entry { process, indent, details, is_leaf, others: Vec::new() }),
+            let parent = verdict.ended_parent(process.pid).map(|(_, origin)| origin);
+            let entry = Entry { process, parent, indent, details, is_leaf, others: Vec::new() };
+            match entries.iter_mut().find(|known| known.is_like(&entry)) {
+                Some(known) => known.others.push(process.pid),
+                None => entries.push(entry),
             }
         }
+        let mut shown_parent = None;
         for entry in entries.iter().take(LISTED) {
-            let Entry { process, indent, details, others, .. } = entry;
+            let Entry { process, parent, indent, details, others, .. } = entry;
+            if let Some(parent) = parent
+                && !shown_parent.is_some_and(|shown| is_like(shown, parent))
+            {
+                let of_it = entries.iter().filter(|entry| entry.parent.is_some_and(|of| is_like(of, parent)));
+                let orphans = of_it.flat_map(Entry::pids);
+                let pids = orphans.filter_map(|pid| Some(verdict.ended_parent(pid)?.0.parent)).collect();
+                self.ended_parent(verdict, parent, &pids);
+            }
+            shown_parent = *parent;
             let name = self.styled(Style::new().bold(), &escape::command(process));
             let description = describe(process, facts, !others.is_empty());
             if others.is_empty() {
@@ -262,6 +276,17 @@ impl Text {
         }
     }
 
+    /// The program that processes came from, and that is not there any more; `pids` if it was started
+    /// several times.
+    fn ended_parent(&mut self, verdict: &Verdict, origin: &Origin, pids: &BTreeSet<i32>) {
+        let name = self.styled(Style::new().bold(), &escape::words(&origin.command_line));
+        match (pids.len(), pids.first()) {
+            (1, Some(pid)) => self.line(&format!("  `- {pid} {name}   has ended")),
+            (count, _) => self.line(&format!("  `- \u{d7}{count} {name}   have ended")),
+        }
+        self.origin("         ", "spawned", origin, verdict.facts.pid);
+    }
+
     /// The lines below a process: where it was made, what it waits for, what it holds.
     fn details(&mut self, verdict: &Verdict, process: &Process, indent: &str) -> String {
         let before = std::mem::take(&mut self.out);
@@ -271,7 +296,13 @@ impl Text {
                 self.origin(&format!("  {indent}"), how, origin, verdict.facts.pid);
             }
             None if crate::sites::UNKNOWN.is_none() => {
-                let unknown = "started by another program, or by a raw syscall: its line is not known";
+                let unknown = match verdict.ended_parent(process.pid) {
+                    Some((ended, _)) if ended.sure => {
+                        "started by that one, or below it: it is of its group or session"
+                    }
+                    Some(_) => "probably started by that one, the last before it that has ended",
+                    None => "started by another program, or by a raw syscall: its line is not known",
+                };
                 self.line(&format!("  {indent}{unknown}"));
             }
             None => {}
@@ -537,13 +568,20 @@ struct Entry<'a> {
     process: &'a Process,
     indent: String,
     details: String,
+    /// The program that it came from, if that has ended.
+    parent: Option<&'a Origin>,
     /// Nobody else of the tree is its child.
     is_leaf: bool,
     others: Vec<i32>,
 }
 
 impl Entry<'_> {
-    fn is_like(&self, other: &Process, details: &str) -> bool {
+    fn pids(&self) -> impl Iterator<Item = i32> {
+        std::iter::once(self.process.pid).chain(self.others.iter().copied())
+    }
+
+    /// Whether both can be told as one.
+    fn is_like(&self, other: &Entry<'_>) -> bool {
         let of = |process: &Process| {
             let Process { class, state, adopted, threads, forked_without_exec, .. } = process;
             // One that leads its group or session is like another that leads its own.
@@ -551,12 +589,24 @@ impl Entry<'_> {
             let session = (process.sid != process.pid).then_some(process.sid);
             (*class, state.clone(), *adopted, *threads, *forked_without_exec, group, session)
         };
-        self.details == details
-            && self.process.command_line == other.command_line
-            && self.process.comm == other.comm
-            && self.process.lineage == other.lineage
-            && of(self.process) == of(other)
+        let parents = match (self.parent, other.parent) {
+            (Some(parent), Some(of_other)) => is_like(parent, of_other),
+            (parent, of_other) => parent == of_other,
+        };
+        self.is_leaf
+            && other.is_leaf
+            && parents
+            && self.details == other.details
+            && self.process.command_line == other.process.command_line
+            && self.process.comm == other.process.comm
+            && self.process.lineage == other.process.lineage
+            && of(self.process) == of(other.process)
     }
+}
+
+/// Whether two programs are the same one, started by the same line.
+fn is_like(one: &Origin, other: &Origin) -> bool {
+    (&one.command_line, &one.place, &one.callers) == (&other.command_line, &other.place, &other.callers)
 }
 
 /// The stray fds that one line of code has made.

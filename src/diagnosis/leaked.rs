@@ -85,6 +85,13 @@ fn fix(process: &Process, facts: &Facts, ended: &[Ended], names: &Names) -> Stri
         let parent = ended.iter().find(|ended| ended.orphan == pid);
         let origin = parent.and_then(|ended| origin_of_process(&names.origins, ended.parent));
         let at = origin.and_then(|origin| origin.place.as_ref());
+        if parent.is_some_and(|ended| ended.parent == process.pgid) {
+            return format!(
+                "its parent died and it did not: kill the whole group that its parent led, `killpg({}, SIGTERM)`, \
+                 and wait until it is gone.",
+                process.pgid
+            );
+        }
         return format!(
             "its parent died and it did not: start the parent{} with `process_group(0)` and kill the whole \
              group, or let the parent `exec` it.",

@@ -110,6 +110,9 @@ fn of_a_failing_test_is_a_report_that_names_what_was_left() {
     let shapes = [
         "child_dropped",
         "background_job_of_a_shell",
+        "job_of_the_first_of_two_shells",
+        "job_of_a_shell_with_a_group_of_its_own",
+        "jobs_of_twelve_shells",
         "fork_without_exec",
         "daemon_forked_twice",
         "group_of_its_own",

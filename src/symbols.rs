@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use crate::diagnosis::{Names, Origin};
+use crate::diagnosis::{Awaited, Names, Origin};
 use crate::facts::{Facts, Site};
 use crate::proc::maps::{Address, Maps};
 use crate::proc::waits::{On, Thread};
@@ -22,6 +22,8 @@ struct Frame {
     /// It lies in the C library, the loader or the unwinder, or it is what the attribute has put
     /// around the body.
     is_plumbing: bool,
+    /// It lies in the C library, the loader or the unwinder.
+    is_system: bool,
 }
 
 /// Gives the addresses in a test's facts their names.
@@ -35,13 +37,29 @@ pub(crate) fn names(facts: &Facts) -> Names {
     let here = std::env::current_dir().unwrap_or_default();
     let full = std::env::var_os("CHILDPROOF_BACKTRACE").is_some_and(|value| value == "full");
     let mut resolver = Resolver { maps: &maps, known: HashMap::new(), here: &here, full };
-    let stacked = threads().filter(|thread| !thread.frames.is_empty());
-    Names {
+    let mut names = Names {
         full,
         origins: facts.sites.iter().map(|site| origin(site, &mut resolver)).collect(),
-        stacks: stacked.map(|thread| (thread.tid, stack(thread, &mut resolver))).collect(),
         locks: threads().filter_map(|thread| Some((thread.tid, lock(thread, &maps)?))).collect(),
+        ..Names::default()
+    };
+    for thread in threads().filter(|thread| !thread.frames.is_empty()) {
+        let frames = resolver.stack(&thread.frames);
+        let called = called(&frames).filter(|name| *name != thread.syscall);
+        let stack = match full {
+            true => frames.iter().map(|frame| describe(frame, &here)).collect(),
+            false => {
+                let own = own(frames.get(first_own(&frames)..).unwrap_or_default(), 1 + CALLERS, &here);
+                called.map(str::to_owned).into_iter().chain(own).collect()
+            }
+        };
+        names.called.extend(called.map(|name| (thread.tid, name.to_owned())));
+        if matches!(thread.on, On::Futex { .. }) {
+            names.awaited.extend(awaited(&frames).map(|kind| (thread.tid, kind)));
+        }
+        names.stacks.insert(thread.tid, stack);
     }
+    names
 }
 
 /// The line of code of one site in this process: `at src/server.rs:88:20 Server::start`.
@@ -52,28 +70,99 @@ pub(crate) fn line_of(site: &Site, maps: &Maps) -> String {
     origin(site, &mut resolver).at()
 }
 
-/// The frames of a blocked thread that say something, the innermost first: what was called of
-/// others' code, and the user's own that called it.
-fn stack(thread: &Thread, resolver: &mut Resolver<'_>) -> Vec<String> {
-    let Thread { frames, syscall, .. } = thread;
-    let frames = resolver.stack(frames);
-    let Resolver { here, full, .. } = *resolver;
-    if full {
-        return frames.iter().map(|frame| describe(frame, here)).collect();
-    }
+/// The place of the first of the user's own frames in a stack.
+fn first_own(frames: &[Frame]) -> usize {
     let first = frames.iter().position(|frame| is_users(frame) && !is_of_registry(frame));
     let first = first.or_else(|| frames.iter().position(|frame| is_users(frame) || is_named_by_user(frame)));
-    let first = first.unwrap_or(frames.len());
-    // Of others' code what the user called, be it std or libc.
-    let others = || frames[..first].iter().rev().filter(|frame| frame.function.is_some());
+    first.unwrap_or(frames.len())
+}
+
+/// What the user called of others' code, be it std or libc.
+fn called(frames: &[Frame]) -> Option<&str> {
+    let others = || frames[..first_own(frames)].iter().rev().filter(|frame| frame.function.is_some());
     let called = others().find(|frame| !frame.is_plumbing).or_else(|| others().next());
-    called
-        .and_then(|frame| frame.function.as_deref().map(public_name))
-        .filter(|name| *name != syscall)
-        .map(str::to_owned)
-        .into_iter()
-        .chain(own(&frames[first..], 1 + CALLERS, here))
-        .collect()
+    called.and_then(|frame| frame.function.as_deref().map(public_name))
+}
+
+/// What a thread waits for that is in a futex call.
+fn awaited(frames: &[Frame]) -> Option<Awaited> {
+    let others = &frames[..first_own(frames)];
+    let name = |frame: &Frame| frame.function.clone().unwrap_or_default();
+    let system = others.iter().take_while(|frame| frame.is_system).count();
+    let mut library: Vec<String> = others[..system].iter().map(name).collect();
+    library.retain(|name| !name.is_empty());
+    // std makes the system call itself, through this function; libc's own code does not.
+    if library.first().is_some_and(|name| name != "syscall") {
+        return awaited_of_c(&library);
+    }
+    let words: Vec<String> = others[system..]
+        .iter()
+        // With line tables alone, a function that was inlined has no path, but a file.
+        .map(|frame| {
+            let file = frame.file.as_deref().and_then(Path::to_str).unwrap_or_default();
+            format!("{} {}", name(frame), file.trim_end_matches(".rs").replace('/', "::"))
+        })
+        .collect();
+    awaited_of_rust(&words)
+}
+
+/// The same by the functions of the C library, the innermost first.
+fn awaited_of_c(functions: &[String]) -> Option<Awaited> {
+    let known = [
+        ("pthread_mutex_", Awaited::Lock),
+        ("pthread_rwlock_", Awaited::Lock),
+        ("pthread_spin_", Awaited::Lock),
+        ("pthread_cond_", Awaited::Condvar),
+        ("pthread_barrier_", Awaited::Barrier),
+        ("pthread_once", Awaited::Once),
+        ("sem_", Awaited::Semaphore),
+        ("mtx_", Awaited::Lock),
+        ("cnd_", Awaited::Condvar),
+        ("call_once", Awaited::Once),
+    ];
+    // These wait for threads of the library's own.
+    let others = ["aio_", "gai_", "lio_"];
+    if functions.iter().any(|function| others.iter().any(|other| public_name(function).starts_with(other))) {
+        return None;
+    }
+    let kind = |function: &String| {
+        let function = public_name(function);
+        known.iter().find(|(begin, _)| function.starts_with(begin)).map(|(_, kind)| kind.clone())
+    };
+    functions.iter().find_map(kind).or(Some(Awaited::CLibrary))
+}
+
+/// The same by the functions and files of std and of crates, the innermost first, up to the user's.
+fn awaited_of_rust(frames: &[String]) -> Option<Awaited> {
+    // A barrier waits for a condition variable, and a channel to be unparked: the innermost says
+    // what it is built of, and one further out may say what it is.
+    let primitives: [(&[&str], Awaited); 5] = [
+        (&["sync::mutex::", "sync::rwlock::", "parking_lot::raw_", "lock_api::"], Awaited::Lock),
+        (&["sync::condvar::", "parking_lot::condvar"], Awaited::Condvar),
+        (&["sync::once::", "parking_lot::once"], Awaited::Once),
+        (&["thread_parking", "thread_parker", "crossbeam_utils::sync::parker"], Awaited::Unpark),
+        (&["futex_mutex", "futex_rwlock"], Awaited::Lock),
+    ];
+    let is_in = |frame: &String, parts: &[&str]| parts.iter().any(|part| frame.contains(part));
+    let (at, kind) = frames.iter().enumerate().find_map(|(at, frame)| {
+        let found = primitives.iter().find(|(parts, _)| is_in(frame, parts));
+        Some((at, found?.1.clone()))
+    })?;
+    let outer = &frames[at..];
+    let has = |parts: &[&str]| outer.iter().any(|frame| is_in(frame, parts));
+    let channel = ["::mpmc::", "::mpsc::", "crossbeam_channel::"];
+    let sends = |frame: &String| is_in(frame, &channel) && frame.contains("send");
+    Some(match kind {
+        Awaited::Unpark | Awaited::Condvar if outer.iter().any(sends) => Awaited::Room,
+        Awaited::Unpark | Awaited::Condvar if has(&channel) => Awaited::Message,
+        Awaited::Unpark if has(&["thread::scoped"]) => Awaited::Scope,
+        Awaited::Condvar if has(&["sync::barrier"]) => Awaited::Barrier,
+        // parking_lot parks its threads itself.
+        Awaited::Unpark if has(&["parking_lot::condvar"]) => Awaited::Condvar,
+        Awaited::Unpark if has(&["parking_lot::raw_", "lock_api::"]) => Awaited::Lock,
+        Awaited::Unpark if has(&["parking_lot::once"]) => Awaited::Once,
+        kind => kind,
+    })
 }
 
 /// The first of the user's own frames: `tests/server.rs:31:10 server::restarts`.
@@ -177,7 +266,7 @@ fn resolve(address: &Address, maps: &Maps) -> Vec<Frame> {
     if is_system(&address.module) {
         // By name only: to look up libc's lines may be to inflate megabytes of them.
         let function = sys::exported_name(at - 1);
-        return vec![Frame { function, file: None, line: 0, column: 0, is_plumbing: true }];
+        return vec![Frame { function, file: None, line: 0, column: 0, is_plumbing: true, is_system: true }];
     }
     // `resolve` takes a return address, and looks one byte before it, where the call is.
     backtrace::resolve(at as *mut _, |symbol| {
@@ -188,6 +277,7 @@ fn resolve(address: &Address, maps: &Maps) -> Vec<Frame> {
             line: symbol.lineno().unwrap_or(0),
             column: symbol.colno().unwrap_or(0),
             is_plumbing: function.as_deref().is_some_and(is_glue),
+            is_system: false,
         });
     });
     frames
@@ -281,5 +371,84 @@ fn describe(frame: &Frame, here: &Path) -> String {
     match place(frame, here) {
         Some(place) => format!("{function} at {place}"),
         None => function.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{awaited_of_c, awaited_of_rust};
+    use crate::diagnosis::Awaited;
+
+    #[test]
+    fn a_futex_is_what_the_functions_that_wait_for_it_say() {
+        for (frames, expected) in [
+            (&["std::sys::pal::unix::futex::futex_wait "][..], None),
+            (&["<std::sys::sync::mutex::futex::Mutex>::lock_contended "], Some(Awaited::Lock)),
+            (&["std::sys::sync::rwlock::futex::RwLock::read_contended "], Some(Awaited::Lock)),
+            // The file is all that is known of a function that was inlined.
+            (&["wait library::std::src::sys::sync::condvar::futex"], Some(Awaited::Condvar)),
+            (
+                &["std::sys::sync::condvar::futex::Condvar::wait ", "<std::sync::barrier::Barrier>::wait "],
+                Some(Awaited::Barrier),
+            ),
+            // It has been woken, and waits for the lock.
+            (
+                &["Mutex::lock std::src::sys::sync::mutex::futex", "Condvar::wait sys::sync::condvar::futex"],
+                Some(Awaited::Lock),
+            ),
+            (&["std::sys::sync::once::futex::Once::call "], Some(Awaited::Once)),
+            (&["std::sys::sync::thread_parking::futex::Parker::park "], Some(Awaited::Unpark)),
+            (
+                &["sys::sync::thread_parking::futex::Parker::park ", "std::thread::scoped::scope "],
+                Some(Awaited::Scope),
+            ),
+            (
+                &[
+                    "sys::sync::thread_parking::futex::Parker::park ",
+                    "std::sync::mpmc::list::Channel<T>::recv ",
+                ],
+                Some(Awaited::Message),
+            ),
+            (
+                &[
+                    "sys::sync::thread_parking::futex::Parker::park ",
+                    "crossbeam_channel::channel::Sender<T>::send ",
+                ],
+                Some(Awaited::Room),
+            ),
+            // A channel's own lock.
+            (
+                &["sys::sync::mutex::futex::Mutex::lock ", "std::sync::mpmc::list::Channel<T>::recv "],
+                Some(Awaited::Lock),
+            ),
+            (
+                &[
+                    "parking_lot_core::thread_parker::imp::ThreadParker::futex_wait ",
+                    "parking_lot_core::parking_lot::park ",
+                    "parking_lot::raw_mutex::RawMutex::lock_slow ",
+                ],
+                Some(Awaited::Lock),
+            ),
+            (
+                &[
+                    "parking_lot_core::thread_parker::x ",
+                    "parking_lot::condvar::Condvar::wait_until_internal ",
+                ],
+                Some(Awaited::Condvar),
+            ),
+        ] {
+            let words: Vec<String> = frames.iter().map(|frame| (*frame).to_owned()).collect();
+            assert_eq!(awaited_of_rust(&words), expected, "{frames:?}");
+        }
+        for (functions, expected) in [
+            (&["__lll_lock_wait", "pthread_mutex_lock"][..], Some(Awaited::Lock)),
+            (&["__pthread_cond_wait"], Some(Awaited::Condvar)),
+            (&["sem_wait"], Some(Awaited::Semaphore)),
+            (&["__libc_malloc"], Some(Awaited::CLibrary)),
+            (&["aio_suspend"], None),
+        ] {
+            let names: Vec<String> = functions.iter().map(|name| (*name).to_owned()).collect();
+            assert_eq!(awaited_of_c(&names), expected, "{functions:?}");
+        }
     }
 }

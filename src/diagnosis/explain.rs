@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::stuck::{Because, Stuck};
-use super::{Finding, Names, origin_of_inode, plural};
+use super::stuck::{Because, Stuck, has_crowd_behind};
+use super::{Awaited, Finding, Names, origin_of_inode, plural};
 use crate::facts::{Facts, PipeState, Process};
 use crate::outcome::End;
 use crate::proc::fds::Fd;
@@ -58,7 +58,7 @@ pub(super) fn find(facts: &Facts, stuck: &[Stuck], names: &Names, findings: &mut
 /// Whether a wait is the reason of others: it waits for itself, or for what does not exist.
 fn is_root(stuck: &Stuck) -> bool {
     match stuck.because {
-        Because::InheritedLock | Because::OwnWriteEnd | Because::Cycle => true,
+        Because::InheritedLock | Because::MaybeInheritedLock | Because::OwnWriteEnd | Because::Cycle => true,
         _ => stuck.wakers.is_empty() || stuck.wakers == [stuck.pid],
     }
 }
@@ -90,6 +90,18 @@ impl Scene<'_> {
         };
         let (sentence, fix) = match stuck.because {
             Because::InheritedLock => self.inherited_lock(stuck, process, thread, &never),
+            Because::MaybeInheritedLock => {
+                let sentence = format!(
+                    "{} {}",
+                    self.alone(stuck, process, thread, &can_never("go on")),
+                    self.may_be_inherited(process, thread)
+                );
+                let fix = format!(
+                    "{} If pid {pid} itself has it already, let go of it before it is taken again.",
+                    self.fix_of_fork(thread)
+                );
+                (sentence, Some(fix))
+            }
             Because::OwnWriteEnd => {
                 let ends = self.ends(process, stuck.pipe?, Fd::writes);
                 let others: Vec<i32> = stuck.wakers.iter().copied().filter(|waker| *waker != pid).collect();
@@ -111,22 +123,14 @@ impl Scene<'_> {
                 (sentence, Some(self.fix_of_own_end(process, stuck.pipe?, &ends)))
             }
             Because::Cycle if matches!(thread.on, On::Futex { .. }) && stuck.ring.len() <= 1 => {
-                let lock = self.lock(thread);
-                let threads = match process.tasks.len() {
-                    1 => "it has no other thread that could let go of it".to_owned(),
-                    count => format!("all its {count} threads wait"),
-                };
-                let inherited = if process.forked_without_exec && !process.is_test && process.tasks.len() == 1
-                {
-                    " If its parent had several threads at the fork, one of those may have held the lock, and does not exist here."
-                } else {
-                    ""
-                };
-                let sentence =
-                    format!("pid {pid} waits for {lock}, and {threads}. {}{inherited}", can_never("go on"));
-                let fix = "look who took it and did not give it back: the same thread, a guard that was \
-                           forgotten, or a sender that lives on in a waiting thread.";
-                (sentence, Some(fix.to_owned()))
+                let kind = self.names.awaited.get(&thread.tid);
+                let mut sentence = self.alone(stuck, process, thread, &can_never("go on"));
+                let crowd = has_crowd_behind(self.facts, self.names, process);
+                if process.tasks.len() == 1 && crowd != Some(false) {
+                    sentence += " ";
+                    sentence += &self.left_behind(process, kind, crowd);
+                }
+                (sentence, Some(Awaited::fix(kind).to_owned()))
             }
             Because::Cycle => self.ring(stuck, &never)?,
             _ => {
@@ -145,27 +149,74 @@ impl Scene<'_> {
         never: &str,
     ) -> (String, Option<String>) {
         let pid = stuck.pid;
-        let maker = super::origin_of_process(&self.names.origins, pid)
-            .map(|origin| origin.maker)
-            .or_else(|| process.lineage.first().copied())
-            .unwrap_or(self.facts.pid);
         let can =
             if stuck.proved() { "can never run again" } else { "waits, and nothing was found that wakes it" };
         let sentence = format!(
-            "pid {pid} {can}: it waits for {} that some thread of pid {maker} held when {pid} was forked. \
-             That thread does not exist in {pid}. {never}",
-            self.lock(thread)
+            "pid {pid} {can}: it waits {} that some thread of pid {} held when {pid} was forked. That thread does \
+             not exist in {pid}. {never}",
+            self.awaited(thread),
+            self.maker(process),
         );
-        // A thread that has just begun has called nothing of the user's choice.
-        let stack = self.names.stacks.get(&thread.tid).filter(|stack| stack.len() > 1);
-        let called =
-            stack.and_then(|stack| stack.first()).map(|function| format!(": `{}` locks", brief(function)));
-        let fix = format!(
+        (sentence, Some(self.fix_of_fork(thread)))
+    }
+
+    /// Who forked a process.
+    fn maker(&self, process: &Process) -> i32 {
+        super::origin_of_process(&self.names.origins, process.pid)
+            .map(|origin| origin.maker)
+            .or_else(|| process.lineage.first().copied())
+            .unwrap_or(self.facts.pid)
+    }
+
+    fn fix_of_fork(&self, thread: &Thread) -> String {
+        let called = self.names.called.get(&thread.tid);
+        let called = called.map_or_else(String::new, |function| format!(": `{}` locks", brief(function)));
+        format!(
             "exec after the fork (`Command`), or fork while there is one thread. Between fork and exec only \
-             async-signal-safe calls are sound{}.",
-            called.unwrap_or_default()
-        );
-        (sentence, Some(fix))
+             async-signal-safe calls are sound{called}."
+        )
+    }
+
+    /// A futex that no thread of its process is left to wake.
+    fn alone(&self, stuck: &Stuck, process: &Process, thread: &Thread, never: &str) -> String {
+        let kind = self.names.awaited.get(&thread.tid);
+        let others = match process.tasks.len() {
+            1 => format!("it has no other thread that could {}", Awaited::ended_by(kind)),
+            count => format!("all its {count} threads wait"),
+        };
+        format!("pid {} waits {}, and {others}. {never}", stuck.pid, self.awaited(thread))
+    }
+
+    /// How a lock may have come to be taken: an inference.
+    fn may_be_inherited(&self, process: &Process, thread: &Thread) -> String {
+        let (pid, maker) = (process.pid, self.maker(process));
+        match self.names.awaited.get(&thread.tid) {
+            Some(Awaited::Once) => format!(
+                "A thread of pid {maker} that does not exist in {pid} may have been at it when {pid} was forked; or \
+                 {pid} is at it itself."
+            ),
+            _ => format!(
+                "A thread of pid {maker} that does not exist in {pid} may have held it when {pid} was forked; or \
+                 {pid} has taken it itself."
+            ),
+        }
+    }
+
+    /// What is to be said of a fork whose only thread waits for what no lock is, or for nobody
+    /// knows what.
+    fn left_behind(&self, process: &Process, kind: Option<&Awaited>, crowd: Option<bool>) -> String {
+        let maker = self.maker(process);
+        let others = match crowd {
+            Some(_) => format!("the other threads of pid {maker}"),
+            None => format!("if pid {maker} had others, they"),
+        };
+        match kind {
+            Some(kind) if !kind.is_held() => format!(
+                "A fork copies only the thread that calls it: {others} cannot {} here.",
+                Awaited::ended_by(Some(kind))
+            ),
+            _ => format!("A fork copies only the thread that calls it: {others} may have held it."),
+        }
     }
 
     /// Those that wait for each other, in the order in which they wait.
@@ -173,6 +224,7 @@ impl Scene<'_> {
         let mut clauses = Vec::new();
         let mut pids: Vec<i32> = Vec::new();
         let mut kinds = BTreeSet::new();
+        let mut awaited: BTreeSet<&Awaited> = BTreeSet::new();
         for tid in &stuck.ring {
             let member = self.stuck.iter().find(|member| member.tid == *tid)?;
             clauses.push(self.clause(member)?);
@@ -180,6 +232,7 @@ impl Scene<'_> {
                 pids.push(member.pid);
             }
             let (_, thread) = self.find(*tid)?;
+            awaited.extend(self.names.awaited.get(tid));
             kinds.insert(match thread.on {
                 On::Child { .. } => Kind::Child,
                 On::Write { .. } => Kind::Write,
@@ -202,6 +255,8 @@ impl Scene<'_> {
         let fix = if kinds.contains(&Kind::Child) && kinds.contains(&Kind::Write) {
             "read the pipe to its end before waiting for the child: `Child::wait_with_output` or \
              `Command::output` do both."
+        } else if let (Some(first), 1) = (awaited.first().filter(|kind| !kind.is_held()), kinds.len()) {
+            Awaited::fix(Some(first))
         } else if kinds.contains(&Kind::Thread) && kinds.len() == 1 {
             "take locks in the same order everywhere, and join no thread while holding what it needs."
         } else if kinds.contains(&Kind::Child) {
@@ -229,7 +284,7 @@ impl Scene<'_> {
         Some(match &thread.on {
             On::Child { .. } => format!("{who} waits for the end of {holders}"),
             On::Thread { tid } => format!("{who} waits for the end of thread {tid}"),
-            On::Futex { .. } => format!("{who} waits for {}", self.lock(thread)),
+            On::Futex { .. } => format!("{who} waits {}", self.awaited(thread)),
             On::Lock { fd } => {
                 let file = process.fd(*fd).map_or_else(String::new, |file| escape::text(&file.target));
                 format!("{who} waits for the lock on `{file}` that {holders} holds")
@@ -289,18 +344,14 @@ impl Scene<'_> {
         Some(Finding { cause: None, sentence, fix: fix.map(str::to_owned), allow: None })
     }
 
-    /// The lock that a thread waits for, in words.
-    fn lock(&self, thread: &Thread) -> String {
-        match self.names.locks.get(&thread.tid) {
-            Some(name) => format!("a lock ({name})"),
-            None => {
-                let called = self.names.stacks.get(&thread.tid).and_then(|stack| stack.first());
-                called.map_or_else(
-                    || "a lock".to_owned(),
-                    |function| format!("a lock (of `{}`)", brief(function)),
-                )
-            }
-        }
+    /// What a thread waits for in a futex, behind the word `waits`.
+    fn awaited(&self, thread: &Thread) -> String {
+        let name = match (self.names.locks.get(&thread.tid), self.names.called.get(&thread.tid)) {
+            (Some(name), _) => format!(" ({name})"),
+            (None, Some(function)) => format!(" (in `{}`)", brief(function)),
+            (None, None) => String::new(),
+        };
+        Awaited::words(self.names.awaited.get(&thread.tid), &name)
     }
 
     /// The fds of one process that are ends of a pipe.
@@ -338,12 +389,18 @@ enum Kind {
     Thread,
 }
 
-/// The last two parts of a path: `Mutex<T>::lock`.
-fn brief(path: &str) -> &str {
+/// The type and the name of a function: `Mutex<T>::lock`, also of `<a::Mutex<T> as Trait>::lock`.
+fn brief(path: &str) -> String {
+    if let Some((of, name)) = path.strip_prefix('<').and_then(|rest| rest.rsplit_once(">::")) {
+        let of = of.split(" as ").next().unwrap_or(of);
+        let head = of.split('<').next().unwrap_or(of);
+        let begin = head.rfind("::").map_or(0, |at| at + 2);
+        return format!("{}::{name}", of.get(begin..).unwrap_or(of));
+    }
     let mut parts = path.rmatch_indices("::");
     match (parts.next(), parts.next()) {
-        (Some(_), Some((at, _))) => &path[at + 2..],
-        _ => path,
+        (Some(_), Some((at, _))) => path[at + 2..].to_owned(),
+        _ => path.to_owned(),
     }
 }
 
@@ -357,4 +414,26 @@ fn list(numbers: &[i32]) -> String {
         text += &number.to_string();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::brief;
+
+    #[test]
+    fn a_function_is_named_with_its_type() {
+        for (path, expected) in [
+            ("std::sync::poison::mutex::Mutex<T>::lock", "Mutex<T>::lock"),
+            ("<std::sync::barrier::Barrier>::wait", "Barrier::wait"),
+            (
+                "<std::sync::lazy_lock::LazyLock<T,F> as core::ops::deref::Deref>::deref",
+                "LazyLock<T,F>::deref",
+            ),
+            ("<a::B<c::D> as e::F<g::H>>::i", "B<c::D>::i"),
+            ("malloc", "malloc"),
+            ("<", "<"),
+        ] {
+            assert_eq!(brief(path), expected);
+        }
+    }
 }

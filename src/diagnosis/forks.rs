@@ -14,7 +14,8 @@ pub(super) fn find(settings: &Settings, origins: &[Origin], stuck: &[Stuck], tes
     let is_told = |origin: &Origin| {
         stuck
             .iter()
-            .any(|stuck| stuck.because == Because::InheritedLock && stuck.pid as u64 == origin.keys[0])
+            .filter(|stuck| matches!(stuck.because, Because::InheritedLock | Because::MaybeInheritedLock))
+            .any(|stuck| stuck.pid as u64 == origin.keys[0])
     };
     let forks = origins.iter().filter(|origin| is_one(origin) && (deny || !is_told(origin)));
     let mut lines: Vec<Vec<&Origin>> = Vec::new();

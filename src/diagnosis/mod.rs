@@ -3,6 +3,7 @@
 mod ends;
 mod explain;
 mod forks;
+mod futex;
 mod leaked;
 mod stray;
 mod stuck;
@@ -14,6 +15,7 @@ use crate::outcome::{Body, End};
 use crate::policy::Settings;
 
 pub(crate) use ends::Unread;
+pub(crate) use futex::Awaited;
 pub(crate) use leaked::is_daemon;
 pub(crate) use stray::{Holder, Pipe, Stray};
 pub(crate) use stuck::{Because, Stuck};
@@ -108,8 +110,12 @@ pub(crate) struct Names {
     pub(crate) full: bool,
     /// The frames of a thread, the innermost first.
     pub(crate) stacks: HashMap<i32, Vec<String>>,
+    /// Of others' code, the function that the user's own called and that a thread is in.
+    pub(crate) called: HashMap<i32, String>,
     /// The static that a thread's futex lies in.
     pub(crate) locks: HashMap<i32, String>,
+    /// What a thread's futex is, if its stack tells.
+    pub(crate) awaited: HashMap<i32, Awaited>,
 }
 
 /// One thing that went wrong: a sentence, and what usually mends it.

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::Names;
+use super::{Awaited, Names};
 use crate::facts::{Class, Facts, Process};
 use crate::outcome::End;
 use crate::proc::fds::{Fd, pipe_of};
@@ -23,6 +23,8 @@ use crate::proc::waits::{On, Thread};
 pub(crate) enum Because {
     /// It waits for a lock that a thread held which a fork did not copy.
     InheritedLock,
+    /// The same is likely, but it may have taken the lock itself.
+    MaybeInheritedLock,
     /// It reads from a pipe of which it has a write end itself, and nobody else with one runs.
     OwnWriteEnd,
     /// It waits, over others, for itself.
@@ -44,7 +46,7 @@ impl Because {
     #[cfg(feature = "json")]
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Because::InheritedLock => "inherited_lock",
+            Because::InheritedLock | Because::MaybeInheritedLock => "inherited_lock",
             Because::OwnWriteEnd => "own_write_end",
             Because::Cycle => "cycle",
             Because::NoReaderRuns => "no_reader_runs",
@@ -129,6 +131,23 @@ pub(super) fn find(facts: &Facts, names: &Names) -> Vec<Stuck> {
 /// The test process is in the list of leaked ones only if its time was over.
 fn has_ended(process: &Process, facts: &Facts) -> bool {
     process.is_test && facts.end != End::TimedOut
+}
+
+/// Whether a process is a fork without exec of one that had several threads; `None` if it is a fork,
+/// and nobody knows of how many.
+pub(super) fn has_crowd_behind(facts: &Facts, names: &Names, process: &Process) -> Option<bool> {
+    if !process.forked_without_exec || process.is_test {
+        return Some(false);
+    }
+    match super::origin_of_process(&names.origins, process.pid).map_or(0, |origin| origin.threads) {
+        // Not recorded: its parent may still show.
+        0 => {
+            let is_parent = |parent: &&Process| process.lineage.first() == Some(&parent.pid);
+            let mut parents = facts.processes.iter().filter(is_parent);
+            parents.any(|parent| parent.threads > 1 && !has_ended(parent, facts)).then_some(true)
+        }
+        threads => Some(threads > 1),
+    }
 }
 
 /// Which end of a pipe.
@@ -281,8 +300,7 @@ impl Scene<'_> {
         let closure = closure(nodes, at);
         let cycle = closure.contains(&at);
         let because = match &thread.on {
-            On::Futex { .. } if self.is_inherited(process, thread, names) => Because::InheritedLock,
-            On::Futex { .. } => Because::Cycle,
+            On::Futex { .. } => self.inherited(process, thread, names).unwrap_or(Because::Cycle),
             // Whatever the others do: it would have to do it itself.
             _ if wait.reads.is_some() && wait.writes.is_none() && wakers.contains(&process.pid) => {
                 Because::OwnWriteEnd
@@ -304,23 +322,25 @@ impl Scene<'_> {
     }
 
     /// Whether a thread waits for a lock that was held when its process was forked: the process is
-    /// a fork without exec of one that had other threads, and none of its own can have the lock.
-    fn is_inherited(&self, process: &Process, thread: &Thread, names: &Names) -> bool {
-        if !process.forked_without_exec || process.is_test {
-            return false;
+    /// a fork without exec of one that had other threads, and none of its own can have the lock, or
+    /// is likely to.
+    fn inherited(&self, process: &Process, thread: &Thread, names: &Names) -> Option<Because> {
+        let crowd = has_crowd_behind(self.facts, names, process);
+        let alone = process.tasks.len() == 1;
+        let kind = names.awaited.get(&thread.tid);
+        // No thread keeps a lock of std's while it waits for something else, nor takes it twice. The
+        // one of stdin is given to the user.
+        let of_std = names
+            .locks
+            .get(&thread.tid)
+            .is_some_and(|name| name.starts_with("std::") && !name.starts_with("std::io::stdio::stdin"));
+        match crowd {
+            Some(false) => None,
+            _ if alone && (of_std || kind == Some(&Awaited::CLibrary)) => Some(Because::InheritedLock),
+            Some(true) if of_std => Some(Because::InheritedLock),
+            Some(true) if alone && kind.is_some_and(Awaited::is_held) => Some(Because::MaybeInheritedLock),
+            _ => None,
         }
-        let origin = super::origin_of_process(&names.origins, process.pid);
-        let of_a_crowd = match origin.map_or(0, |origin| origin.threads) {
-            // Not recorded: its parent may still show.
-            0 => self
-                .processes
-                .iter()
-                .any(|parent| process.lineage.first() == Some(&parent.pid) && parent.threads > 1),
-            threads => threads > 1,
-        };
-        // No thread keeps a lock of std's while it waits for something else.
-        let of_std = names.locks.get(&thread.tid).is_some_and(|name| name.starts_with("std::"));
-        of_a_crowd && (process.tasks.len() == 1 || of_std)
     }
 
     /// What keeps a wait, and all that it depends on, from being proved.

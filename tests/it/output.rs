@@ -56,7 +56,10 @@ fn unwrap(text: &str) -> String {
     let mut part = 0;
     for line in text.lines() {
         part += usize::from(line.is_empty());
-        let continues = part == 1 && !out.ends_with("\n\n") && !out.ends_with(".\n") && !out.ends_with(")\n")
+        // What is told begins with a small letter or a number, and goes on with a capital one.
+        let goes_on = line.trim_start().starts_with(|c: char| c == '(' || c.is_uppercase());
+        let ends = out.ends_with(".\n") || out.ends_with(")\n");
+        let continues = part == 1 && !out.ends_with("\n\n") && (goes_on || !ends)
             || line.starts_with("       ")
                 && out.lines().last().is_some_and(|last| last.starts_with("  fix: "));
         if continues && !line.is_empty() {

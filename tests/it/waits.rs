@@ -27,6 +27,14 @@ const STUCK: &[(&str, &[&str])] = &[
     ("two_locks_in_two_orders", &["cycle", "cycle"]),
     ("join_of_a_stuck_thread", &["cycle", "cycle"]),
     ("lock_of_a_file_that_a_stuck_child_holds", &["own_write_end", "stuck_holder"]),
+    ("fork_that_takes_a_lock_twice", &["inherited_lock", "stuck_child"]),
+    ("fork_while_a_static_is_initialised", &["inherited_lock", "stuck_child"]),
+    ("fork_that_is_never_notified", &["cycle", "stuck_child"]),
+    ("channel_whose_sender_is_kept", &["cycle"]),
+    ("channel_that_nobody_empties", &["cycle"]),
+    ("park_that_nobody_ends", &["cycle"]),
+    ("barrier_for_one_more", &["cycle"]),
+    ("scope_of_a_thread_that_parks", &["cycle", "cycle"]),
 ];
 
 /// What the JSON of each test says.
@@ -105,9 +113,9 @@ fn for_locks_that_are_held_for_a_moment_are_told_too() {
     seen(
         &ran("bare_fork_while_threads_allocate"),
         &[
-            // Which lock of malloc's differs, and whether this libc tells its name.
-            "waits for a lock (",
-            "), and it has no other thread that could let go of it. It can never go on.",
+            // Which of malloc's functions differs.
+            "can never run again: it waits for a lock of the C library (in `",
+            "`) that some thread of pid # held when # was forked. That thread does not exist in #.",
             " < tests/fixtures/leaky/tests/waits.rs:339:19 waits::leak_one_that_hangs",
             "started by another program, or by a raw syscall: its line is not known",
         ],

@@ -1,7 +1,9 @@
 //! Says why a wait never ends, and what usually mends it.
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 
+use super::ends::{Strayed, Unread};
 use super::stuck::{Because, Stuck, has_crowd_behind};
 use super::{Awaited, Finding, Names, origin_of_inode, plural};
 use crate::facts::{Facts, PipeState, Process};
@@ -13,11 +15,20 @@ use crate::report::escape;
 /// The most waits that are explained one by one.
 const EXPLAINED: usize = 4;
 
-/// Adds a finding for each wait that is the reason of others, and of none for those others.
-pub(super) fn find(facts: &Facts, stuck: &[Stuck], names: &Names, findings: &mut Vec<Finding>) {
-    let scene = Scene { facts, stuck, names };
+/// Adds a finding for each wait that is the reason of others, and of none for those others. Gives
+/// the pipes of which it told that an end was inherited by mistake.
+pub(super) fn find(
+    facts: &Facts,
+    stuck: &[Stuck],
+    names: &Names,
+    strayed: &[Strayed<'_>],
+    unread: &[Unread],
+    findings: &mut Vec<Finding>,
+) -> Vec<u64> {
+    let scene = Scene { facts, stuck, names, strayed, unread, told: RefCell::default() };
     let mut told: Vec<(Finding, usize)> = Vec::new();
     let mut rings: Vec<BTreeSet<i32>> = Vec::new();
+    let is_root = |stuck: &Stuck| is_root(stuck) || scene.mistake(stuck).is_some();
     let mut roots: Vec<&Stuck> = stuck.iter().filter(|stuck| is_root(stuck)).collect();
     roots.sort_by_key(|stuck| (!stuck.proved(), stuck.because));
     for root in roots {
@@ -28,6 +39,10 @@ pub(super) fn find(facts: &Facts, stuck: &[Stuck], names: &Names, findings: &mut
                 .iter()
                 .any(|other| other.because != Because::Cycle && is_root(other) && ring.contains(&other.tid));
             if told || rings.contains(&ring) {
+                continue;
+            }
+            // What it could do itself is not what it waits for, if others could end it too.
+            if ring.len() == 1 && root.wakers.len() > 1 {
                 continue;
             }
             rings.push(ring);
@@ -45,14 +60,18 @@ pub(super) fn find(facts: &Facts, stuck: &[Stuck], names: &Names, findings: &mut
     let more = told.len().saturating_sub(EXPLAINED);
     for (mut finding, count) in told.into_iter().take(EXPLAINED) {
         if count > 1 {
-            finding.sentence += &format!(" The same holds for {} more.", plural(count - 1, "process"));
+            finding.sentence += &format!(" The same holds for {}.", plural(count - 1, "more process"));
         }
         findings.push(finding);
     }
     if more > 0 {
-        let sentence = format!("{} more never end, for other reasons.", plural(more, "wait"));
+        let sentence = match more {
+            1 => "1 more wait never ends, for another reason.".to_owned(),
+            more => format!("{more} more waits never end, for other reasons."),
+        };
         findings.push(Finding { cause: None, sentence, fix: None, allow: None });
     }
+    scene.told.into_inner()
 }
 
 /// Whether a wait is the reason of others: it waits for itself, or for what does not exist.
@@ -74,6 +93,10 @@ struct Scene<'a> {
     facts: &'a Facts,
     stuck: &'a [Stuck],
     names: &'a Names,
+    strayed: &'a [Strayed<'a>],
+    unread: &'a [Unread],
+    /// The pipes of which it was told that an end was inherited by mistake.
+    told: RefCell<Vec<u64>>,
 }
 
 impl Scene<'_> {
@@ -104,20 +127,28 @@ impl Scene<'_> {
             }
             Because::OwnWriteEnd => {
                 let ends = self.ends(process, stuck.pipe?, Fd::writes);
-                let others: Vec<i32> = stuck.wakers.iter().copied().filter(|waker| *waker != pid).collect();
-                let held = match (ends.len(), &others[..]) {
-                    (1, []) => format!("whose only write end is its own fd {}", list(&ends)),
-                    (_, []) => format!("whose only write ends are its own fds {}", list(&ends)),
-                    (_, others) => format!(
-                        "whose write ends are its own fd {} and those of {}, which is stuck too",
-                        list(&ends),
-                        list(others)
+                let mut others = self.writers(stuck.pipe?);
+                others.retain(|other| *other != pid && stuck.wakers.contains(other));
+                let mut held = match (&ends[..], &others[..]) {
+                    ([end], []) => format!("whose only write end is its own fd {end}"),
+                    (ends, []) => format!("whose only write ends are its own fds {}", list(ends)),
+                    (ends, others) => format!(
+                        "whose write ends are its own {} and those of {}, which {} stuck too",
+                        fds(ends),
+                        list(others),
+                        if others.len() == 1 { "is" } else { "are" }
                     ),
                 };
+                if self.mistake(stuck).is_some() {
+                    held += ", which no O_CLOEXEC kept back when it was started";
+                    self.told.borrow_mut().extend(stuck.pipe);
+                }
                 let who = if process.is_test {
                     format!("the test, pid {pid},")
-                } else {
+                } else if process.forked_without_exec {
                     format!("pid {pid} is its own lifeline keeper: it")
+                } else {
+                    format!("pid {pid} `{}`", escape::command(process))
                 };
                 let sentence = format!("{who} waits for EOF on a pipe {held}. {}", can_never("see EOF"));
                 (sentence, Some(self.fix_of_own_end(process, stuck.pipe?, &ends)))
@@ -132,10 +163,23 @@ impl Scene<'_> {
                 }
                 (sentence, Some(Awaited::fix(kind).to_owned()))
             }
-            Because::Cycle => self.ring(stuck, &never)?,
+            Because::Cycle if stuck.ring.len() > 1 => self.ring(stuck, &never)?,
             _ => {
                 let clause = self.clause(stuck)?;
-                (format!("{clause}. {}", can_never("go on")), None)
+                let pid = if stuck.tid == pid && process.tasks.len() == 1 { "pid " } else { "" };
+                let unwatched = self.unwatched(&stuck.wakers);
+                let fix = match self.mistake(stuck) {
+                    Some(mistake) => Some(mistake.fix()),
+                    None if stuck.because == Because::NoReaderRuns && stuck.wakers == [stuck.pid] => {
+                        Some(format!(
+                            "close the read end that it does not use, {}: then writing fails with EPIPE. Or read from it \
+                         in another thread.",
+                            fds(&self.ends(process, stuck.pipe?, Fd::reads))
+                        ))
+                    }
+                    None => None,
+                };
+                (format!("{pid}{clause}. {}{unwatched}", can_never("go on")), fix)
             }
         };
         Some(Finding { cause: None, sentence, fix, allow: None })
@@ -245,13 +289,26 @@ impl Scene<'_> {
             [_, _] => format!("pids {} wait for each other", list(&pids)),
             _ => format!("pids {} wait for each other in a ring", list(&pids)),
         };
-        clauses.truncate(6);
-        let ending = match (stuck.proved(), pids.len()) {
+        if clauses.len() > 6 {
+            clauses.truncate(6);
+            clauses.push("and so on".to_owned());
+        }
+        let ending = match (stuck.proved(), stuck.ring.len()) {
             (true, 2) => "Neither can ever go on.",
             (true, _) => "None can ever go on.",
             (false, _) => "Nothing was found that will let them go on.",
         };
-        let sentence = format!("{who}: {}. {ending} {never}", clauses.join("; "));
+        let unwatched = self.unwatched(&pids);
+        let sentence = format!("{who}: {}. {ending} {never}{unwatched}", clauses.join("; "));
+        let members =
+            || stuck.ring.iter().filter_map(|tid| self.stuck.iter().find(|member| member.tid == *tid));
+        if let Some(mistake) = members().find_map(|member| self.mistake(member)) {
+            return Some((sentence, Some(mistake.fix())));
+        }
+        if kinds == BTreeSet::from([Kind::Child, Kind::Read]) {
+            let fix = members().find_map(|member| self.fix_of_reader(member));
+            return Some((sentence, fix));
+        }
         let fix = if kinds.contains(&Kind::Child) && kinds.contains(&Kind::Write) {
             "read the pipe to its end before waiting for the child: `Child::wait_with_output` or \
              `Command::output` do both."
@@ -260,8 +317,10 @@ impl Scene<'_> {
         } else if kinds.contains(&Kind::Thread) && kinds.len() == 1 {
             "take locks in the same order everywhere, and join no thread while holding what it needs."
         } else if kinds.contains(&Kind::Child) {
-            "close the end that the child waits on before waiting for the child: drop its owner, in `Command`'s \
-             case `child.stdin.take()`."
+            "close the end that the child waits on before waiting for the child: drop its owner."
+        } else if kinds.len() == 1 && kinds.contains(&Kind::Write) {
+            "read the output while writing, one of the two in a thread of its own: give `child.stdin` to a thread \
+             that writes and drops it, and call `wait_with_output`."
         } else {
             "let one side write first, or close the ends that it does not use right after the fork."
         };
@@ -271,15 +330,27 @@ impl Scene<'_> {
     /// What one thread waits for, and who has it.
     fn clause(&self, stuck: &Stuck) -> Option<String> {
         let (process, thread) = self.find(stuck.tid)?;
-        let who = if process.tasks.len() > 1 && stuck.tid != stuck.pid {
-            format!("thread {} of {}", stuck.tid, stuck.pid)
-        } else {
-            stuck.pid.to_string()
+        let who = match process.tasks.len() {
+            1 => stuck.pid.to_string(),
+            _ if stuck.tid == stuck.pid => format!("the main thread of {}", stuck.pid),
+            _ => format!("thread {} of {}", stuck.tid, stuck.pid),
         };
-        let holders = match &stuck.wakers[..] {
-            [] => "nobody that was found".to_owned(),
-            [waker] if *waker == stuck.pid => "itself".to_owned(),
-            wakers => list(wakers),
+        // Of a set of fds, the pipe is one; others may be woken through the rest.
+        let waits_on = |is: fn(&Fd) -> bool| {
+            let pipe = stuck.pipe.filter(|_| matches!(thread.on, On::Poll { .. } | On::Epoll { .. }))?;
+            let fds = || thread.fds().into_iter().filter_map(|fd| process.fd(fd));
+            fds().any(|fd| fd.pipe() == Some(pipe) && is(fd)).then_some(pipe)
+        };
+        let mut wakers = stuck.wakers.clone();
+        if let Some(pipe) = waits_on(Fd::reads) {
+            let writers = self.writers(pipe);
+            wakers.retain(|waker| writers.contains(waker));
+        }
+        let reads = waits_on(Fd::reads).is_some();
+        let (only, holders) = match &wakers[..] {
+            [] => ("", "nobody that was found".to_owned()),
+            [waker] if *waker == stuck.pid => ("only ", "it itself".to_owned()),
+            wakers => ("only ", list(wakers)),
         };
         Some(match &thread.on {
             On::Child { .. } => format!("{who} waits for the end of {holders}"),
@@ -287,17 +358,107 @@ impl Scene<'_> {
             On::Futex { .. } => format!("{who} waits {}", self.awaited(thread)),
             On::Lock { fd } => {
                 let file = process.fd(*fd).map_or_else(String::new, |file| escape::text(&file.target));
-                format!("{who} waits for the lock on `{file}` that {holders} holds")
+                let holds = if stuck.wakers.len() > 1 { "hold" } else { "holds" };
+                format!("{who} waits for the lock on `{file}` that {holders} {holds}")
             }
-            On::Write { .. } => {
+            On::Write { .. } | On::Poll { .. } | On::Epoll { .. } if stuck.pipe.is_some() && !reads => {
                 let full = self.facts.pipe(stuck.pipe?).and_then(PipeState::queue);
                 let full = full.map_or_else(String::new, |queue| format!(" ({queue})"));
                 format!(
-                    "{who} writes to pipe:[{}], which is full{full} and read by {holders} only",
+                    "{who} writes to pipe:[{}], which is full{full} and which {only}{holders} can read",
                     stuck.pipe?
                 )
             }
-            _ => format!("{who} reads from pipe:[{}], to which only {holders} can write", stuck.pipe?),
+            _ => {
+                let mistake = self.mistake(stuck).map_or_else(String::new, |mistake| {
+                    self.told.borrow_mut().push(mistake.ino);
+                    let fds: Vec<i32> = mistake.fds.iter().map(|fd| fd.fd).collect();
+                    format!(", and that only because no O_CLOEXEC kept {} back", self::fds(&fds))
+                });
+                match stuck.pipe {
+                    Some(pipe) => {
+                        format!("{who} reads from pipe:[{pipe}], to which {only}{holders} can write{mistake}")
+                    }
+                    None => format!("{who} waits for an eventfd, to which {only}{holders} can write"),
+                }
+            }
+        })
+    }
+
+    /// The processes that have a write end of a pipe, or may have one.
+    fn writers(&self, pipe: u64) -> Vec<i32> {
+        let writes = |fd: &Fd| fd.pipe() == Some(pipe) && fd.writes();
+        let processes = self.facts.processes.iter();
+        processes
+            .filter(|process| process.fds.as_ref().is_none_or(|fds| fds.iter().any(writes)))
+            .map(|process| process.pid)
+            .collect()
+    }
+
+    /// What keeps a pipe open for writing, if that is nothing but ends that were inherited by
+    /// mistake.
+    fn open_by_mistake(&self, pipe: u64) -> Option<&Strayed<'_>> {
+        let strayed = |pid: i32| {
+            let process = self.facts.processes.iter().find(|process| process.pid == pid)?;
+            let ends = self.ends(process, pipe, Fd::writes);
+            let known =
+                self.strayed.iter().find(|strayed| strayed.ino == pipe && strayed.process.pid == pid)?;
+            let all = ends.iter().all(|end| known.fds.iter().any(|fd| fd.fd == *end));
+            (all && !ends.is_empty()).then_some(known)
+        };
+        let writes = |fd: &Fd| fd.pipe() == Some(pipe) && fd.writes();
+        if self.facts.outside.holders.iter().any(|holder| holder.fds.iter().any(writes)) {
+            return None;
+        }
+        let found: Option<Vec<&Strayed<'_>>> = self.writers(pipe).into_iter().map(strayed).collect();
+        found?.into_iter().next()
+    }
+
+    /// The same for the pipe that a thread waits on to read.
+    fn mistake(&self, stuck: &Stuck) -> Option<&Strayed<'_>> {
+        let (_, thread) = self.find(stuck.tid)?;
+        let reads = matches!(thread.on, On::Read { .. } | On::Poll { .. } | On::Epoll { .. });
+        self.open_by_mistake(stuck.pipe.filter(|_| reads)?)
+    }
+
+    /// What is to be said of processes that did not see the end of somebody whom they watch.
+    fn unwatched(&self, pids: &[i32]) -> String {
+        let unread = self.unread.iter().filter(|unread| pids.contains(&unread.pid));
+        unread
+            .map(|Unread { pid, fds }| match &fds[..] {
+                [fd] => format!(
+                    " Fd {fd} of pid {pid} is a read end at EOF that nobody reads: if that is its lifeline, it should \
+                     have ended."
+                ),
+                fds => format!(
+                    " Fds {} of pid {pid} are read ends at EOF that nobody reads: if one of them is its lifeline, it \
+                     should have ended.",
+                    list(fds)
+                ),
+            })
+            .collect()
+    }
+
+    /// What ends the wait of a reader whose pipe is open in somebody who waits for its end.
+    fn fix_of_reader(&self, reader: &Stuck) -> Option<String> {
+        let pipe = reader.pipe?;
+        let (process, _) = self.find(reader.tid)?;
+        let writer = reader.ring.get(1).and_then(|tid| self.find(*tid))?.0;
+        let ends = self.ends(writer, pipe, Fd::writes);
+        let who = if writer.is_test { "the test".to_owned() } else { format!("pid {}", writer.pid) };
+        let place = origin_of_inode(&self.names.origins, pipe).and_then(|origin| origin.place.as_deref());
+        let place = place.map_or_else(String::new, |place| format!(" (made at {place})"));
+        let ends = fds(&ends);
+        Some(match process.fd(0).and_then(Fd::pipe) == Some(pipe) {
+            true => format!(
+                "drop the child's stdin, {ends} of {who}{place}, before `wait()`: that closes only a `child.stdin` \
+                 which was not taken out."
+            ),
+            false => format!(
+                "close the write end that pid {} waits on, {ends} of {who}{place}, before waiting for its end: drop \
+                 the owner.",
+                process.pid
+            ),
         })
     }
 
@@ -311,37 +472,56 @@ impl Scene<'_> {
         };
         let (sentence, fix) = match &thread.on {
             On::Child { pid } if *pid > 0 => {
-                (format!("the test waits for the end of pid {}.", name(*pid)), None)
+                let unwatched = self.unwatched(&[*pid]);
+                (format!("the test waits for the end of pid {}.{unwatched}", name(*pid)), None)
             }
             On::Read { .. } | On::Poll { .. } => {
                 let pipes: Vec<u64> = thread.fds().into_iter().filter_map(|fd| test.pipe(fd)).collect();
                 let writes = |fd: &Fd| fd.writes() && fd.pipe().is_some_and(|pipe| pipes.contains(&pipe));
-                let holders: Vec<String> = self
+                let holders: Vec<i32> = self
                     .facts
                     .processes
                     .iter()
                     .filter(|process| !process.is_test && process.fds.iter().flatten().any(writes))
                     .take(4)
-                    .map(|process| name(process.pid))
+                    .map(|process| process.pid)
                     .collect();
                 if holders.is_empty() {
                     return None;
                 }
+                let mistake = match pipes[..] {
+                    [pipe] => self.open_by_mistake(pipe),
+                    _ => None,
+                };
+                let only = mistake.map_or("", |_| ", only because no O_CLOEXEC kept it back");
+                self.told.borrow_mut().extend(mistake.map(|mistake| mistake.ino));
+                let names: Vec<String> = holders.iter().copied().map(name).collect();
+                let unwatched = self.unwatched(&holders);
                 (
                     format!(
-                        "the test reads from a pipe that is open for writing in pid {}: it sees EOF only when \
-                         that is closed.",
-                        holders.join(", pid ")
+                        "the test reads from a pipe that is open for writing in pid {}{only}: it sees EOF only when \
+                         that is closed.{}",
+                        names.join(", pid "),
+                        unwatched
                     ),
-                    Some(
-                        "a program that stays in the background keeps what it inherited: redirect its output, or \
-                         end it before reading to the end.",
-                    ),
+                    Some(mistake.map_or_else(
+                        || {
+                            let background = "a program that stays in the background keeps what it inherited: redirect its \
+                                              output, or end it before reading to the end.";
+                            let watch = if unwatched.is_empty() {
+                                ""
+                            } else {
+                                " One that is to end with its parent has to read its lifeline, in a thread of its own."
+                            };
+                            format!("{background}{watch}")
+                        },
+                        Strayed::fix,
+                    )),
                 )
             }
             _ => return None,
         };
-        Some(Finding { cause: None, sentence, fix: fix.map(str::to_owned), allow: None })
+        Some(Finding { cause: None, sentence, fix, allow: None })
     }
 
     /// What a thread waits for in a futex, behind the word `waits`.
@@ -402,6 +582,11 @@ fn brief(path: &str) -> String {
         (Some(_), Some((at, _))) => path[at + 2..].to_owned(),
         _ => path.to_owned(),
     }
+}
+
+/// `fd 3`, `fds 3 and 4`.
+fn fds(numbers: &[i32]) -> String {
+    format!("{} {}", if numbers.len() == 1 { "fd" } else { "fds" }, list(numbers))
 }
 
 /// `3`, `3 and 4`, `3, 4 and 5`.

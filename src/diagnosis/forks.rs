@@ -47,6 +47,7 @@ fn sentence(fork: &Origin, more: usize, test: i32) -> String {
     let of = if fork.maker == test { String::new() } else { format!(" of pid {}", fork.maker) };
     let more = match more {
         0 => String::new(),
+        1 => " So was 1 more there.".to_owned(),
         more => format!(" So were {more} more there."),
     };
     format!(

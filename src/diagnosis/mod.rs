@@ -204,7 +204,9 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     let strays = stray::fold(&facts);
     let stuck = stuck::find(&facts, &names);
     let mut findings = Vec::new();
-    explain::find(&facts, &stuck, &names, &mut findings);
+    let strayed = ends::strayed(&facts, &names);
+    let unread = ends::unread(&facts);
+    let told = explain::find(&facts, &stuck, &names, &strayed, &unread, &mut findings);
     let first = findings.len();
     endings(&facts, settings, &mut findings);
     if stuck.iter().any(Stuck::proved) {
@@ -213,7 +215,8 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     }
     let leaked = leaked::find(&facts, settings, &mut findings);
     stray::find(&facts, &strays, &mut findings);
-    ends::find(&facts, &names, &mut findings);
+    ends::find(&strayed, told, &mut findings);
+    drop(strayed);
     counts(&facts, settings, &mut findings);
     let forks = forks::find(settings, &names.origins, &stuck, facts.pid);
     let (forks, warnings) = forks.into_iter().partition(|finding| finding.cause.is_some());
@@ -233,7 +236,6 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
         });
     }
     let pipes = stray::pipes(&facts);
-    let unread = ends::unread(&facts);
     Verdict { name: name.to_owned(), facts, findings, warnings, leaked, strays, pipes, unread, stuck, names }
 }
 
@@ -352,7 +354,7 @@ pub(crate) fn plural(count: usize, noun: &str) -> String {
     match (count, noun) {
         (1, _) => format!("1 {noun}"),
         (_, "child") => format!("{count} children"),
-        (_, "process") => format!("{count} processes"),
+        (_, noun) if noun.ends_with("process") => format!("{count} {noun}es"),
         _ => format!("{count} {noun}s"),
     }
 }

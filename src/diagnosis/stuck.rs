@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::{Awaited, Names};
+use super::{Awaited, Names, plural};
 use crate::facts::{Class, Facts, Process};
 use crate::outcome::End;
 use crate::proc::fds::{Fd, pipe_of};
@@ -93,9 +93,9 @@ struct Node<'a> {
 struct Wait {
     /// Indices of threads.
     wakers: BTreeSet<usize>,
-    /// The pipe at which it waits for a writer or for a reader.
-    reads: Option<u64>,
-    writes: Option<u64>,
+    /// The pipes at which it waits for a writer or for a reader.
+    reads: Vec<u64>,
+    writes: Vec<u64>,
     /// The kernel says that there is another end, and nobody was found to have it.
     unseen: bool,
 }
@@ -281,8 +281,8 @@ impl Scene<'_> {
         }
         wait.unseen |= !self.add_threads(wait, nodes, |holder| may_have(holder, is_end))?;
         match other {
-            Side::Writer => wait.reads = Some(pipe),
-            Side::Reader => wait.writes = Some(pipe),
+            Side::Writer => wait.reads.push(pipe),
+            Side::Reader => wait.writes.push(pipe),
         }
         Some(())
     }
@@ -299,24 +299,25 @@ impl Scene<'_> {
         }
         let closure = closure(nodes, at);
         let cycle = closure.contains(&at);
+        let writes_to =
+            |pipe: &&u64| process.fds.iter().flatten().any(|fd| fd.pipe() == Some(**pipe) && fd.writes());
+        let own = wait.reads.iter().find(writes_to).filter(|_| wait.writes.is_empty());
         let because = match &thread.on {
             On::Futex { .. } => self.inherited(process, thread, names).unwrap_or(Because::Cycle),
             // Whatever the others do: it would have to do it itself.
-            _ if wait.reads.is_some() && wait.writes.is_none() && wakers.contains(&process.pid) => {
-                Because::OwnWriteEnd
-            }
-            _ if wait.writes.is_some() && wait.reads.is_none() && wakers == [process.pid] => {
+            _ if own.is_some() => Because::OwnWriteEnd,
+            _ if !wait.writes.is_empty() && wait.reads.is_empty() && wakers == [process.pid] => {
                 Because::NoReaderRuns
             }
             _ if cycle => Because::Cycle,
             On::Thread { .. } => Because::StuckThread,
             On::Child { .. } => Because::StuckChild,
             On::Lock { .. } => Because::StuckHolder,
-            _ if wait.writes.is_some() => Because::NoReaderRuns,
+            _ if !wait.writes.is_empty() => Because::NoReaderRuns,
             _ => Because::NoWriter,
         };
         let doubts = self.doubts(nodes, closure.iter().copied().chain([at]).collect());
-        let pipe = wait.reads.or(wait.writes);
+        let pipe = own.or(wait.reads.last()).or(wait.writes.last()).copied();
         let ring = if cycle { ring(nodes, at) } else { Vec::new() };
         Some(Stuck { pid: process.pid, tid: thread.tid, because, pipe, wakers, ring, doubts })
     }
@@ -363,13 +364,16 @@ impl Scene<'_> {
             node.process.holes.iter().for_each(|hole| add(format!("pid {}: {hole}", node.process.pid)));
             if wait.unseen {
                 add(format!(
-                    "no holder of the other end was found in the {} processes read; {} unreadable",
-                    outside.read as usize + self.processes.len(),
+                    "no holder of the other end was found in the fds of {}; those of {} may not be read",
+                    plural(outside.read as usize + self.processes.len(), "process"),
                     outside.unreadable
                 ));
             }
-            if may_have_left && (wait.reads.is_some() || wait.writes.is_some()) {
-                add(format!("the fds of {} other processes may not be read", outside.unreadable));
+            if may_have_left && !(wait.reads.is_empty() && wait.writes.is_empty()) {
+                add(format!(
+                    "the fds of {} may not be read",
+                    plural(outside.unreadable as usize, "other process")
+                ));
             }
         }
         doubts

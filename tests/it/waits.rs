@@ -35,6 +35,12 @@ const STUCK: &[(&str, &[&str])] = &[
     ("park_that_nobody_ends", &["cycle"]),
     ("barrier_for_one_more", &["cycle"]),
     ("scope_of_a_thread_that_parks", &["cycle", "cycle"]),
+    ("child_whose_stdin_is_kept", &["cycle", "cycle"]),
+    ("child_that_is_written_to_and_never_read", &["cycle", "cycle"]),
+    ("program_that_inherits_the_other_end_of_its_stdin", &["own_write_end", "stuck_child"]),
+    ("sibling_that_inherits_the_end_of_a_pipe", &["cycle", "cycle", "cycle"]),
+    ("eventfd_that_nobody_else_has", &["cycle"]),
+    ("poll_of_its_eventfd_and_the_pipe_of_a_stuck_child", &["cycle", "cycle"]),
 ];
 
 /// What the JSON of each test says.
@@ -66,7 +72,7 @@ fn that_never_end_are_told_with_the_reason() {
 #[childproof::test]
 fn that_may_end_are_never_called_proved() {
     let verdicts = verdicts(&["not_"]);
-    assert_eq!(verdicts.len(), 14);
+    assert_eq!(verdicts.len(), 16);
     for (name, verdict) in verdicts {
         let waits = verdict["waits"].as_array().unwrap();
         assert!(!waits.is_empty(), "{name} was not looked at");
@@ -82,6 +88,8 @@ fn are_reported_as_a_reader_needs_them() {
         "not_stuck_poll_with_one_live_end",
         "lifelines_that_nobody_watches",
         "write_end_inherited_by_mistake",
+        "not_stuck_reader_of_an_end_inherited_by_mistake",
+        "not_stuck_wait_for_a_child_that_reads_no_lifeline",
     ]);
     // Each waits for its time to be over: side by side.
     let reports: Vec<_> = shapes.map(|shape| (shape, thread::spawn(|| report_in("waits", shape)))).collect();

@@ -12,6 +12,9 @@ use crate::proc::fds::Fd;
 use crate::proc::waits::{On, Thread};
 use crate::report::escape;
 
+/// What stops a process without anybody who means to.
+const TERMINAL: &str = "SIGTTIN and SIGTTOU, which a terminal sends to whoever uses it in the background";
+
 /// The most waits that are explained one by one.
 const EXPLAINED: usize = 4;
 
@@ -471,9 +474,29 @@ impl Scene<'_> {
             process.map_or_else(|| pid.to_string(), |process| format!("{pid} `{}`", escape::command(process)))
         };
         let (sentence, fix) = match &thread.on {
+            On::Stopped if thread.state == "T" => (
+                "the test is stopped by a signal.".to_owned(),
+                Some(format!(
+                    "look who sent it: SIGSTOP, SIGTSTP, or {TERMINAL}. SIGCONT would let it go on."
+                )),
+            ),
             On::Child { pid } if *pid > 0 => {
-                let unwatched = self.unwatched(&[*pid]);
-                (format!("the test waits for the end of pid {}.{unwatched}", name(*pid)), None)
+                let is_stopped = |process: &&Process| {
+                    process.pid == *pid && process.tasks.iter().any(|thread| thread.on == On::Stopped)
+                };
+                match self.facts.processes.iter().find(is_stopped) {
+                    Some(_) => (
+                        format!("the test waits for the end of pid {}, which is stopped.", name(*pid)),
+                        Some(format!(
+                            "send it SIGCONT, or SIGKILL, which ends it all the same; and look who stopped it: SIGSTOP, \
+                             SIGTSTP, or {TERMINAL}."
+                        )),
+                    ),
+                    None => {
+                        let unwatched = self.unwatched(&[*pid]);
+                        (format!("the test waits for the end of pid {}.{unwatched}", name(*pid)), None)
+                    }
+                }
             }
             On::Read { .. } | On::Poll { .. } => {
                 let pipes: Vec<u64> = thread.fds().into_iter().filter_map(|fd| test.pipe(fd)).collect();

@@ -72,7 +72,7 @@ fn that_never_end_are_told_with_the_reason() {
 #[childproof::test]
 fn that_may_end_are_never_called_proved() {
     let verdicts = verdicts(&["not_"]);
-    assert_eq!(verdicts.len(), 16);
+    assert_eq!(verdicts.len(), 18);
     for (name, verdict) in verdicts {
         let waits = verdict["waits"].as_array().unwrap();
         assert!(!waits.is_empty(), "{name} was not looked at");
@@ -90,6 +90,8 @@ fn are_reported_as_a_reader_needs_them() {
         "write_end_inherited_by_mistake",
         "not_stuck_reader_of_an_end_inherited_by_mistake",
         "not_stuck_wait_for_a_child_that_reads_no_lifeline",
+        "not_stuck_wait_for_a_child_that_is_stopped",
+        "not_stuck_test_that_stops_itself",
     ]);
     // Each waits for its time to be over: side by side.
     let reports: Vec<_> = shapes.map(|shape| (shape, thread::spawn(|| report_in("waits", shape)))).collect();

@@ -11,7 +11,7 @@ mod stuck;
 use std::collections::HashMap;
 
 use crate::facts::{Class, Facts, Process};
-use crate::outcome::{Body, End};
+use crate::outcome::{Body, End, Running};
 use crate::policy::Settings;
 
 pub(crate) use ends::Unread;
@@ -340,13 +340,32 @@ fn counts(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
         findings.push(Finding {
             cause: Some(Cause::Threads),
             sentence: format!(
-                "{} still ran when the body came back.",
-                plural(facts.threads as usize, "thread")
+                "{} still ran when the body came back{}.",
+                plural(facts.threads as usize, "thread"),
+                running(facts)
             ),
             fix: Some("join every thread that the body starts, or use `std::thread::scope`.".to_owned()),
             allow: Some("threads = \"allow\"".to_owned()),
         });
     }
+}
+
+/// `: `worker-3` (tid 3391), tid 3392 without a name`.
+fn running(facts: &Facts) -> String {
+    let named = |thread: &Running| match thread.name.as_str() {
+        "" => format!("tid {} without a name", thread.tid),
+        name => format!("`{name}` (tid {})", thread.tid),
+    };
+    let mut names: Vec<String> = facts.running.iter().map(named).collect();
+    // One may have ended between the count and the names.
+    let more = (facts.threads as usize).saturating_sub(names.len());
+    if names.is_empty() {
+        return String::new();
+    }
+    if more > 0 {
+        names.push(format!("{more} more"));
+    }
+    format!(": {}", names.join(", "))
 }
 
 /// `1 process`, `2 processes`, `3 children`.

@@ -397,6 +397,24 @@ fn signal_hint(signal: i32) -> Option<&'static str> {
         nix::libc::SIGKILL => Some(
             "somebody sent SIGKILL: the body itself, another process, or the kernel when memory ran out (`dmesg`).",
         ),
+        nix::libc::SIGABRT => Some(
+            "the body aborted: a panic while panicking or where nothing may unwind (`extern \"C\"`), a stack \
+             overflow, a failed check of the C library, or `abort`. What it printed last says which.",
+        ),
+        nix::libc::SIGSEGV => Some(
+            "it reached for memory that is not there or not its own: look at `unsafe` code and at C libraries. A \
+             stack overflow of a Rust thread ends with SIGABRT.",
+        ),
+        nix::libc::SIGBUS => Some(
+            "it reached for memory that could not be given: behind the end of a mapped file, which may have been \
+             cut meanwhile, or of a full /dev/shm.",
+        ),
+        nix::libc::SIGILL => Some(
+            "an instruction that this processor does not have (`target-cpu`), or the trap that a compiler puts \
+             where the code never comes.",
+        ),
+        nix::libc::SIGFPE => Some("a division by zero outside of Rust, which would have panicked."),
+        nix::libc::SIGALRM => Some("`alarm` or `setitimer` was called, and nobody handles the signal."),
         nix::libc::SIGPIPE => {
             Some("the body set SIGPIPE to its default; Rust programs start with it ignored.")
         }

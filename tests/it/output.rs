@@ -116,6 +116,7 @@ fn of_a_failing_test_is_a_report_that_names_what_was_left() {
         "exits_in_the_middle_and_leaks",
         "waits_for_a_child_that_never_ends",
         "panics_and_leaks",
+        "aborts",
     ];
     assert_expected("shapes", shapes.map(|shape| (shape, report_in("harness", &format!("shapes::{shape}")))));
 }

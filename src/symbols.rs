@@ -80,8 +80,18 @@ fn first_own(frames: &[Frame]) -> usize {
 /// What the user called of others' code, be it std or libc.
 fn called(frames: &[Frame]) -> Option<&str> {
     let others = || frames[..first_own(frames)].iter().rev().filter(|frame| frame.function.is_some());
-    let called = others().find(|frame| !frame.is_plumbing).or_else(|| others().next());
+    let runs_code = |frame: &&Frame| frame.function.as_deref().is_some_and(only_runs_code);
+    let called = others().find(|frame| !frame.is_plumbing && !runs_code(frame));
+    let called = called.or_else(|| others().find(|frame| !frame.is_plumbing)).or_else(|| others().next());
     called.and_then(|frame| frame.function.as_deref().map(public_name))
+}
+
+/// Whether a function of std's does nothing but to call the user's: where that was inlined or has no
+/// name, it is the last before it.
+fn only_runs_code(name: &str) -> bool {
+    let parts =
+        ["core::ops::function::Fn", "catch_unwind", "__rust_", "thread_start", "std::thread::lifecycle"];
+    parts.iter().any(|part| name.contains(part))
 }
 
 /// What a thread waits for that is in a futex call.
@@ -136,12 +146,18 @@ fn awaited_of_c(functions: &[String]) -> Option<Awaited> {
 fn awaited_of_rust(frames: &[String]) -> Option<Awaited> {
     // A barrier waits for a condition variable, and a channel to be unparked: the innermost says
     // what it is built of, and one further out may say what it is.
-    let primitives: [(&[&str], Awaited); 5] = [
+    // In an optimised build the inner ones may be missing.
+    let primitives: [(&[&str], Awaited); 7] = [
         (&["sync::mutex::", "sync::rwlock::", "parking_lot::raw_", "lock_api::"], Awaited::Lock),
         (&["sync::condvar::", "parking_lot::condvar"], Awaited::Condvar),
         (&["sync::once::", "parking_lot::once"], Awaited::Once),
         (&["thread_parking", "thread_parker", "crossbeam_utils::sync::parker"], Awaited::Unpark),
         (&["futex_mutex", "futex_rwlock"], Awaited::Lock),
+        (&["sync::barrier::"], Awaited::Barrier),
+        (
+            &["::Thread>::park", "thread::Thread::park", "thread::park ", "functions::park ", "::mpmc::"],
+            Awaited::Unpark,
+        ),
     ];
     let is_in = |frame: &String, parts: &[&str]| parts.iter().any(|part| frame.contains(part));
     let (at, kind) = frames.iter().enumerate().find_map(|(at, frame)| {
@@ -416,6 +432,13 @@ mod tests {
                 ],
                 Some(Awaited::Room),
             ),
+            // An optimised build.
+            (&["<std::sync::barrier::Barrier>::wait "], Some(Awaited::Barrier)),
+            (
+                &["std::thread::functions::park ", "core::ops::function::FnOnce::call_once "],
+                Some(Awaited::Unpark),
+            ),
+            (&["std::sync::mpmc::array::Channel<T>::send::{{closure}} "], Some(Awaited::Room)),
             // A channel's own lock.
             (
                 &["sys::sync::mutex::futex::Mutex::lock ", "std::sync::mpmc::list::Channel<T>::recv "],

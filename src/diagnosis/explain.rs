@@ -29,7 +29,7 @@ pub(super) fn find(
     findings: &mut Vec<Finding>,
 ) -> Vec<u64> {
     let scene = Scene { facts, stuck, names, strayed, unread, told: RefCell::default() };
-    let mut told: Vec<(Finding, usize)> = Vec::new();
+    let mut told: Vec<(Finding, usize, Vec<u64>)> = Vec::new();
     let mut rings: Vec<BTreeSet<i32>> = Vec::new();
     let is_root = |stuck: &Stuck| is_root(stuck) || scene.mistake(stuck).is_some();
     let mut roots: Vec<&Stuck> = stuck.iter().filter(|stuck| is_root(stuck)).collect();
@@ -50,22 +50,28 @@ pub(super) fn find(
             }
             rings.push(ring);
         }
-        let Some(finding) = scene.explain(root) else { continue };
+        let finding = scene.explain(root);
+        let pipes = scene.told.take();
+        let Some(finding) = finding else { continue };
         // Eighty children that hang on one lock are one story.
-        match told.iter_mut().find(|(known, _)| known.fix == finding.fix && same_story(known, &finding)) {
-            Some((_, count)) => *count += 1,
-            None => told.push((finding, 1)),
+        match told.iter_mut().find(|(known, ..)| known.fix == finding.fix && same_story(known, &finding)) {
+            Some((_, count, known)) => {
+                *count += 1;
+                known.extend(pipes);
+            }
+            None => told.push((finding, 1, pipes)),
         }
     }
     if told.is_empty() && facts.end == End::TimedOut {
         findings.extend(scene.waits_for());
     }
     let more = told.len().saturating_sub(EXPLAINED);
-    for (mut finding, count) in told.into_iter().take(EXPLAINED) {
+    for (mut finding, count, pipes) in told.into_iter().take(EXPLAINED) {
         if count > 1 {
             finding.sentence += &format!(" The same holds for {}.", plural(count - 1, "more process"));
         }
         findings.push(finding);
+        scene.told.borrow_mut().extend(pipes);
     }
     if more > 0 {
         let sentence = match more {
@@ -123,7 +129,7 @@ impl Scene<'_> {
                     self.may_be_inherited(process, thread)
                 );
                 let fix = format!(
-                    "{} If pid {pid} itself has it already, let go of it before it is taken again.",
+                    "{} If the process itself has it already, let go of it before it is taken again.",
                     self.fix_of_fork(thread)
                 );
                 (sentence, Some(fix))
@@ -239,12 +245,12 @@ impl Scene<'_> {
         let (pid, maker) = (process.pid, self.maker(process));
         match self.names.awaited.get(&thread.tid) {
             Some(Awaited::Once) => format!(
-                "A thread of pid {maker} that does not exist in {pid} may have been at it when {pid} was forked; or \
-                 {pid} is at it itself."
+                "A thread of pid {maker} that does not exist in {pid} may have been at it when {pid} was forked; or the \
+                 thread that waits is at it itself."
             ),
             _ => format!(
-                "A thread of pid {maker} that does not exist in {pid} may have held it when {pid} was forked; or \
-                 {pid} has taken it itself."
+                "A thread of pid {maker} that does not exist in {pid} may have held it when {pid} was forked; or the \
+                 thread that waits holds it itself, taken before the fork or after."
             ),
         }
     }

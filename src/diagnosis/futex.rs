@@ -88,7 +88,11 @@ impl Awaited {
                 "nobody that could post to it runs: look which `sem_post` was left out."
             }
             Some(Awaited::Scope) => "end the threads of the scope before its own end: it joins them all.",
-            Some(Awaited::Lock | Awaited::CLibrary) => {
+            Some(Awaited::CLibrary) => {
+                "look for a signal handler that calls what is not async-signal-safe: it may have come while the same \
+                 thread had the lock (signal-safety(7))."
+            }
+            Some(Awaited::Lock) => {
                 "look who took it and did not give it back: the same thread, or a guard that was forgotten."
             }
             None => {

@@ -93,6 +93,7 @@ fn are_reported_as_a_reader_needs_them() {
         "not_stuck_wait_for_a_child_that_is_stopped",
         "not_stuck_test_that_stops_itself",
         "threads_that_still_run",
+        "forks_that_wait_for_one_lock",
     ]);
     // Each waits for its time to be over: side by side.
     let reports: Vec<_> = shapes.map(|shape| (shape, thread::spawn(|| report_in("waits", shape)))).collect();

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::outcome::{Body, End, StrayFd};
+use crate::outcome::{Body, End, Running, StrayFd};
 use crate::proc::fds::Fd;
 use crate::proc::maps::Address;
 use crate::proc::sockets::Socket;
@@ -167,6 +167,8 @@ wire_struct! {
         /// More than `strays` lists when there were too many to keep.
         pub(crate) stray_count: u32,
         pub(crate) threads: u32,
+        /// Some of them.
+        pub(crate) running: Vec<Running>,
         pub(crate) returned_children: u32,
         pub(crate) survivors: Vec<Survivor>,
         /// The inodes of pipes that were there before the test.
@@ -228,6 +230,7 @@ impl Facts {
             strays: Vec::new(),
             stray_count: 0,
             threads: 0,
+            running: Vec::new(),
             returned_children: 0,
             survivors: Vec::new(),
             foreign: Vec::new(),

@@ -60,6 +60,16 @@ wire_struct! {
     }
 }
 
+wire_struct! {
+    /// A thread that still ran when the body came back.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub(crate) struct Running {
+        pub(crate) tid: i32,
+        /// Empty if nobody gave it one.
+        pub(crate) name: String,
+    }
+}
+
 /// How far the test process has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
@@ -85,6 +95,10 @@ const MESSAGE: usize = 1024;
 const TARGET: usize = 96;
 const STRAYS: usize = 256;
 const FOREIGN: usize = 64;
+/// How many threads are told by name.
+const RUNNING: usize = 16;
+/// The most bytes of a thread's name (`TASK_COMM_LEN`).
+const COMM: usize = 16;
 
 /// One page of a test's last words. All zeroes is a valid value: no test has run yet.
 #[repr(C)]
@@ -98,8 +112,17 @@ pub(crate) struct Page {
     message: [AtomicU8; MESSAGE],
     foreign_count: AtomicU32,
     foreign: [AtomicI32; FOREIGN],
+    running_count: AtomicU32,
+    running: [RunningSlot; RUNNING],
     stray_count: AtomicU32,
     strays: [StraySlot; STRAYS],
+}
+
+#[repr(C)]
+struct RunningSlot {
+    tid: AtomicI32,
+    name_length: AtomicU32,
+    name: [AtomicU8; COMM],
 }
 
 #[repr(C)]
@@ -140,6 +163,7 @@ impl Page {
             &self.returned_children,
             &self.message_length,
             &self.foreign_count,
+            &self.running_count,
             &self.stray_count,
         ] {
             word.store(0, Ordering::Relaxed);
@@ -201,6 +225,24 @@ impl Page {
 
     pub(crate) fn threads(&self) -> u32 {
         self.threads.load(Ordering::Acquire)
+    }
+
+    /// Records which ones, as many as there is room for.
+    pub(crate) fn set_running(&self, threads: &[Running]) {
+        for (slot, thread) in self.running.iter().zip(threads) {
+            slot.tid.store(thread.tid, Ordering::Relaxed);
+            put(&thread.name, &slot.name_length, &slot.name);
+        }
+        self.running_count.store(threads.len() as u32, Ordering::Release);
+    }
+
+    pub(crate) fn running(&self) -> Vec<Running> {
+        let count = self.running_count.load(Ordering::Acquire) as usize;
+        let running = self.running.iter().take(count).map(|slot| Running {
+            tid: slot.tid.load(Ordering::Relaxed),
+            name: get(&slot.name_length, &slot.name),
+        });
+        running.collect()
     }
 
     /// Records that a process which the body forked ran on into the harness's code.

@@ -278,6 +278,7 @@ impl Supervisor {
         facts.body = page.body();
         facts.body_time = page.body_time();
         facts.threads = page.threads();
+        facts.running = page.running();
         facts.returned_children = page.returned_children();
         (facts.strays, facts.stray_count) = page.strays();
         if !facts.processes.is_empty() || !facts.strays.is_empty() {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Mutex;
 
-use crate::diagnosis::{Names, Origin};
+use crate::diagnosis::{Awaited, Names, Origin};
 use crate::facts::{Facts, Site};
 use crate::forkserver::lock;
 use crate::lines::{Found, Line, Module};
@@ -22,6 +22,8 @@ struct Frame {
     /// It lies in the C library, the loader or the unwinder, or it is what the attribute has put
     /// around the body.
     is_plumbing: bool,
+    /// It lies in the C library, the loader or the unwinder.
+    is_system: bool,
 }
 
 /// Gives the addresses in a test's facts their names.
@@ -35,17 +37,30 @@ pub(crate) fn names(facts: &Facts) -> Names {
     let here = std::env::current_dir().unwrap_or_default();
     let full = std::env::var_os("CHILDPROOF_BACKTRACE").is_some_and(|value| value == "full");
     let mut resolver = Resolver { maps: &maps, known: HashMap::new(), here: &here, full };
-    let stacked: Vec<&Thread> = threads().filter(|thread| !thread.frames.is_empty()).collect();
-    Names {
+    let mut names = Names {
         full,
         origins: facts.sites.iter().map(|site| origin(site, &mut resolver)).collect(),
-        lines: stacked
-            .iter()
-            .filter_map(|thread| Some((thread.tid, line_in(thread, &mut resolver)?)))
-            .collect(),
-        stacks: stacked.iter().map(|thread| (thread.tid, stack(thread, &mut resolver))).collect(),
         locks: threads().filter_map(|thread| Some((thread.tid, futex(thread)?))).collect(),
+        ..Names::default()
+    };
+    for thread in threads().filter(|thread| !thread.frames.is_empty()) {
+        let frames = resolver.stack(&thread.frames);
+        let called = called(&frames).filter(|name| *name != thread.syscall);
+        let stack = match full {
+            true => frames.iter().map(|frame| describe(frame, &here)).collect(),
+            false => {
+                let own = own(frames.get(first_own(&frames)..).unwrap_or_default(), 1 + CALLERS, &here);
+                called.map(str::to_owned).into_iter().chain(own).collect()
+            }
+        };
+        names.called.extend(called.map(|name| (thread.tid, name.to_owned())));
+        if matches!(thread.on, On::Futex { .. }) {
+            names.awaited.extend(awaited(&frames).map(|kind| (thread.tid, kind)));
+        }
+        names.lines.extend(line_in(&frames, &here).map(|line| (thread.tid, line)));
+        names.stacks.insert(thread.tid, stack);
     }
+    names
 }
 
 /// The line of code of one site in this process: `at src/server.rs:88:20 Server::start`.
@@ -56,35 +71,57 @@ pub(crate) fn line_of(site: &Site, maps: &Maps) -> String {
     origin(site, &mut resolver).at()
 }
 
-/// The frames of a blocked thread that say something, the innermost first: what was called of
-/// others' code, and the user's own that called it.
-fn stack(thread: &Thread, resolver: &mut Resolver<'_>) -> Vec<String> {
-    let Thread { frames, syscall, .. } = thread;
-    let frames = resolver.stack(frames);
-    let Resolver { here, full, .. } = *resolver;
-    if full {
-        return frames.iter().map(|frame| describe(frame, here)).collect();
-    }
+/// The place of the first of the user's own frames in a stack.
+fn first_own(frames: &[Frame]) -> usize {
     let first = frames.iter().position(|frame| is_users(frame) && !is_of_registry(frame));
     let first = first.or_else(|| frames.iter().position(|frame| is_users(frame) || is_named_by_user(frame)));
-    let first = first.unwrap_or(frames.len());
-    // Of others' code what the user called, be it std or libc.
-    let others = || frames[..first].iter().rev().filter(|frame| frame.line.function.is_some());
-    let called = others().find(|frame| !frame.is_plumbing).or_else(|| others().next());
-    called
-        .and_then(|frame| frame.line.function.as_deref().map(public_name))
-        .filter(|name| *name != syscall)
-        .map(str::to_owned)
-        .into_iter()
-        .chain(own(&frames[first..], 1 + CALLERS, here))
-        .collect()
+    first.unwrap_or(frames.len())
+}
+
+/// What the user called of others' code, be it std or libc.
+fn called(frames: &[Frame]) -> Option<&str> {
+    let others = || frames[..first_own(frames)].iter().rev().filter(|frame| frame.line.function.is_some());
+    let runs_code = |frame: &&Frame| frame.line.function.as_deref().is_some_and(only_runs_code);
+    let called = others().find(|frame| !frame.is_plumbing && !runs_code(frame));
+    let called = called.or_else(|| others().find(|frame| !frame.is_plumbing)).or_else(|| others().next());
+    called.and_then(|frame| frame.line.function.as_deref().map(public_name))
+}
+
+/// Whether a function of std's does nothing but to call the user's: where that was inlined or has no
+/// name, it is the last before it.
+fn only_runs_code(name: &str) -> bool {
+    let parts =
+        ["core::ops::function::Fn", "catch_unwind", "__rust_", "thread_start", "std::thread::lifecycle"];
+    parts.iter().any(|part| name.contains(part))
+}
+
+/// What a thread waits for that is in a futex call.
+fn awaited(frames: &[Frame]) -> Option<Awaited> {
+    let others = &frames[..first_own(frames)];
+    let name = |frame: &Frame| frame.line.function.clone().unwrap_or_default();
+    let system = others.iter().take_while(|frame| frame.is_system).count();
+    let library = others[..system].iter().map(|frame| public_name(&name(frame)).to_owned());
+    let mut library: Vec<String> = library.collect();
+    library.retain(|name| !name.is_empty());
+    // std makes the system call itself, through this function; libc's own code does not.
+    if library.first().is_some_and(|name| name != "syscall") {
+        return Awaited::of_c(&library);
+    }
+    let words: Vec<String> = others[system..]
+        .iter()
+        // With line tables alone, a function that was inlined has no path, but a file.
+        .map(|frame| {
+            let file = frame.line.file.as_deref().and_then(Path::to_str).unwrap_or_default();
+            format!("{} {}", name(frame), file.trim_end_matches(".rs").replace('/', "::"))
+        })
+        .collect();
+    Awaited::of_rust(&words)
 }
 
 /// The line of the user's own code that a thread is in.
-fn line_in(thread: &Thread, resolver: &mut Resolver<'_>) -> Option<String> {
-    let frames = resolver.stack(&thread.frames);
+fn line_in(frames: &[Frame], here: &Path) -> Option<String> {
     let own = frames.iter().find(|frame| is_users(frame) && !is_of_registry(frame))?;
-    place(own, resolver.here)
+    place(own, here)
 }
 
 /// The first of the user's own frames: `tests/server.rs:31:10 server::restarts`.
@@ -189,7 +226,11 @@ fn resolve(address: &Address, maps: &Maps, full: bool) -> Vec<Frame> {
     if is_system(&address.module) {
         // By name only: to look up libc's lines may be to inflate megabytes of them.
         let function = maps.address_of(&call).and_then(sys::exported_name);
-        return vec![Frame { line: Line { function, ..Line::default() }, is_plumbing: true }];
+        return vec![Frame {
+            line: Line { function, ..Line::default() },
+            is_plumbing: true,
+            is_system: true,
+        }];
     }
     let names = |source: &Path| !full && (is_std(source) || is_ours(source));
     let found = module(&mut lock(&MODULES), &address.module).map(|module| module.lines(call.offset, names));
@@ -199,6 +240,7 @@ fn resolve(address: &Address, maps: &Maps, full: bool) -> Vec<Frame> {
     };
     let frame = |line: Line| Frame {
         is_plumbing: line.function.as_deref().is_some_and(is_glue),
+        is_system: false,
         line: Line { function: line.function.as_deref().map(short), ..line },
     };
     lines.into_iter().map(frame).collect()

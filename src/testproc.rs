@@ -113,7 +113,11 @@ impl TestProcess {
     fn leaves_something(&self) -> bool {
         let settings = &self.job.settings;
         if settings.deny_threads {
-            self.page.set_threads(threads::count().saturating_sub(1));
+            let others = threads::count().saturating_sub(1);
+            self.page.set_threads(others);
+            if others > 0 {
+                self.page.set_running(&threads::running(self.pid));
+            }
         }
         let mut strays = 0;
         if settings.fds != Fds::Off && !self.fds_are_as_before() {

@@ -1,7 +1,8 @@
-//! How many threads this process has. Async-signal-safe: it is asked in front of a fork, in
-//! processes that were forked from threaded ones too.
+//! How many threads this process has, and which. To count them is async-signal-safe: it is asked in
+//! front of a fork, in processes that were forked from threaded ones too.
 
 use std::ffi::CStr;
+use std::fs;
 use std::io::Write;
 use std::os::fd::BorrowedFd;
 
@@ -9,6 +10,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, stat};
 
+use crate::outcome::Running;
 use crate::sys::{self, Pid};
 
 /// Counts the threads that run code of the program; 0 if that cannot be known.
@@ -29,6 +31,25 @@ pub(crate) fn count() -> u32 {
         Ok(()) => running.max(1),
         Err(_) => all,
     }
+}
+
+/// The threads that run code of the program, but for `own`. Not async-signal-safe.
+pub(crate) fn running(own: Pid) -> Vec<Running> {
+    let name = |tid: Pid| {
+        let name = fs::read(format!("/proc/self/task/{tid}/comm")).ok()?;
+        Some(String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name)).into_owned())
+    };
+    let inherited = name(own);
+    let mut running = Vec::new();
+    let _ = sys::list_numbers(c"/proc/self/task", |tid, task| {
+        if tid == own || is_exiting(task, tid) {
+            return;
+        }
+        // A thread has the name of the one that made it until it is given another.
+        let name = name(tid).filter(|name| Some(name) != inherited.as_ref());
+        running.push(Running { tid, name: name.unwrap_or_default() });
+    });
+    running
 }
 
 /// Whether the thread `tid` below the directory `task` has begun to exit, or is gone.

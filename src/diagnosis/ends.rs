@@ -1,8 +1,8 @@
 //! Ends of pipes that are where nobody meant them to be, or that nobody watches.
 
-use super::{Finding, Names, origin_of_inode, plural};
+use super::{Finding, Names, origin_of_inode};
 use crate::facts::{Class, Facts, Process};
-use crate::proc::fds::end;
+use crate::proc::fds::{Fd, end};
 use crate::report::escape;
 
 /// Read ends of one process that are at end-of-file, and on which no thread of it waits: lifelines
@@ -28,54 +28,75 @@ pub(super) fn unread(facts: &Facts) -> Vec<Unread> {
         .collect()
 }
 
-/// Adds what is to be said of ends that a program has only because nobody kept them from it.
-///
-/// A program that is given a pipe on purpose has it as 0, 1 or 2. A higher number that outlived an
-/// exec was open in the process that started it, without close-on-exec.
-pub(super) fn find(facts: &Facts, names: &Names, findings: &mut Vec<Finding>) {
-    /// The most pipes that are told of.
-    const TOLD: usize = 8;
-    let strayed = |process: &'_ Process| -> Vec<(u64, i32, i32)> {
-        let fds = process.fds.iter().flatten().filter(|fd| fd.fd > 2 && !fd.cloexec);
-        fds.filter_map(|fd| Some((fd.pipe()?, fd.fd, fd.access))).collect()
-    };
-    let programs: Vec<&Process> = facts.processes.iter().filter(|process| is_program(process)).collect();
-    let mut told: Vec<u64> = Vec::new();
-    for process in &programs {
-        for (ino, ..) in strayed(process) {
-            let Some(origin) = origin_of_inode(&names.origins, ino) else { continue };
-            if origin.maker == process.pid || told.contains(&ino) || told.len() >= TOLD {
+/// The ends of one pipe that a program has only because nobody kept them from it.
+pub(super) struct Strayed<'a> {
+    pub(super) process: &'a Process,
+    pub(super) ino: u64,
+    pub(super) fds: Vec<&'a Fd>,
+    /// Where the pipe was made.
+    pub(super) place: String,
+}
+
+impl Strayed<'_> {
+    /// What would keep it back.
+    pub(super) fn fix(&self) -> String {
+        format!("make that pipe with O_CLOEXEC ({}): `std::io::pipe` and `pipe2(O_CLOEXEC)` do.", self.place)
+    }
+}
+
+/// Finds such ends. A program that is given a pipe on purpose has it as 0, 1 or 2. A higher number
+/// that outlived an exec was open in the process that started it, without close-on-exec.
+pub(super) fn strayed<'a>(facts: &'a Facts, names: &Names) -> Vec<Strayed<'a>> {
+    let mut strayed: Vec<Strayed<'a>> = Vec::new();
+    for process in facts.processes.iter().filter(|process| is_program(process)) {
+        for fd in process.fds.iter().flatten().filter(|fd| fd.fd > 2 && !fd.cloexec) {
+            let Some(ino) = fd.pipe() else { continue };
+            let same = |known: &&mut Strayed<'_>| known.ino == ino && known.process.pid == process.pid;
+            if let Some(known) = strayed.iter_mut().find(same) {
+                known.fds.push(fd);
                 continue;
             }
-            told.push(ino);
-            let ends: Vec<(u64, i32, i32)> =
-                strayed(process).into_iter().filter(|(other, ..)| *other == ino).collect();
-            let fds: Vec<String> =
-                ends.iter().map(|(_, fd, access)| format!("{fd} ({} end)", end(*access))).collect();
-            let has = |other: &&&Process| {
-                other.pid != process.pid && strayed(other).iter().any(|(other, ..)| *other == ino)
-            };
-            let more = match programs.iter().filter(has).count() {
-                0 => String::new(),
-                count => format!(" {} more have it too.", plural(count, "process")),
-            };
+            let origin = origin_of_inode(&names.origins, ino);
+            let Some(origin) = origin.filter(|origin| origin.maker != process.pid) else { continue };
             let place = origin.place.clone().or_else(|| origin.function.clone());
             let place = place.unwrap_or_else(|| "code without debug information".to_owned());
-            findings.push(Finding {
-                cause: None,
-                sentence: format!(
-                    "inherited by mistake: pid {} `{}` has pipe:[{ino}] as fd {} only because no O_CLOEXEC \
-                     kept it back; it was made at {place}.{more}",
-                    process.pid,
-                    escape::command(process),
-                    fds.join(" and fd "),
-                ),
-                fix: Some(format!(
-                    "make that pipe with O_CLOEXEC ({place}): `std::io::pipe` and `pipe2(O_CLOEXEC)` do."
-                )),
-                allow: None,
-            });
+            strayed.push(Strayed { process, ino, fds: vec![fd], place });
         }
+    }
+    strayed
+}
+
+/// Adds what is to be said of them, but for the pipes that were told of already.
+pub(super) fn find(strayed: &[Strayed<'_>], mut told: Vec<u64>, findings: &mut Vec<Finding>) {
+    /// The most pipes that are told of.
+    const TOLD: usize = 8;
+    let most = told.len() + TOLD;
+    for one in strayed {
+        if told.contains(&one.ino) || told.len() >= most {
+            continue;
+        }
+        told.push(one.ino);
+        let fds: Vec<String> =
+            one.fds.iter().map(|fd| format!("{} ({} end)", fd.fd, end(fd.access))).collect();
+        let more = match strayed.iter().filter(|other| other.ino == one.ino).count() - 1 {
+            0 => "",
+            1 => " 1 more process has it too.",
+            count => &format!(" {count} more processes have it too."),
+        };
+        findings.push(Finding {
+            cause: None,
+            sentence: format!(
+                "inherited by mistake: pid {} `{}` has pipe:[{}] as fd {} only because no O_CLOEXEC kept it back; \
+                 it was made at {}.{more}",
+                one.process.pid,
+                escape::command(one.process),
+                one.ino,
+                fds.join(" and fd "),
+                one.place
+            ),
+            fix: Some(one.fix()),
+            allow: None,
+        });
     }
 }
 

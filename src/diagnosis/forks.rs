@@ -14,7 +14,8 @@ pub(super) fn find(settings: &Settings, origins: &[Origin], stuck: &[Stuck], tes
     let is_told = |origin: &Origin| {
         stuck
             .iter()
-            .any(|stuck| stuck.because == Because::InheritedLock && stuck.pid as u64 == origin.keys[0])
+            .filter(|stuck| matches!(stuck.because, Because::InheritedLock | Because::MaybeInheritedLock))
+            .any(|stuck| stuck.pid as u64 == origin.keys[0])
     };
     let forks = origins.iter().filter(|origin| is_one(origin) && (deny || !is_told(origin)));
     let mut lines: Vec<Vec<&Origin>> = Vec::new();
@@ -46,6 +47,7 @@ fn sentence(fork: &Origin, more: usize, test: i32) -> String {
     let of = if fork.maker == test { String::new() } else { format!(" of pid {}", fork.maker) };
     let more = match more {
         0 => String::new(),
+        1 => " So was 1 more there.".to_owned(),
         more => format!(" So were {more} more there."),
     };
     format!(

@@ -3,18 +3,21 @@
 mod ends;
 mod explain;
 mod forks;
+mod futex;
 mod leaked;
 mod parents;
+mod sockets;
 mod stray;
 mod stuck;
 
 use std::collections::HashMap;
 
 use crate::facts::{Class, Facts, Process};
-use crate::outcome::{Body, End};
+use crate::outcome::{Body, End, Running};
 use crate::policy::Settings;
 
 pub(crate) use ends::Unread;
+pub(crate) use futex::Awaited;
 pub(crate) use leaked::is_daemon;
 pub(crate) use parents::Ended;
 pub(crate) use stray::{Holder, Pipe, Stray};
@@ -114,8 +117,12 @@ pub(crate) struct Names {
     pub(crate) stacks: HashMap<i32, Vec<String>>,
     /// The line of the user's own code that a thread is in: `tests/server.rs:31:10`.
     pub(crate) lines: HashMap<i32, String>,
+    /// Of others' code, the function that the user's own called and that a thread is in.
+    pub(crate) called: HashMap<i32, String>,
     /// The static that a thread's futex lies in.
     pub(crate) locks: HashMap<i32, String>,
+    /// What a thread's futex is, if its stack tells.
+    pub(crate) awaited: HashMap<i32, Awaited>,
 }
 
 /// One thing that went wrong: a sentence, and what usually mends it.
@@ -233,7 +240,9 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     let strays = stray::fold(&facts);
     let stuck = stuck::find(&facts, &names);
     let mut findings = Vec::new();
-    explain::find(&facts, &stuck, &names, &mut findings);
+    let strayed = ends::strayed(&facts, &names);
+    let unread = ends::unread(&facts);
+    let told = explain::find(&facts, &stuck, &names, &strayed, &unread, &mut findings);
     let first = findings.len();
     endings(&facts, settings, &mut findings);
     if stuck.iter().any(Stuck::proved) {
@@ -243,7 +252,8 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     let ended = parents::find(&facts, &names);
     let leaked = leaked::find(&facts, settings, &ended, &names, &mut findings);
     stray::find(&facts, &strays, &mut findings);
-    ends::find(&facts, &names, &mut findings);
+    ends::find(&strayed, told, &mut findings);
+    drop(strayed);
     counts(&facts, settings, &mut findings);
     let forks = forks::find(settings, &names.origins, &stuck, facts.pid);
     let (forks, warnings) = forks.into_iter().partition(|finding| finding.cause.is_some());
@@ -379,8 +389,9 @@ fn counts(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
         findings.push(Finding {
             cause: Some(Cause::Threads),
             sentence: format!(
-                "{} still ran when the body came back.",
-                plural(facts.threads as usize, "thread")
+                "{} still ran when the body came back{}.",
+                plural(facts.threads as usize, "thread"),
+                running(facts)
             ),
             fix: Some("join every thread that the body starts, or use `std::thread::scope`.".to_owned()),
             allow: Some("threads = \"allow\"".to_owned()),
@@ -388,12 +399,30 @@ fn counts(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
     }
 }
 
+/// `: `worker-3` (tid 3391), tid 3392 without a name`.
+fn running(facts: &Facts) -> String {
+    let named = |thread: &Running| match thread.name.as_str() {
+        "" => format!("tid {} without a name", thread.tid),
+        name => format!("`{name}` (tid {})", thread.tid),
+    };
+    let mut names: Vec<String> = facts.running.iter().map(named).collect();
+    // One may have ended between the count and the names.
+    let more = (facts.threads as usize).saturating_sub(names.len());
+    if names.is_empty() {
+        return String::new();
+    }
+    if more > 0 {
+        names.push(format!("{more} more"));
+    }
+    format!(": {}", names.join(", "))
+}
+
 /// `1 process`, `2 processes`, `3 children`.
 pub(crate) fn plural(count: usize, noun: &str) -> String {
     match (count, noun) {
         (1, _) => format!("1 {noun}"),
         (_, "child") => format!("{count} children"),
-        (_, "process") => format!("{count} processes"),
+        (_, noun) if noun.ends_with("process") => format!("{count} {noun}es"),
         _ => format!("{count} {noun}s"),
     }
 }
@@ -417,6 +446,24 @@ fn signal_hint(signal: i32) -> Option<&'static str> {
         nix::libc::SIGKILL => Some(
             "somebody sent SIGKILL: the body itself, another process, or the kernel when memory ran out (`dmesg`).",
         ),
+        nix::libc::SIGABRT => Some(
+            "the body aborted: a panic while panicking or where nothing may unwind (`extern \"C\"`), a stack \
+             overflow, a failed check of the C library, or `abort`. What it printed last says which.",
+        ),
+        nix::libc::SIGSEGV => Some(
+            "it reached for memory that is not there or not its own: look at `unsafe` code and at C libraries. A \
+             stack overflow of a Rust thread ends with SIGABRT.",
+        ),
+        nix::libc::SIGBUS => Some(
+            "it reached for memory that could not be given: behind the end of a mapped file, which may have been \
+             cut meanwhile, or of a full /dev/shm.",
+        ),
+        nix::libc::SIGILL => Some(
+            "an instruction that this processor does not have (`target-cpu`), or the trap that a compiler puts \
+             where the code never comes.",
+        ),
+        nix::libc::SIGFPE => Some("a division by zero outside of Rust, which would have panicked."),
+        nix::libc::SIGALRM => Some("`alarm` or `setitimer` was called, and nobody handles the signal."),
         nix::libc::SIGPIPE => {
             Some("the body set SIGPIPE to its default; Rust programs start with it ignored.")
         }

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use nix::libc;
 
-use super::Names;
+use super::{Awaited, Names, plural};
 use crate::facts::{Class, Facts, Process};
 use crate::outcome::End;
 use crate::proc::fds::Fd;
@@ -27,6 +27,8 @@ use crate::proc::waits::{On, Thread};
 pub(crate) enum Because {
     /// It waits for a lock that a thread held which a fork did not copy.
     InheritedLock,
+    /// The same is likely, but it may have taken the lock itself.
+    MaybeInheritedLock,
     /// It reads from a pipe or socket of which it has the other end itself, and nobody else with
     /// one runs.
     OwnWriteEnd,
@@ -49,7 +51,7 @@ impl Because {
     #[cfg(feature = "json")]
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Because::InheritedLock => "inherited_lock",
+            Because::InheritedLock | Because::MaybeInheritedLock => "inherited_lock",
             Because::OwnWriteEnd => "own_write_end",
             Because::Cycle => "cycle",
             Because::NoReaderRuns => "no_reader_runs",
@@ -101,13 +103,12 @@ struct Wait {
     /// Those that could wake it too, by means that nobody uses to go on with the work: `shutdown`
     /// of the same end, another entry in the poll set. They must be stuck as well, and are not told.
     meddlers: BTreeSet<usize>,
-    /// The pipe at which it waits for a writer or for a reader.
-    reads: Option<u64>,
-    writes: Option<u64>,
+    /// The pipes at which it waits for a writer or for a reader.
+    reads: Vec<u64>,
+    writes: Vec<u64>,
     /// The socket that it waits on.
     socket: Option<u64>,
-    /// Its own process has the other end of that pipe, or of that socket.
-    own_pipe: bool,
+    /// Its own process has the other end of that socket.
     own_socket: bool,
     /// The kernel says that there is another end, and nobody was found to have it.
     unseen: bool,
@@ -151,6 +152,23 @@ pub(super) fn find(facts: &Facts, names: &Names) -> Vec<Stuck> {
 /// The test process is in the list of leaked ones only if its time was over.
 fn has_ended(process: &Process, facts: &Facts) -> bool {
     process.is_test && facts.end != End::TimedOut
+}
+
+/// Whether a process is a fork without exec of one that had several threads; `None` if it is a fork,
+/// and nobody knows of how many.
+pub(super) fn has_crowd_behind(facts: &Facts, names: &Names, process: &Process) -> Option<bool> {
+    if !process.forked_without_exec || process.is_test {
+        return Some(false);
+    }
+    match super::origin_of_process(&names.origins, process.pid).map_or(0, |origin| origin.threads) {
+        // Not recorded: its parent may still show.
+        0 => {
+            let is_parent = |parent: &&Process| process.lineage.first() == Some(&parent.pid);
+            let mut parents = facts.processes.iter().filter(is_parent);
+            parents.any(|parent| parent.threads > 1 && !has_ended(parent, facts)).then_some(true)
+        }
+        threads => Some(threads > 1),
+    }
 }
 
 /// Which end of a pipe.
@@ -336,12 +354,10 @@ impl Scene<'_> {
             return None;
         }
         wait.unseen |= !self.add_threads(wait, nodes, |holder| may_have(holder, is_end))?;
-        let own = process.fds.iter().flatten().any(is_end);
-        let at = if other == Side::Writer { &mut wait.reads } else { &mut wait.writes };
-        if at.is_none() || own {
-            *at = Some(pipe);
+        match other {
+            Side::Writer => wait.reads.push(pipe),
+            Side::Reader => wait.writes.push(pipe),
         }
-        wait.own_pipe |= own;
         Some(())
     }
 
@@ -360,49 +376,54 @@ impl Scene<'_> {
         let on_socket = wait.socket.is_some();
         let to_write = match &thread.on {
             On::Write { .. } => true,
-            _ => wait.writes.is_some() && wait.reads.is_none() && !on_socket,
+            _ => !wait.writes.is_empty() && wait.reads.is_empty() && !on_socket,
         };
-        let to_read = !to_write && wait.writes.is_none() && (wait.reads.is_some() || on_socket);
+        let to_read = !to_write && wait.writes.is_empty() && (!wait.reads.is_empty() || on_socket);
+        let writes_to =
+            |pipe: &&u64| process.fds.iter().flatten().any(|fd| fd.pipe() == Some(**pipe) && fd.writes());
+        let own = wait.reads.iter().find(writes_to).filter(|_| to_read);
         let because = match &thread.on {
-            On::Futex { .. } if self.is_inherited(process, thread, names) => Because::InheritedLock,
-            On::Futex { .. } => Because::Cycle,
+            On::Futex { .. } => self.inherited(process, thread, names).unwrap_or(Because::Cycle),
             // Whatever the others do: it would have to do it itself.
-            _ if to_read && (wait.own_pipe || wait.own_socket) => Because::OwnWriteEnd,
+            _ if own.is_some() || to_read && wait.own_socket => Because::OwnWriteEnd,
             _ if to_write && wakers == [process.pid] => Because::NoReaderRuns,
             _ if cycle => Because::Cycle,
             On::Thread { .. } => Because::StuckThread,
             On::Child { .. } => Because::StuckChild,
             On::Lock { .. } => Because::StuckHolder,
-            _ if to_write || wait.writes.is_some() => Because::NoReaderRuns,
+            _ if to_write || !wait.writes.is_empty() => Because::NoReaderRuns,
             _ => Because::NoWriter,
         };
         let closure = closure(nodes, at, |wait| wait.all().collect());
         let doubts = self.doubts(nodes, closure.into_iter().chain([at]).collect());
+        let pipe = own.or(wait.reads.last()).or(wait.writes.last()).copied();
         // What it has the other end of tells more than what it has not.
-        let pipe = wait.reads.or(wait.writes).filter(|_| wait.own_pipe || !wait.own_socket);
+        let pipe = pipe.filter(|_| own.is_some() || !wait.own_socket);
         let socket = wait.socket.filter(|_| pipe.is_none());
         let ring = if cycle { ring(nodes, at) } else { Vec::new() };
         Some(Stuck { pid: process.pid, tid: thread.tid, because, pipe, socket, wakers, ring, doubts })
     }
 
     /// Whether a thread waits for a lock that was held when its process was forked: the process is
-    /// a fork without exec of one that had other threads, and none of its own can have the lock.
-    fn is_inherited(&self, process: &Process, thread: &Thread, names: &Names) -> bool {
-        if !process.forked_without_exec || process.is_test {
-            return false;
+    /// a fork without exec of one that had other threads, and none of its own can have the lock, or
+    /// is likely to.
+    fn inherited(&self, process: &Process, thread: &Thread, names: &Names) -> Option<Because> {
+        let crowd = has_crowd_behind(self.facts, names, process);
+        let alone = process.tasks.len() == 1;
+        let kind = names.awaited.get(&thread.tid);
+        // No thread keeps a lock of std's while it waits for something else, nor takes it twice. The
+        // one of stdin is given to the user.
+        let of_std = names
+            .locks
+            .get(&thread.tid)
+            .is_some_and(|name| name.starts_with("std::") && !name.starts_with("std::io::stdio::stdin"));
+        match crowd {
+            Some(false) => None,
+            _ if alone && (of_std || kind == Some(&Awaited::CLibrary)) => Some(Because::InheritedLock),
+            Some(true) if of_std => Some(Because::InheritedLock),
+            Some(true) if alone && kind.is_some_and(Awaited::is_held) => Some(Because::MaybeInheritedLock),
+            _ => None,
         }
-        let origin = super::origin_of_process(&names.origins, process.pid);
-        let of_a_crowd = match origin.map_or(0, |origin| origin.threads) {
-            // Not recorded: its parent may still show.
-            0 => self
-                .processes
-                .iter()
-                .any(|parent| process.lineage.first() == Some(&parent.pid) && parent.threads > 1),
-            threads => threads > 1,
-        };
-        // No thread keeps a lock of std's while it waits for something else.
-        let of_std = names.locks.get(&thread.tid).is_some_and(|name| name.starts_with("std::"));
-        of_a_crowd && (process.tasks.len() == 1 || of_std)
     }
 
     /// What keeps a wait, and all that it depends on, from being proved.
@@ -426,13 +447,13 @@ impl Scene<'_> {
             node.process.holes.iter().for_each(|hole| add(format!("pid {}: {hole}", node.process.pid)));
             if wait.unseen {
                 add(format!(
-                    "no holder of the other end was found in the {} processes read; {} unreadable",
-                    outside.read as usize + self.processes.len(),
+                    "no holder of the other end was found in the fds of {}; those of {} may not be read",
+                    plural(outside.read as usize + self.processes.len(), "process"),
                     outside.unreadable
                 ));
             }
             node.process.hidden.iter().for_each(|hidden| add(format!("pid {}: {hidden}", node.process.pid)));
-            if wait.reads.is_none() && wait.writes.is_none() && wait.socket.is_none() {
+            if wait.reads.is_empty() && wait.writes.is_empty() && wait.socket.is_none() {
                 continue;
             }
             // Whoever gets an end that is on its way can go on with it, however little the one who
@@ -448,7 +469,10 @@ impl Scene<'_> {
                 ));
             }
             if may_have_left {
-                add(format!("the fds of {} other processes may not be read", outside.unreadable));
+                add(format!(
+                    "the fds of {} may not be read",
+                    plural(outside.unreadable as usize, "other process")
+                ));
             }
         }
         doubts

@@ -49,6 +49,8 @@ wire_enum! {
         Signal,
         /// The other end of a FIFO, or whatever else the opening of this path waits for.
         Open { path: String },
+        /// SIGCONT, whatever it was in when a signal stopped it; or a debugger.
+        Stopped,
     }
 }
 
@@ -59,7 +61,7 @@ wire_struct! {
         pub(crate) tid: i32,
         pub(crate) name: String,
         pub(crate) state: String,
-        /// The syscall by name, `running`, or `syscall 423` for one that is not in the table.
+        /// The syscall by name, `running`, `stopped`, or `syscall 423` for one that is not in the tables.
         pub(crate) syscall: String,
         pub(crate) on: On,
         /// The kernel function it sleeps in.
@@ -81,7 +83,7 @@ impl Thread {
                 true
             }
             On::Poll { forever, .. } | On::Epoll { forever, .. } | On::Futex { forever, .. } => *forever,
-            On::Other | On::Fd { .. } | On::Sleep | On::Signal | On::Open { .. } => false,
+            On::Other | On::Fd { .. } | On::Sleep | On::Signal | On::Open { .. } | On::Stopped => false,
         }
     }
 
@@ -150,11 +152,24 @@ const CALLS: &[(libc::c_long, &str, Kind)] = &[
     (libc::SYS_flock, "flock", Kind::Lock),
     (libc::SYS_fcntl, "fcntl", Kind::Fcntl),
     (libc::SYS_fsync, "fsync", Kind::Fd),
+    (libc::SYS_fdatasync, "fdatasync", Kind::Fd),
+    (libc::SYS_syncfs, "syncfs", Kind::Fd),
+    (libc::SYS_fallocate, "fallocate", Kind::Fd),
+    (libc::SYS_ftruncate, "ftruncate", Kind::Fd),
+    (libc::SYS_getdents64, "getdents64", Kind::Fd),
+    (libc::SYS_lseek, "lseek", Kind::Fd),
+    (libc::SYS_preadv, "preadv", Kind::Read),
+    (libc::SYS_pwritev, "pwritev", Kind::Write),
+    (libc::SYS_tee, "tee", Kind::Fd),
+    (libc::SYS_vmsplice, "vmsplice", Kind::Fd),
+    (libc::SYS_copy_file_range, "copy_file_range", Kind::Fd),
     (libc::SYS_ioctl, "ioctl", Kind::Fd),
     (libc::SYS_splice, "splice", Kind::Fd),
     (libc::SYS_sendfile, "sendfile", Kind::Other),
     (libc::SYS_epoll_pwait, "epoll_pwait", Kind::Epoll),
     (libc::SYS_epoll_pwait2, "epoll_pwait2", Kind::Epoll2),
+    #[cfg(target_pointer_width = "64")]
+    (libc::SYS_mmap, "mmap", Kind::Other),
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_epoll_wait, "epoll_wait", Kind::Epoll),
     #[cfg(target_arch = "x86_64")]
@@ -186,6 +201,29 @@ const CALLS: &[(libc::c_long, &str, Kind)] = &[
     (libc::SYS_restart_syscall, "restart_syscall", Kind::Other),
     (libc::SYS_exit_group, "exit_group", Kind::Other),
 ];
+
+/// Each with its name, which begins with `SYS_`.
+macro_rules! named {
+    ($($name:ident)*) => { &[$((libc::$name, stringify!($name))),*] };
+}
+
+/// More calls that a thread may be seen in, of which the name is all that is known.
+#[rustfmt::skip]
+const NAMED: &[(libc::c_long, &str)] = named!(
+    SYS_brk SYS_munmap SYS_mremap SYS_mprotect SYS_madvise SYS_msync SYS_mlock SYS_mlockall
+    SYS_mincore SYS_membarrier SYS_process_vm_readv SYS_process_vm_writev
+    SYS_sync SYS_mount SYS_umount2 SYS_swapon SYS_swapoff
+    SYS_execve SYS_execveat SYS_exit SYS_unshare SYS_setns SYS_ptrace SYS_prctl SYS_seccomp
+    SYS_kill SYS_tkill SYS_tgkill SYS_pidfd_send_signal SYS_rt_sigreturn SYS_rt_sigaction SYS_rt_sigprocmask
+    SYS_sched_yield SYS_sched_setaffinity SYS_setuid SYS_setgid SYS_setresuid SYS_setresgid
+    SYS_getpid SYS_gettid SYS_getppid SYS_getrandom SYS_clock_gettime SYS_reboot
+    SYS_mq_timedreceive SYS_mq_timedsend SYS_msgsnd SYS_semop
+    SYS_io_submit SYS_io_destroy SYS_io_uring_setup
+    SYS_futex_waitv SYS_add_key SYS_request_key SYS_keyctl SYS_bpf SYS_perf_event_open SYS_finit_module
+    SYS_unlinkat SYS_renameat2 SYS_mkdirat SYS_linkat SYS_symlinkat SYS_readlinkat SYS_faccessat SYS_fchownat
+    SYS_statx SYS_statfs SYS_truncate SYS_chdir SYS_socket SYS_openat2
+    SYS_pipe2 SYS_dup SYS_dup3 SYS_close SYS_close_range
+);
 
 /// How many threads of one process are looked at.
 pub(crate) const THREADS: usize = 256;
@@ -228,12 +266,18 @@ fn read_thread(pid: Pid, tid: Pid, tids: &[Pid], native: bool, maps: &mut Option
     thread.moment = moment(&line, &status);
     let wchan = fs::read_to_string(format!("{task}/wchan")).ok();
     thread.wchan = wchan.filter(|name| !name.is_empty() && name != "0");
+    if matches!(thread.state.as_str(), "T" | "t") {
+        // What the kernel shows then is what it was in, or the end of it.
+        "stopped".clone_into(&mut thread.syscall);
+        thread.on = On::Stopped;
+        return Some(thread);
+    }
     match Call::parse(&line) {
         Some(Call::Running) => "running".clone_into(&mut thread.syscall),
         Some(Call::Blocked) => "no syscall".clone_into(&mut thread.syscall),
         Some(Call::Syscall { number, arguments }) => {
             match CALLS.iter().find(|(known, ..)| native && *known == number) {
-                None => thread.syscall = format!("syscall {number}"),
+                None => thread.syscall = name(number, native),
                 Some((_, name, kind)) => {
                     (*name).clone_into(&mut thread.syscall);
                     thread.on = on(*kind, &arguments, pid, tids, maps);
@@ -243,6 +287,15 @@ fn read_thread(pid: Pid, tid: Pid, tids: &[Pid], native: bool, maps: &mut Option
         None => {}
     }
     Some(thread)
+}
+
+/// The name of a call that is not understood any further.
+fn name(number: libc::c_long, native: bool) -> String {
+    let known = NAMED.iter().find(|(known, _)| native && *known == number);
+    match known.and_then(|(_, name)| name.strip_prefix("SYS_")) {
+        Some(name) => name.to_owned(),
+        None => format!("syscall {number}"),
+    }
 }
 
 /// Looks once more; tells whether this thread has not run since `before` was read.
@@ -467,7 +520,23 @@ fn text(pid: Pid, address: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Call, moment, parse_interests};
+    use nix::libc;
+
+    use super::{CALLS, Call, NAMED, moment, name, parse_interests};
+
+    #[test]
+    fn a_call_has_one_name() {
+        assert_eq!(name(libc::SYS_kill, true), "kill");
+        // The numbers of a 32-bit program are others.
+        assert_eq!(name(libc::SYS_kill, false), format!("syscall {}", libc::SYS_kill));
+        assert_eq!(name(9999, true), "syscall 9999");
+        let numbers = CALLS.iter().map(|(number, ..)| number).chain(NAMED.iter().map(|(number, _)| number));
+        let mut numbers: Vec<_> = numbers.collect();
+        let count = numbers.len();
+        numbers.sort_unstable();
+        numbers.dedup();
+        assert_eq!(numbers.len(), count);
+    }
 
     #[test]
     fn a_line_is_a_number_and_six_arguments() {

@@ -692,6 +692,10 @@ fn wait_line(verdict: &Verdict, process: &Process, thread: &Thread) -> String {
     if thread.syscall.is_empty() {
         return "what it waits in may not be read".to_owned();
     }
+    if thread.on == On::Stopped {
+        let by = if thread.state == "t" { "a debugger" } else { "a signal; SIGCONT would let it go on" };
+        return format!("is stopped by {by}{}", stack(verdict, thread));
+    }
     let numbers = |fds: &[i32]| {
         let shown: Vec<String> = fds.iter().step_by(2).take(8).map(i32::to_string).collect();
         let more = if fds.len() > 16 { ", .." } else { "" };
@@ -706,7 +710,7 @@ fn wait_line(verdict: &Verdict, process: &Process, thread: &Thread) -> String {
         On::Futex { .. } => verdict.names.locks.get(&thread.tid).cloned().unwrap_or_default(),
         On::Thread { tid } => format!("end of thread {tid}"),
         On::Open { path } => format!("\"{path}\""),
-        On::Other | On::Sleep | On::Signal => String::new(),
+        On::Other | On::Sleep | On::Signal | On::Stopped => String::new(),
     };
     let mut line = escape::text(&thread.syscall);
     let file = match &thread.on {
@@ -726,18 +730,22 @@ fn wait_line(verdict: &Verdict, process: &Process, thread: &Thread) -> String {
         Some(_) => line += "  <- nothing was found that wakes it",
         None => {}
     }
-    let stack = verdict.names.stacks.get(&thread.tid).filter(|stack| !stack.is_empty());
-    if let Some(stack) = stack {
-        let frames: Vec<String> = stack.iter().map(|frame| escape::text(frame)).collect();
-        let _ = match &frames[..] {
-            [first, callers @ ..] if !verdict.names.full && !callers.is_empty() => {
-                write!(line, "\nin {first}{CALLERS} < {}", callers.join(" < "))
-            }
-            [only] if !verdict.names.full => write!(line, "\nin {only}"),
-            frames => write!(line, "\n{}", frames.join("\n")),
-        };
+    line + &stack(verdict, thread)
+}
+
+/// Where a thread is in its program: further lines, or nothing.
+fn stack(verdict: &Verdict, thread: &Thread) -> String {
+    let Some(stack) = verdict.names.stacks.get(&thread.tid).filter(|stack| !stack.is_empty()) else {
+        return String::new();
+    };
+    let frames: Vec<String> = stack.iter().map(|frame| escape::text(frame)).collect();
+    match &frames[..] {
+        [first, callers @ ..] if !verdict.names.full && !callers.is_empty() => {
+            format!("\nin {first}{CALLERS} < {}", callers.join(" < "))
+        }
+        [only] if !verdict.names.full => format!("\nin {only}"),
+        frames => format!("\n{}", frames.join("\n")),
     }
-    line
 }
 
 /// A line for each end of a pipe that somebody has.

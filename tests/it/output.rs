@@ -51,15 +51,17 @@ pub(crate) fn assert_expected(directory: &str, reports: impl IntoIterator<Item =
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Joins the lines of sentences, which are broken where a pid has pushed a word over the edge: also
-/// those of two sentences, since a line may break between them.
+/// Joins the lines of a sentence, which are broken where a pid has pushed a word over the edge.
 fn unwrap(text: &str) -> String {
     let mut out = String::new();
     // Head, sentences, tree, .., separated by empty lines.
     let mut part = 0;
     for line in text.lines() {
         part += usize::from(line.is_empty());
-        let continues = part == 1 && !out.ends_with("\n\n")
+        // What is told begins with a small letter or a number, and goes on with a capital one.
+        let goes_on = line.trim_start().starts_with(|c: char| c == '(' || c.is_uppercase());
+        let ends = out.ends_with(".\n") || out.ends_with(")\n");
+        let continues = part == 1 && !out.ends_with("\n\n") && (goes_on || !ends)
             || line.starts_with("       ")
                 && out.lines().last().is_some_and(|last| last.starts_with("  fix: "));
         if continues && !line.is_empty() {
@@ -122,6 +124,7 @@ fn of_a_failing_test_is_a_report_that_names_what_was_left() {
         "exits_in_the_middle_and_leaks",
         "waits_for_a_child_that_never_ends",
         "panics_and_leaks",
+        "aborts",
     ];
     assert_expected("shapes", shapes.map(|shape| (shape, report_in("harness", &format!("shapes::{shape}")))));
 }

@@ -25,71 +25,6 @@ pub(crate) enum Awaited {
 }
 
 impl Awaited {
-    /// What it is by the functions of the C library that wait, the innermost first, by their public
-    /// names.
-    pub(crate) fn of_c(functions: &[String]) -> Option<Awaited> {
-        let known = [
-            ("pthread_mutex_", Awaited::Lock),
-            ("pthread_rwlock_", Awaited::Lock),
-            ("pthread_spin_", Awaited::Lock),
-            ("pthread_cond_", Awaited::Condvar),
-            ("pthread_barrier_", Awaited::Barrier),
-            ("pthread_once", Awaited::Once),
-            ("sem_", Awaited::Semaphore),
-            ("mtx_", Awaited::Lock),
-            ("cnd_", Awaited::Condvar),
-            ("call_once", Awaited::Once),
-        ];
-        // These wait for threads of the library's own.
-        let others = ["aio_", "gai_", "lio_"];
-        if functions.iter().any(|function| others.iter().any(|other| function.starts_with(other))) {
-            return None;
-        }
-        let kind = |function: &String| {
-            known.iter().find(|(begin, _)| function.starts_with(begin)).map(|(_, kind)| kind.clone())
-        };
-        functions.iter().find_map(kind).or(Some(Awaited::CLibrary))
-    }
-
-    /// The same by the functions and files of std and of crates, the innermost first, up to the user's.
-    pub(crate) fn of_rust(frames: &[String]) -> Option<Awaited> {
-        // A barrier waits for a condition variable, and a channel to be unparked: the innermost says
-        // what it is built of, and one further out may say what it is.
-        // In an optimised build the inner ones may be missing.
-        let primitives: [(&[&str], Awaited); 7] = [
-            (&["sync::mutex::", "sync::rwlock::", "parking_lot::raw_", "lock_api::"], Awaited::Lock),
-            (&["sync::condvar::", "parking_lot::condvar"], Awaited::Condvar),
-            (&["sync::once::", "parking_lot::once"], Awaited::Once),
-            (&["thread_parking", "thread_parker", "crossbeam_utils::sync::parker"], Awaited::Unpark),
-            (&["futex_mutex", "futex_rwlock"], Awaited::Lock),
-            (&["sync::barrier::"], Awaited::Barrier),
-            (
-                &["::Thread>::park", "thread::Thread::park", "thread::park ", "functions::park ", "::mpmc::"],
-                Awaited::Unpark,
-            ),
-        ];
-        let is_in = |frame: &String, parts: &[&str]| parts.iter().any(|part| frame.contains(part));
-        let (at, kind) = frames.iter().enumerate().find_map(|(at, frame)| {
-            let found = primitives.iter().find(|(parts, _)| is_in(frame, parts));
-            Some((at, found?.1.clone()))
-        })?;
-        let outer = &frames[at..];
-        let has = |parts: &[&str]| outer.iter().any(|frame| is_in(frame, parts));
-        let channel = ["::mpmc::", "::mpsc::", "crossbeam_channel::"];
-        let sends = |frame: &String| is_in(frame, &channel) && frame.contains("send");
-        Some(match kind {
-            Awaited::Unpark | Awaited::Condvar if outer.iter().any(sends) => Awaited::Room,
-            Awaited::Unpark | Awaited::Condvar if has(&channel) => Awaited::Message,
-            Awaited::Unpark if has(&["thread::scoped"]) => Awaited::Scope,
-            Awaited::Condvar if has(&["sync::barrier"]) => Awaited::Barrier,
-            // parking_lot parks its threads itself.
-            Awaited::Unpark if has(&["parking_lot::condvar"]) => Awaited::Condvar,
-            Awaited::Unpark if has(&["parking_lot::raw_", "lock_api::"]) => Awaited::Lock,
-            Awaited::Unpark if has(&["parking_lot::once"]) => Awaited::Once,
-            kind => kind,
-        })
-    }
-
     /// It, behind the word `waits`; `name` says which one.
     pub(super) fn words(kind: Option<&Awaited>, name: &str) -> String {
         match kind {
@@ -172,7 +107,75 @@ impl Awaited {
     }
 }
 
-#[cfg(test)]
+#[cfg(feature = "sites")]
+impl Awaited {
+    /// What it is by the functions of the C library that wait, the innermost first, by their public
+    /// names.
+    pub(crate) fn of_c(functions: &[String]) -> Option<Awaited> {
+        let known = [
+            ("pthread_mutex_", Awaited::Lock),
+            ("pthread_rwlock_", Awaited::Lock),
+            ("pthread_spin_", Awaited::Lock),
+            ("pthread_cond_", Awaited::Condvar),
+            ("pthread_barrier_", Awaited::Barrier),
+            ("pthread_once", Awaited::Once),
+            ("sem_", Awaited::Semaphore),
+            ("mtx_", Awaited::Lock),
+            ("cnd_", Awaited::Condvar),
+            ("call_once", Awaited::Once),
+        ];
+        // These wait for threads of the library's own.
+        let others = ["aio_", "gai_", "lio_"];
+        if functions.iter().any(|function| others.iter().any(|other| function.starts_with(other))) {
+            return None;
+        }
+        let kind = |function: &String| {
+            known.iter().find(|(begin, _)| function.starts_with(begin)).map(|(_, kind)| kind.clone())
+        };
+        functions.iter().find_map(kind).or(Some(Awaited::CLibrary))
+    }
+
+    /// The same by the functions and files of std and of crates, the innermost first, up to the user's.
+    pub(crate) fn of_rust(frames: &[String]) -> Option<Awaited> {
+        // A barrier waits for a condition variable, and a channel to be unparked: the innermost says
+        // what it is built of, and one further out may say what it is.
+        // In an optimised build the inner ones may be missing.
+        let primitives: [(&[&str], Awaited); 7] = [
+            (&["sync::mutex::", "sync::rwlock::", "parking_lot::raw_", "lock_api::"], Awaited::Lock),
+            (&["sync::condvar::", "parking_lot::condvar"], Awaited::Condvar),
+            (&["sync::once::", "parking_lot::once"], Awaited::Once),
+            (&["thread_parking", "thread_parker", "crossbeam_utils::sync::parker"], Awaited::Unpark),
+            (&["futex_mutex", "futex_rwlock"], Awaited::Lock),
+            (&["sync::barrier::"], Awaited::Barrier),
+            (
+                &["::Thread>::park", "thread::Thread::park", "thread::park ", "functions::park ", "::mpmc::"],
+                Awaited::Unpark,
+            ),
+        ];
+        let is_in = |frame: &String, parts: &[&str]| parts.iter().any(|part| frame.contains(part));
+        let (at, kind) = frames.iter().enumerate().find_map(|(at, frame)| {
+            let found = primitives.iter().find(|(parts, _)| is_in(frame, parts));
+            Some((at, found?.1.clone()))
+        })?;
+        let outer = &frames[at..];
+        let has = |parts: &[&str]| outer.iter().any(|frame| is_in(frame, parts));
+        let channel = ["::mpmc::", "::mpsc::", "crossbeam_channel::"];
+        let sends = |frame: &String| is_in(frame, &channel) && frame.contains("send");
+        Some(match kind {
+            Awaited::Unpark | Awaited::Condvar if outer.iter().any(sends) => Awaited::Room,
+            Awaited::Unpark | Awaited::Condvar if has(&channel) => Awaited::Message,
+            Awaited::Unpark if has(&["thread::scoped"]) => Awaited::Scope,
+            Awaited::Condvar if has(&["sync::barrier"]) => Awaited::Barrier,
+            // parking_lot parks its threads itself.
+            Awaited::Unpark if has(&["parking_lot::condvar"]) => Awaited::Condvar,
+            Awaited::Unpark if has(&["parking_lot::raw_", "lock_api::"]) => Awaited::Lock,
+            Awaited::Unpark if has(&["parking_lot::once"]) => Awaited::Once,
+            kind => kind,
+        })
+    }
+}
+
+#[cfg(all(test, feature = "sites"))]
 mod tests {
     use super::Awaited;
 

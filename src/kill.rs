@@ -38,10 +38,18 @@ pub(crate) struct Killed {
 ///
 /// What stands at or below a child in `except` is left alone and not reaped.
 pub(crate) fn kill_below(root: Pid, except: &[Pid]) -> Killed {
+    kill(root, except, Tree::read())
+}
+
+/// The same, beginning with what was seen a moment ago: mostly that is all.
+pub(crate) fn kill_seen_below(root: Pid, seen: Tree) -> Killed {
+    kill(root, &[], seen)
+}
+
+fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
     let mut killed = Killed::default();
     let deadline = Instant::now() + LIMIT;
     loop {
-        let tree = Tree::read();
         let alive: Vec<&Stat> =
             tree.below(root, except).into_iter().filter(|stat| !stat.is_zombie()).collect();
         let watched = signal_all(&alive, &mut killed);
@@ -63,6 +71,8 @@ pub(crate) fn kill_below(root: Pid, except: &[Pid]) -> Killed {
         if sys::waitid(None, libc::WEXITED | libc::WNOWAIT).is_ok_and(|left| left == Children::None) {
             return killed;
         }
+        drop(watched);
+        tree = Tree::read();
     }
 }
 

@@ -124,8 +124,9 @@ impl Snapshot {
         }
     }
 
-    pub(crate) fn into_processes(self) -> Vec<Process> {
-        self.processes
+    /// The machine's processes, and those of the test.
+    pub(crate) fn into_parts(self) -> (Tree, Vec<Process>) {
+        (self.tree, self.processes)
     }
 
     /// The pipes of the test that somebody in the tree holds, and how full they are.

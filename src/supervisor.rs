@@ -332,7 +332,12 @@ impl Supervisor {
         if !timed_out && at_end.is_none() && self.nothing_left() {
             return Event::Children;
         }
-        let at_end = at_end.unwrap_or_else(|| Snapshot::take(scene, Depth::Tree));
+        let at_end = match at_end {
+            Some(at_end) => at_end,
+            // All is looked at in a moment.
+            None if timed_out => Snapshot::default(),
+            None => Snapshot::take(scene, Depth::Tree),
+        };
         let until = Instant::now() + grace;
         // After a timeout nobody gets a grace.
         let mut ending = if timed_out { Event::Deadline } else { Event::Children };
@@ -366,10 +371,11 @@ impl Supervisor {
                 kill::kill_below(self.pid, &[]);
                 return Event::Abandoned;
             }
-            let killed = kill::kill_below(self.pid, &[]);
-            left = now.into_processes();
-            left.retain(|process| process.class == Class::Leaked);
-            for process in &mut left {
+            let (tree, processes) = now.into_parts();
+            let killed = kill::kill_seen_below(self.pid, tree);
+            left = processes;
+            left.retain(|process| process.class == Class::Leaked || timed_out);
+            for process in left.iter_mut().filter(|process| process.class == Class::Leaked) {
                 process.killed = !killed.survivors.iter().any(|survivor| survivor.pid == process.pid);
             }
             // Descendants that end and leave another behind are nowhere when one looks, and yet

@@ -90,13 +90,13 @@ fn neighbours(bench: &mut Bench) {
 }
 
 /// Processes that do nothing, and end when this one does.
-struct Crowd {
+pub(crate) struct Crowd {
     lifeline: Option<Lifeline>,
     idle: Vec<Child>,
 }
 
 impl Crowd {
-    fn of(count: usize) -> io::Result<Crowd> {
+    pub(crate) fn of(count: usize) -> io::Result<Crowd> {
         let (lifeline, watch) = Lifeline::new()?;
         let watch = OwnedFd::from(watch);
         let idle = (0..count).map(|_| Command::new("cat").stdin(Stdio::from(watch.try_clone()?)).spawn());

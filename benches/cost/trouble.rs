@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::Bench;
 use crate::fixture::{self, Fixture, Profile};
+use crate::growth::Crowd;
 use crate::measure::side_by_side;
 use crate::table::{Row, quantile};
 
@@ -56,9 +57,14 @@ impl Out {
 
 /// The seconds from the end of a body that leaves `leaks` processes to the word FAILED, the grace
 /// taken off.
-fn time_to_verdict(fixture: &Fixture, leaks: usize) -> f64 {
+fn time_to_teardown(fixture: &Fixture, leaks: usize) -> f64 {
+    time_to_verdict(fixture, "leaks", leaks) - GRACE
+}
+
+/// The seconds from the end of a body, or of its time, to the word FAILED.
+fn time_to_verdict(fixture: &Fixture, test: &str, leaks: usize) -> f64 {
     let out = Out::new();
-    let mut command = out.command(fixture, "leaks");
+    let mut command = out.command(fixture, test);
     let mut child = command
         .env("COST_LEAKS", leaks.to_string())
         .stdout(Stdio::piped())
@@ -82,13 +88,13 @@ fn time_to_verdict(fixture: &Fixture, leaks: usize) -> f64 {
     child.wait().unwrap();
     let text = String::from_utf8_lossy(&text);
     let verdict = verdict.unwrap_or_else(|| panic!("no verdict:\n{text}"));
-    (verdict - out.told("ended").unwrap()) / 1e9 - GRACE
+    (verdict - out.told("ended").unwrap()) / 1e9
 }
 
 pub(crate) fn teardown(bench: &mut Bench) {
     const LEAKS: [usize; 3] = [1, 10, 200];
     bench.table.group("teardown, debug", "from the end of the body to the word FAILED, the grace taken off");
-    let samples = side_by_side(bench.rounds(16), LEAKS.len(), |at| time_to_verdict(&bench.debug, LEAKS[at]));
+    let samples = side_by_side(bench.rounds(16), LEAKS.len(), |at| time_to_teardown(&bench.debug, LEAKS[at]));
     bench.table.row(&Row::time("1 leaked process", &samples[0]));
     bench.table.row(&Row::time("10 leaked processes", &samples[1]).over(&samples[0], "1 leaked process"));
     let row = Row::time("200 leaked processes", &samples[2]);
@@ -154,36 +160,40 @@ impl Drop for Load {
     }
 }
 
+const OFF: &str = "without the feature `sites`";
+
 pub(crate) fn diagnosis(bench: &mut Bench) {
-    bench.table.group("a failing test's diagnosis, debug", "as under teardown, with one leaked process");
+    bench.table.group(
+        "a failing test's diagnosis, debug, 500 idle processes on the machine",
+        "from the end of the body, or of its time, to the word FAILED, the grace taken off; the first failing test of \
+         its run",
+    );
     let features = ["--test=trouble", "--no-default-features"];
     let off = match Fixture::build("cost", Profile::Debug, &features) {
         Ok(fixture) => fixture.keep("no-sites"),
         Err(error) => return bench.table.skip("without the feature `sites`", &error),
     };
     let on = Fixture::build("cost", Profile::Debug, &["--test=trouble"]).unwrap().keep("sites");
-    let stripped = Fixture::build("cost", Profile::Debug, &["--test=trouble"]).unwrap().keep("stripped");
-    let strip = Command::new("strip").arg(stripped.binary("trouble")).status();
-    let fixtures = [&off, &on, &stripped];
-    let count = if strip.is_ok_and(|status| status.success()) { 3 } else { 2 };
-    let samples = side_by_side(bench.rounds(16), count, |at| time_to_verdict(fixtures[at], 1));
-    const OFF: &str = "without the feature `sites`";
-    bench.table.row(&Row::time(OFF, &samples[0]));
-    bench.table.row(&Row::time("with `sites`", &samples[1]).over(&samples[0], OFF));
-    match samples.get(2) {
-        Some(samples_stripped) => {
-            let row = Row::time("with `sites`, the binary stripped of symbols", samples_stripped);
-            bench.table.row(&row.over(&samples[0], OFF));
-        }
-        None => bench.table.skip("with `sites`, the binary stripped of symbols", "no `strip`"),
+    let crowd = Crowd::of(500).unwrap();
+    thread::sleep(Duration::from_millis(300));
+    for (test, what, grace) in [
+        ("leaves_a_pipe", "one end of a pipe left", 0.0),
+        ("leaks", "one process left", GRACE),
+        ("hangs", "a lock taken twice, two looks 50 ms apart", 0.0),
+    ] {
+        let samples =
+            side_by_side(bench.rounds(16), 2, |at| time_to_verdict([&off, &on][at], test, 1) - grace);
+        bench.table.row(&Row::time(format!("{what}, without `sites`"), &samples[0]));
+        bench.table.row(&Row::time(what, &samples[1]).over(&samples[0], OFF).at_most(0.1));
     }
+    drop(crowd);
     for (test, what) in
         [("makes_pipes", "a pipe, made and closed"), ("spawns", "a spawn and wait of /bin/true")]
     {
         bench.table.group(&format!("the recorder: {what}"), "measured by the test itself; debug");
         let samples = side_by_side(bench.rounds(16), 2, |at| {
             let out = Out::new();
-            let mut command = out.command(fixtures[at], test);
+            let mut command = out.command([&off, &on][at], test);
             assert!(command.stdout(Stdio::null()).status().unwrap().success());
             out.told("took").unwrap() / 1e9
         });

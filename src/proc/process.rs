@@ -33,12 +33,21 @@ pub(crate) struct Stat {
 impl Stat {
     /// Reads the line of one process; `None` if there is no such process (any more).
     pub(crate) fn read(pid: Pid) -> Option<Stat> {
-        Stat::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+        Stat::read_from(&format!("/proc/{pid}/stat"))
     }
 
     /// Reads the line of this process.
     pub(crate) fn of_self() -> Option<Stat> {
-        Stat::parse(&fs::read("/proc/self/stat").ok()?)
+        Stat::read_from("/proc/self/stat")
+    }
+
+    /// Reads a line in one go: the kernel makes it for each read anew, and there may be thousands.
+    fn read_from(path: &str) -> Option<Stat> {
+        /// More than 52 numbers and a name take.
+        const LINE: usize = 2048;
+        let mut line = [0; LINE];
+        let length = fs::File::open(path).ok()?.read(&mut line).ok()?;
+        Stat::parse(line.get(..length)?)
     }
 
     /// Whether the process is dead and only waits to be reaped. One whose first thread has exited
@@ -71,27 +80,41 @@ impl Stat {
         let pid = std::str::from_utf8(line.get(..open)?).ok()?.trim().parse().ok()?;
         let comm = String::from_utf8_lossy(line.get(open + 1..close)?).into_owned();
         let rest = std::str::from_utf8(line.get(close + 1..)?).ok()?;
-        // fields[0] is field 3 of the man page.
-        let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-        let field = |number: usize| fields.get(number - 3).copied();
-        let number = |at: usize| field(at)?.parse::<u64>().ok();
-        let id = |at: usize| field(at)?.parse::<Pid>().ok();
-        Some(Stat {
+        let mut stat = Stat {
             pid,
             comm,
-            state: field(3)?.chars().next()?,
-            ppid: id(4)?,
-            pgid: id(5)?,
-            sid: id(6)?,
-            forked_without_exec: number(9)? & PF_FORKNOEXEC != 0,
-            is_kernel_thread: number(9)? & PF_KTHREAD != 0,
-            threads: u32::try_from(number(20)?).ok()?,
-            start_ticks: number(22)?,
-            argv: (
-                number(48).and_then(|at| at.try_into().ok()).unwrap_or(0),
-                number(49).and_then(|at| at.try_into().ok()).unwrap_or(0),
-            ),
-        })
+            state: '?',
+            ppid: 0,
+            pgid: 0,
+            sid: 0,
+            forked_without_exec: false,
+            is_kernel_thread: false,
+            threads: 0,
+            start_ticks: 0,
+            argv: (0, 0),
+        };
+        let mut last = 0;
+        // The fields are numbered as in the man page; those up to 22 are always there.
+        for (number, field) in (3..).zip(rest.trim_ascii().split(' ')) {
+            match number {
+                3 => stat.state = field.chars().next()?,
+                4 => stat.ppid = field.parse().ok()?,
+                5 => stat.pgid = field.parse().ok()?,
+                6 => stat.sid = field.parse().ok()?,
+                9 => {
+                    let flags: u64 = field.parse().ok()?;
+                    stat.forked_without_exec = flags & PF_FORKNOEXEC != 0;
+                    stat.is_kernel_thread = flags & PF_KTHREAD != 0;
+                }
+                20 => stat.threads = field.parse().ok()?,
+                22 => stat.start_ticks = field.parse().ok()?,
+                48 => stat.argv.0 = field.parse().unwrap_or(0),
+                49 => stat.argv.1 = field.parse().unwrap_or(0),
+                _ => {}
+            }
+            last = number;
+        }
+        (last >= 22).then_some(stat)
     }
 }
 

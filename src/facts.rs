@@ -185,6 +185,40 @@ wire_struct! {
     }
 }
 
+wire_enum! {
+    /// Facts as they are sent: of a clean test only what differs from another's.
+    pub(crate) enum Answer {
+        Clean { pid: i32, session: i32, body_time: Option<Duration>, time: Duration },
+        Other { facts: Box<Facts> },
+    }
+}
+
+impl Answer {
+    pub(crate) fn of(facts: Box<Facts>) -> Answer {
+        let Facts { pid, session, body_time, time, .. } = *facts;
+        if facts.are_clean() {
+            Answer::Clean { pid, session, body_time, time }
+        } else {
+            Answer::Other { facts }
+        }
+    }
+
+    pub(crate) fn facts(self) -> Facts {
+        match self {
+            Answer::Other { facts } => *facts,
+            Answer::Clean { pid, session, body_time, time } => Facts {
+                pid,
+                session,
+                body: Body::Passed,
+                body_time,
+                end: End::Exited { code: 0 },
+                time,
+                ..Facts::lost(String::new())
+            },
+        }
+    }
+}
+
 impl Facts {
     /// Every thread that was looked at, with its process.
     pub(crate) fn tasks(&self) -> impl Iterator<Item = (&Process, &Thread)> {

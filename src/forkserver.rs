@@ -23,7 +23,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::channel::Channel;
-use crate::facts::Facts;
+use crate::facts::{Answer, Facts};
 use crate::kill;
 use crate::lifeline::{Lifeline, Watch};
 use crate::proc::process::Stat;
@@ -191,7 +191,7 @@ impl ForkServer {
             return Facts::lost(format!("supervisor {} does not answer and was killed", slot.pid));
         }
         let facts = match slot.channel.receive() {
-            Ok(Some((bytes, _))) => Facts::decode(&bytes),
+            Ok(Some((bytes, _))) => Answer::decode(&bytes).map(Answer::facts),
             Ok(None) => return Facts::lost(format!("supervisor {} was killed", slot.pid)),
             Err(error) => return Facts::lost(format!("lost supervisor {}: {error}", slot.pid)),
         };

@@ -21,7 +21,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::channel::Channel;
-use crate::facts::{Class, Facts, Process};
+use crate::facts::{Answer, Class, Facts, Process};
 use crate::forkserver::Hello;
 use crate::kill;
 use crate::lifeline::Watch;
@@ -71,14 +71,6 @@ impl Output {
     fn new(fds: Vec<OwnedFd>) -> Option<Output> {
         let mut fds = fds.into_iter();
         Some(Output { stdout: fds.next()?, stderr: fds.next() })
-    }
-
-    pub(crate) fn stdout(&self) -> &OwnedFd {
-        &self.stdout
-    }
-
-    pub(crate) fn stderr(&self) -> &OwnedFd {
-        self.stderr.as_ref().unwrap_or(&self.stdout)
     }
 }
 
@@ -214,7 +206,7 @@ impl Supervisor {
                 Guarded::Judged(facts) => facts,
             };
             let empty = facts.survivors.is_empty();
-            if self.slot.send(&facts.encode(), &[]).is_err() || !empty {
+            if self.slot.send(&Answer::of(facts).encode(), &[]).is_err() || !empty {
                 // What could not be killed must not be taken for the next test's.
                 return self.leave(i32::from(!empty));
             }
@@ -229,11 +221,13 @@ impl Supervisor {
         let grace = job.settings.grace;
         self.page.reset();
         self.log.reset();
-        let mut ready = TestProcess::new(job, self.page.another(), before);
+        let ready = TestProcess::new(job, self.page.another(), before, self.traced);
+        let entrance = self.entrance(&output);
+        // Its fds are closed in the fork, and not by their owner.
+        let output = mem::ManuallyDrop::new(output);
         let test = match sys::fork() {
             Ok(Fork::Child) => {
-                ready.enter(self, output);
-                self.close();
+                entrance.go();
                 match then {
                     Then::Run(run) => {
                         run(&ready);
@@ -248,7 +242,7 @@ impl Supervisor {
                 return Guarded::Judged(Box::new(Facts::lost(why)));
             }
         };
-        drop(output);
+        drop(mem::ManuallyDrop::into_inner(output));
         let scene = Scene {
             supervisor: self.pid,
             test,
@@ -538,11 +532,14 @@ impl Supervisor {
         Served::Done(code)
     }
 
-    /// Closes what a test process has no use for.
-    fn close(&self) {
-        for fd in self.private_fds() {
-            sys::close(fd);
-        }
+    /// What a fork has to do to be a test process, with nothing of the harness left in it.
+    fn entrance(&self, output: &Output) -> sys::Entrance<'_> {
+        let stdout = output.stdout.as_raw_fd();
+        let stderr = output.stderr.as_ref().map(AsRawFd::as_raw_fd);
+        let [slot, children, lifeline, harness] = self.private_fds();
+        let World { signals, title, comm, .. } = &self.world;
+        let close = [slot, children, lifeline, harness, stdout, stderr.unwrap_or(-1)];
+        sys::Entrance::new(self.pid, [stdout, stderr.unwrap_or(stdout)], close, signals, title, comm)
     }
 
     /// Shows what this process is and guards, where `ps` and `pkill -f` look.
@@ -558,20 +555,6 @@ impl Supervisor {
             self.world.lifeline.as_fd().as_raw_fd(),
             self.world.harness.as_raw_fd(),
         ]
-    }
-
-    // What the test process takes from the supervisor it was forked from.
-
-    pub(crate) fn world(&self) -> &World {
-        &self.world
-    }
-
-    pub(crate) fn pid(&self) -> Pid {
-        self.pid
-    }
-
-    pub(crate) fn traced(&self) -> bool {
-        self.traced
     }
 }
 

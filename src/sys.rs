@@ -188,16 +188,6 @@ impl Signals {
         Ok(Signals { mask, actions })
     }
 
-    /// Puts the saved mask and dispositions in force. Async-signal-safe.
-    pub(crate) fn restore(&self) {
-        for (signal, action) in DEAF_TO.iter().zip(&self.actions) {
-            // SAFETY: `action` came from the kernel; a handler in it is code of this binary.
-            unsafe { libc::sigaction(*signal, action, ptr::null_mut()) };
-        }
-        // SAFETY: `mask` came from the kernel.
-        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.mask, ptr::null_mut()) };
-    }
-
     /// The mask as one bit a signal, signal 1 the lowest: what an exec'ed fork server is told.
     pub(crate) fn mask_bits(&self) -> u64 {
         (1..=64)
@@ -404,12 +394,6 @@ pub(crate) fn dup_above(fd: RawFd, least: RawFd) -> io::Result<OwnedFd> {
 pub(crate) fn dup2(from: RawFd, to: RawFd) -> io::Result<()> {
     // SAFETY: reads no memory of ours. `to` is 0, 1 or 2, which nothing in here owns.
     check(unsafe { libc::dup2(from, to) }).map(drop)
-}
-
-/// `close(fd)` — in a test process, whose owner of the fd was forgotten.
-pub(crate) fn close(fd: RawFd) {
-    // SAFETY: the caller owns the fd and forgets its owner: nobody uses the number again.
-    unsafe { libc::close(fd) };
 }
 
 /// What makes an open file the same one: two fds with equal identities are one open file to us.
@@ -633,6 +617,80 @@ pub(crate) fn remove_env(name: &str) {
     unsafe { std::env::remove_var(name) };
 }
 
+/// The way of a fresh fork of a supervisor to a process of its own, made ready before the fork.
+///
+/// A fork maps its program anew, 16 pages at each first touch, and copies each page that it writes to:
+/// 3 us each, for every test. In an unoptimised build every small function lies in a corner of its own.
+/// So here is one function, and nothing in it but system calls.
+pub(crate) struct Entrance<'a> {
+    supervisor: Pid,
+    stdout: RawFd,
+    stderr: RawFd,
+    close: [RawFd; 6],
+    signals: &'a Signals,
+    argv: &'a Argv,
+    /// argv as it was.
+    arguments: *const c_void,
+    length: usize,
+    comm: *const c_char,
+}
+
+impl<'a> Entrance<'a> {
+    /// `output` is for stdout and stderr, `close` what is to be closed: -1 is nothing.
+    pub(crate) fn new(
+        supervisor: Pid,
+        output: [RawFd; 2],
+        close: [RawFd; 6],
+        signals: &'a Signals,
+        argv: &'a Argv,
+        comm: &'a CStr,
+    ) -> Entrance<'a> {
+        let [stdout, stderr] = output;
+        let (arguments, length) = (argv.original.as_ptr().cast(), argv.original.len());
+        Entrance { supervisor, stdout, stderr, close, signals, argv, arguments, length, comm: comm.as_ptr() }
+    }
+
+    /// Goes it, in the fork. Ends the process if the supervisor is gone, or if there is no output.
+    pub(crate) fn go(&self) {
+        // SAFETY: reads no memory of ours.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        // SAFETY: `getppid` has no preconditions.
+        if unsafe { libc::getppid() } != self.supervisor {
+            // It died between the fork and the line above.
+            exit_now(1);
+        }
+        // SAFETY: reads no memory of ours.
+        unsafe { libc::setpgid(0, 0) };
+        // Past the recorder: these are the supervisor's fds.
+        // SAFETY: reads no memory of ours, and nothing in here owns 1.
+        let out = unsafe { libc::syscall(libc::SYS_dup3, self.stdout, 1, 0) };
+        // SAFETY: as above, of 2.
+        let err = unsafe { libc::syscall(libc::SYS_dup3, self.stderr, 2, 0) };
+        if out == -1 || err == -1 {
+            exit_now(1);
+        }
+        let mut at = 0;
+        while at < self.close.len() {
+            // SAFETY: the caller owns the fd and forgets its owner: nobody uses the number again.
+            unsafe { libc::syscall(libc::SYS_close, self.close[at]) };
+            at += 1;
+        }
+        // `std::env::args` reads this very memory.
+        // SAFETY: the region is ours (see `Argv::at`) and as long, and there is one thread.
+        unsafe { libc::memcpy(self.argv.start as *mut c_void, self.arguments, self.length) };
+        // SAFETY: a NUL-terminated name in memory that the fork has copied.
+        unsafe { libc::prctl(libc::PR_SET_NAME, self.comm) };
+        let mut at = 0;
+        while at < self.signals.actions.len() {
+            // SAFETY: it came from the kernel; a handler in it is code of this binary.
+            unsafe { libc::sigaction(DEAF_TO[at], &self.signals.actions[at], ptr::null_mut()) };
+            at += 1;
+        }
+        // SAFETY: `mask` came from the kernel.
+        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.signals.mask, ptr::null_mut()) };
+    }
+}
+
 /// The memory in which the kernel finds this process's argv (`/proc/PID/cmdline`).
 pub(crate) struct Argv {
     start: usize,
@@ -661,11 +719,6 @@ impl Argv {
     /// The original arguments.
     pub(crate) fn arguments(&self) -> Vec<String> {
         crate::proc::process::arguments(&self.original)
-    }
-
-    /// Shows the original argv again. `std::env::args` reads this very memory.
-    pub(crate) fn restore(&self) {
-        self.write(&self.original);
     }
 
     fn write(&self, bytes: &[u8]) {

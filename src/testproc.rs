@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::fs;
 use std::io::Write;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use crate::outcome::{Body, Page, Phase, is_stray};
 use crate::policy::Fds;
 use crate::proc::tree::Tree;
 use crate::sites;
-use crate::supervisor::{Job, Output, Supervisor};
+use crate::supervisor::Job;
 use crate::sys::{self, Children, FdIdentity, Pid, Shared};
 use crate::threads;
 
@@ -22,7 +22,6 @@ use crate::threads;
 pub(crate) struct TestProcess {
     job: Job,
     page: Shared<Page>,
-    pid: Pid,
     /// The fd table as the body finds it.
     before: Vec<(RawFd, FdIdentity)>,
     /// Its pipes are to be told as they come and go.
@@ -32,30 +31,13 @@ pub(crate) struct TestProcess {
 impl TestProcess {
     /// Makes ready what a test process needs, before the fork: every page that is written in a
     /// test process is copied for every test.
-    pub(crate) fn new(job: Job, page: Shared<Page>, before: Vec<(RawFd, FdIdentity)>) -> Box<TestProcess> {
-        Box::new(TestProcess { job, page, pid: 0, before, traced: false })
-    }
-
-    /// Makes the world of a fresh fork that of a test. Nothing of the harness is left in it.
-    pub(crate) fn enter(&mut self, supervisor: &Supervisor, output: Output) {
-        self.pid = nix::unistd::getpid().as_raw();
-        let _ = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL);
-        if nix::unistd::getppid().as_raw() != supervisor.pid() {
-            // It died between the fork and the line above.
-            sys::exit_now(1);
-        }
-        let _ = nix::unistd::setpgid(nix::unistd::Pid::from_raw(0), nix::unistd::Pid::from_raw(0));
-        let attached = sys::dup2(output.stdout().as_raw_fd(), 1)
-            .and_then(|()| sys::dup2(output.stderr().as_raw_fd(), 2));
-        if attached.is_err() {
-            sys::exit_now(1);
-        }
-        drop(output);
-        let world = supervisor.world();
-        world.title.restore();
-        let _ = nix::sys::prctl::set_name(&world.comm);
-        world.signals.restore();
-        self.traced = supervisor.traced();
+    pub(crate) fn new(
+        job: Job,
+        page: Shared<Page>,
+        before: Vec<(RawFd, FdIdentity)>,
+        traced: bool,
+    ) -> Box<TestProcess> {
+        Box::new(TestProcess { job, page, before, traced })
     }
 
     /// The fd table as the body finds it: what was there before the harness, and its output.
@@ -77,8 +59,8 @@ impl TestProcess {
     /// the fork.
     pub(crate) fn rebase(&mut self) {
         if sys::waitid(None, libc::WEXITED | libc::WNOWAIT).is_ok_and(|children| children != Children::None) {
-            let tree = Tree::read();
-            self.page.set_foreign(tree.below(self.pid, &[]).into_iter().map(|stat| stat.pid));
+            let (tree, pid) = (Tree::read(), std::process::id() as Pid);
+            self.page.set_foreign(tree.below(pid, &[]).into_iter().map(|stat| stat.pid));
         }
         self.before.clear();
         sys::each_open_fd(|fd| self.before.extend(sys::fd_identity(fd).map(|identity| (fd, identity))));
@@ -86,6 +68,7 @@ impl TestProcess {
 
     /// Runs the body, tells what came of it, and ends the process.
     pub(crate) fn run(&self, body: impl FnOnce() -> ExitCode, should_panic: Option<&str>) -> ! {
+        let pid = std::process::id();
         self.page.set_phase(Phase::Running);
         if self.traced {
             sites::trace();
@@ -94,7 +77,7 @@ impl TestProcess {
         let result = catch_unwind(AssertUnwindSafe(|| __rust_begin_short_backtrace(body)));
         let took = begin.elapsed();
         let body = judge(result, should_panic);
-        if nix::unistd::getpid().as_raw() != self.pid {
+        if std::process::id() != pid {
             // A process that the body forked has come back through the body. It is a descendant,
             // not the test: it has no say in the outcome, and ends here.
             self.page.count_returned_child();
@@ -104,7 +87,7 @@ impl TestProcess {
         self.page.end_body(&body, took);
         if self.leaves_something() {
             self.page.set_phase(Phase::Stopped);
-            let _ = sys::kill(self.pid, libc::SIGSTOP);
+            let _ = sys::kill(pid as Pid, libc::SIGSTOP);
         }
         std::process::exit(if body == Body::Passed { 0 } else { 101 })
     }
@@ -116,7 +99,7 @@ impl TestProcess {
             let others = threads::count().saturating_sub(1);
             self.page.set_threads(others);
             if others > 0 {
-                self.page.set_running(&threads::running(self.pid));
+                self.page.set_running(&threads::running(std::process::id() as Pid));
             }
         }
         let mut strays = 0;

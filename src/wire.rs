@@ -107,6 +107,15 @@ impl<T: Wire> Wire for Option<T> {
     }
 }
 
+impl<T: Wire> Wire for Box<T> {
+    fn put(&self, out: &mut Vec<u8>) {
+        T::put(self, out);
+    }
+    fn get(input: &mut &[u8]) -> Option<Self> {
+        T::get(input).map(Box::new)
+    }
+}
+
 impl Wire for Duration {
     fn put(&self, out: &mut Vec<u8>) {
         self.as_secs().put(out);

@@ -434,7 +434,8 @@ impl Supervisor {
         let told = |process: &&Process| match process.class {
             Class::Leaked => true,
             Class::Unwaited => settings.deny_unwaited,
-            Class::Straggler => false,
+            // It may be who has the other end.
+            Class::Straggler => !facts.strays.is_empty(),
         };
         for process in facts.processes.iter().filter(told) {
             keys.push((true, process.pid as u64));

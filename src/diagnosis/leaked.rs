@@ -64,9 +64,23 @@ pub(super) fn find(
         cause: Some(Cause::LeakedProcess),
         sentence,
         fix: Some(fix(first, facts, ended, names)),
-        allow: glob_for(first).map(|glob| format!("allow_process = \"{glob}\"")),
+        allow: allow(&leaked),
     });
     Some(first.pid)
+}
+
+/// The arguments that let all of these pass; `None` if one of them has no name of its own.
+fn allow(leaked: &[&Process]) -> Option<String> {
+    /// The most programs that are named one by one.
+    const NAMED: usize = 4;
+    let mut globs: Vec<String> = Vec::new();
+    for process in leaked {
+        let glob = format!("allow_process = \"{}\"", glob_for(process)?);
+        if !globs.contains(&glob) {
+            globs.push(glob);
+        }
+    }
+    Some(if globs.len() > NAMED { "processes = \"allow\"".to_owned() } else { globs.join(", ") })
 }
 
 fn fix(process: &Process, facts: &Facts, ended: &[Ended], names: &Names) -> String {
@@ -81,7 +95,9 @@ fn fix(process: &Process, facts: &Facts, ended: &[Ended], names: &Names) -> Stri
     if process.pgid == pid {
         return format!("pid {pid} leads its own process group: `killpg({pid}, SIGTERM)`, then wait for it.");
     }
-    if process.adopted {
+    let origin = origin_of_process(&names.origins, pid);
+    let by_test = origin.is_some_and(|origin| origin.maker == facts.pid);
+    if process.adopted && !by_test {
         let parent = ended.iter().find(|ended| ended.orphan == pid);
         let origin = parent.and_then(|ended| origin_of_process(&names.origins, ended.parent));
         let at = origin.and_then(|origin| origin.place.as_ref());
@@ -103,7 +119,7 @@ fn fix(process: &Process, facts: &Facts, ended: &[Ended], names: &Names) -> Stri
             "`kill({pid}, SIGKILL)` and `waitpid({pid})` before the test ends, also when it panics."
         );
     }
-    if process.lineage.first() == Some(&facts.pid) {
+    if by_test || process.lineage.first() == Some(&facts.pid) {
         return "call `kill` and `wait` on its `Child` before the test ends, also when the test panics: \
                 dropping a `Child` does neither."
             .to_owned();

@@ -15,7 +15,8 @@ pub(crate) struct Ended {
 
 /// Finds the ended parents, as far as the test itself or a fork of it has started them.
 pub(super) fn find(facts: &Facts, names: &Names) -> Vec<Ended> {
-    let has_ended = |pid: u64| facts.processes.iter().all(|process| process.pid as u64 != pid);
+    let alive = || facts.processes.iter().filter(|process| process.class != Class::Unwaited);
+    let has_ended = |pid: u64| alive().all(|process| process.pid as u64 != pid);
     let programs: Vec<&Origin> = names
         .origins
         .iter()

@@ -7,6 +7,9 @@ use crate::facts::Facts;
 use crate::outcome::{End, StrayFd};
 use crate::policy::Settings;
 
+/// The most fds that are named in a sentence.
+const NAMED: usize = 8;
+
 /// One end of a pipe in somebody's hands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Holder {
@@ -104,24 +107,44 @@ pub(super) fn find(facts: &Facts, strays: &[Stray], findings: &mut Vec<Finding>)
     let Some(first) = strays.first() else { return };
     let pipes = strays.iter().filter(|stray| stray.is_pipe()).count();
     let noun = if pipes == strays.len() { "pipe end" } else { "fd" };
-    let numbers: Vec<String> = strays.iter().take(8).map(|stray| stray.fd.fd.to_string()).collect();
+    let numbers: Vec<String> = strays.iter().take(NAMED).map(|stray| stray.fd.fd.to_string()).collect();
     let more = if count > numbers.len() { ", .." } else { "" };
     findings.push(Finding {
         cause: Some(Cause::StrayFd),
         sentence: format!("the body left {} open: fd {}{more}.", plural(count, noun), numbers.join(", ")),
-        fix: Some(fix(first, facts.pid)),
-        allow: Some("fds = \"off\"".to_owned()),
+        fix: Some(fix(first, strays, facts.pid)),
+        allow: Some(format!("fds = \"{}\"", if pipes == 0 { "pipes" } else { "off" })),
     });
 }
 
-fn fix(stray: &Stray, test: i32) -> String {
+/// What mends one stray fd, and that it holds for the others.
+fn fix(stray: &Stray, all: &[Stray], test: i32) -> String {
+    let fd = stray.fd.fd;
+    let other = stray
+        .holders
+        .iter()
+        .find(|holder| stray.is_pipe() && holder.pid == test && holder.access != stray.fd.access);
+    let covered = [Some(fd), other.map(|other| other.fd)];
+    let rest = all.iter().map(|stray| stray.fd.fd).filter(|fd| !covered.contains(&Some(*fd)));
+    let rest: Vec<String> = rest.map(|fd| fd.to_string()).collect();
+    let rest = match &rest[..] {
+        [] => String::new(),
+        [fd] => format!(" Do the same with fd {fd}."),
+        fds => {
+            let more = if fds.len() > NAMED { ", .." } else { "" };
+            format!(" Do the same with fds {}{more}.", fds[..fds.len().min(NAMED)].join(", "))
+        }
+    };
+    one_fix(stray, other) + &rest
+}
+
+fn one_fix(stray: &Stray, other: Option<&Holder>) -> String {
     let fd = stray.fd.fd;
     if !stray.is_pipe() {
         return format!(
             "close fd {fd} before the test ends: drop its owner, or do not `forget` or `leak` it."
         );
     }
-    let other = stray.holders.iter().find(|holder| holder.pid == test && holder.access != stray.fd.access);
     if let Some(other) = other {
         return format!(
             "close fd {fd} and fd {}, the ends of one pipe, before the test ends: drop their owners.",

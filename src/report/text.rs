@@ -397,7 +397,7 @@ impl Text {
                 .chain(strays)
                 .filter(|holder| *holder != own)
                 .collect();
-            let line = pipe_line(fd, &holders, verdict.facts.pid);
+            let line = pipe_line(fd, &holders, &verdict.facts);
             self.line(&format!("  {indent}  {line}"));
             // A stray end of the same pipe tells it below.
             let told = verdict.strays.iter().any(|stray| stray.fd.target == fd.target);
@@ -475,7 +475,7 @@ impl Text {
         }
         self.line("");
         self.line("  fds that the body left open");
-        let mut listed = 0;
+        let (mut listed, mut unknown) = (0, false);
         for group in groups(verdict).into_iter().take(LISTED) {
             listed += group.strays.len();
             match &group.strays[..] {
@@ -490,13 +490,24 @@ impl Text {
                 }
                 strays => {
                     for stray in strays {
-                        self.line(&format!("    {}", stray_line(stray, verdict.facts.pid)));
+                        self.line(&format!("    {}", stray_line(stray, &verdict.facts)));
                     }
                 }
             }
-            if let Some(origin) = group.origin {
-                self.origin("       ", "created", origin, verdict.facts.pid);
+            match group.origin {
+                Some(origin) => {
+                    let how = if group.strays.len() == 2 { "both created" } else { "created" };
+                    self.origin("       ", how, origin, verdict.facts.pid);
+                }
+                None => unknown = true,
             }
+        }
+        if unknown && crate::sites::UNKNOWN.is_none() {
+            let calls = match verdict.strays.iter().all(Stray::is_pipe) {
+                true => "a raw syscall",
+                false => "a call that is not recorded (`open`, `socket`, a raw syscall)",
+            };
+            self.line(&format!("       created by {calls}, where no line is named"));
         }
         let more = (verdict.facts.stray_count as usize).saturating_sub(listed);
         if more > 0 {
@@ -867,14 +878,14 @@ fn socket_end_lines(verdict: &Verdict, socket: &Socket) -> Vec<String> {
     lines
 }
 
-fn pipe_line(fd: &Fd, holders: &[Holder], test: i32) -> String {
+fn pipe_line(fd: &Fd, holders: &[Holder], facts: &Facts) -> String {
     format!(
         "{}  {}  {} end{}; {}",
         fd.fd,
         fd.target,
         end(fd.access),
         no_cloexec(fd.fd, fd.cloexec),
-        other_end(fd.access, holders, test)
+        other_end(fd.access, holders, facts)
     )
 }
 
@@ -883,11 +894,11 @@ fn no_cloexec(fd: i32, cloexec: bool) -> &'static str {
     if cloexec || fd <= 2 { "" } else { ", no CLOEXEC" }
 }
 
-fn stray_line(stray: &Stray, test: i32) -> String {
+fn stray_line(stray: &Stray, facts: &Facts) -> String {
     let fd = &stray.fd;
     let cloexec = no_cloexec(fd.fd, fd.cloexec);
     if stray.is_pipe() {
-        let others = other_end(fd.access, &stray.holders, test);
+        let others = other_end(fd.access, &stray.holders, facts);
         format!("{}  {}  {} end{cloexec}; {others}", fd.fd, fd.target, end(fd.access))
     } else {
         format!("{}  {}{cloexec}", fd.fd, escape::text(&fd.target))
@@ -895,10 +906,20 @@ fn stray_line(stray: &Stray, test: i32) -> String {
 }
 
 /// Who holds the other end of a pipe, and who else this one.
-fn other_end(access: i32, holders: &[Holder], test: i32) -> String {
+fn other_end(access: i32, holders: &[Holder], facts: &Facts) -> String {
     let name = |holder: &Holder| {
-        let who = if holder.pid == test { "test".to_owned() } else { holder.pid.to_string() };
-        format!("{who} fd {}", holder.fd)
+        // The tree has no stragglers.
+        let gone = |process: &&Process| process.pid == holder.pid && process.class == Class::Straggler;
+        match facts.processes.iter().find(gone) {
+            _ if holder.pid == facts.pid => format!("test fd {}", holder.fd),
+            Some(process) => format!(
+                "{} `{}`, which ended within the grace, fd {}",
+                holder.pid,
+                escape::command(process),
+                holder.fd
+            ),
+            None => format!("{} fd {}", holder.pid, holder.fd),
+        }
     };
     let (same, other): (Vec<&Holder>, Vec<&Holder>) =
         holders.iter().partition(|holder| holder.access == access);

@@ -158,6 +158,8 @@ wire_struct! {
         pub(crate) body: Body,
         pub(crate) body_time: Option<Duration>,
         pub(crate) end: End,
+        /// From the request to the end of the test process, or of its time.
+        pub(crate) ran: Duration,
         /// From the request to the verdict.
         pub(crate) time: Duration,
         pub(crate) processes: Vec<Process>,
@@ -258,6 +260,7 @@ impl Facts {
             body: Body::Unfinished,
             body_time: None,
             end: End::Lost { why },
+            ran: Duration::ZERO,
             time: Duration::ZERO,
             processes: Vec::new(),
             unseen: false,

@@ -262,6 +262,7 @@ impl Supervisor {
                 return Guarded::Abandoned;
             }
         };
+        facts.ran = begin.elapsed();
         if self.tear_down(&scene, grace, at_end, &mut facts) == Event::Abandoned {
             return Guarded::Abandoned;
         }

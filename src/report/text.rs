@@ -176,7 +176,7 @@ impl Text {
             _ if verdict.causes() == [Cause::ThreadedFork] => "FAIL",
             _ => "LEAK",
         };
-        let time = |time: Option<Duration>| seconds(time.unwrap_or(facts.time));
+        let time = |time: Option<Duration>| seconds(time.unwrap_or(facts.ran));
         let body = match (&facts.body, &facts.end) {
             (_, End::Lost { .. }) => "not judged".to_owned(),
             (Body::Unfinished, End::TimedOut) => format!("no end after {}", time(None)),

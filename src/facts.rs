@@ -141,6 +141,8 @@ wire_struct! {
         pub(crate) thread: String,
         /// Of a fork: the child has called an `exec`, whatever came of it.
         pub(crate) execed: bool,
+        /// Of fds: they were made with close-on-exec, so that whoever has them after an exec was to.
+        pub(crate) cloexec: bool,
         /// The program that was started, with its arguments, as far as there was room for them.
         pub(crate) command_line: Vec<String>,
         /// The return addresses of the call, the innermost first.

@@ -90,6 +90,8 @@ struct Entry {
     threads: AtomicU32,
     /// Of a fork: the child has called an `exec`, whatever came of it.
     execed: AtomicU32,
+    /// Of fds: they were made with close-on-exec.
+    cloexec: AtomicU32,
     /// Of a fork: the name of the thread that called, NUL-terminated.
     thread: [AtomicU8; THREAD],
     /// The arguments of the program that was started, each with its NUL, and one more at the end.
@@ -164,6 +166,11 @@ impl Log {
         entries.collect()
     }
 
+    /// Whether there was room for every call of the test.
+    pub(crate) fn is_complete(&self) -> bool {
+        (self.used.load(Ordering::Acquire) as usize) < CALLS
+    }
+
     /// Takes an entry and writes the stack of the caller into it. Async-signal-safe but for the
     /// unwinder, which looks up unwind tables without a lock (`_dl_find_object`, glibc 2.35), and
     /// with a lock that `fork` takes care of before.
@@ -197,6 +204,7 @@ impl Entry {
             keys: [const { AtomicU64::new(0) }; 2],
             threads: AtomicU32::new(0),
             execed: AtomicU32::new(0),
+            cloexec: AtomicU32::new(0),
             thread: [const { AtomicU8::new(0) }; THREAD],
             command: [const { AtomicU8::new(0) }; COMMAND],
             frames: [const { AtomicU64::new(0) }; FRAMES],
@@ -295,6 +303,7 @@ impl Entry {
             threads: self.threads.load(Ordering::Relaxed),
             thread: String::from_utf8_lossy(&thread).into_owned(),
             execed: self.has_execed(),
+            cloexec: self.cloexec.load(Ordering::Relaxed) != 0,
             command_line: self.command_line(),
             frames: frames
                 .take_while(|frame| *frame != 0)
@@ -380,12 +389,13 @@ fn inode(fd: c_int) -> u64 {
 }
 
 /// Writes down that the caller's caller has made a pair of fds.
-fn record_pair(call: Call, fds: *const c_int) {
+fn record_pair(call: Call, fds: *const c_int, cloexec: bool) {
     let Some(log) = log() else { return };
     let _errno = KeepErrno::new();
     let Some(entry) = log.begin() else { return };
     // SAFETY: the call has succeeded, so there are two fds behind the pointer.
     let [one, other] = unsafe { *fds.cast::<[c_int; 2]>() };
+    entry.cloexec.store(u32::from(cloexec), Ordering::Relaxed);
     entry.end(call, [inode(one), inode(other)]);
     if is_traced() && call != Call::Socketpair {
         let [ino, _] = entry.keys();
@@ -400,7 +410,7 @@ unsafe extern "C" fn pipe(fds: *mut c_int) -> c_int {
     // SAFETY: the caller's pointer is passed on.
     let result = unsafe { libc::syscall(libc::SYS_pipe2, fds, 0) } as c_int;
     if result == 0 {
-        record_pair(Call::Pipe, fds);
+        record_pair(Call::Pipe, fds, false);
     }
     result
 }
@@ -411,7 +421,7 @@ unsafe extern "C" fn pipe2(fds: *mut c_int, flags: c_int) -> c_int {
     // SAFETY: the caller's pointer is passed on.
     let result = unsafe { libc::syscall(libc::SYS_pipe2, fds, flags) } as c_int;
     if result == 0 {
-        record_pair(Call::Pipe2, fds);
+        record_pair(Call::Pipe2, fds, flags & libc::O_CLOEXEC != 0);
     }
     result
 }
@@ -422,7 +432,7 @@ unsafe extern "C" fn socketpair(domain: c_int, kind: c_int, protocol: c_int, fds
     // SAFETY: the caller's pointer is passed on.
     let result = unsafe { libc::syscall(libc::SYS_socketpair, domain, kind, protocol, fds) } as c_int;
     if result == 0 {
-        record_pair(Call::Socketpair, fds);
+        record_pair(Call::Socketpair, fds, kind & libc::SOCK_CLOEXEC != 0);
     }
     result
 }

@@ -31,7 +31,7 @@ use crate::proc::fds::pipe_of;
 use crate::proc::sockets::Socket;
 use crate::sites;
 use crate::snapshot::{Depth, Scene, Snapshot};
-use crate::sys::{self, ChildState, Children, FdIdentity, Fork, Pid, Shared, Signals};
+use crate::sys::{self, ChildState, Children, FdIdentity, Fork, Pid, Shared, Signals, Waited};
 use crate::testproc::TestProcess;
 use crate::wire::{Wire, wire_struct};
 
@@ -256,7 +256,7 @@ impl Supervisor {
         facts.end = match self.watch(&scene, deadline, &mut at_end) {
             Ending::Ended(ChildState::Exited(code)) => End::Exited { code },
             Ending::Ended(ChildState::Signalled(signal)) => End::Signalled { signal },
-            Ending::Ended(ChildState::Stopped) | Ending::TimedOut => End::TimedOut,
+            Ending::Ended(ChildState::Stopped | ChildState::Trapped(_)) | Ending::TimedOut => End::TimedOut,
             Ending::Abandoned => {
                 kill::kill_below(self.pid, &[]);
                 return Guarded::Abandoned;
@@ -295,14 +295,23 @@ impl Supervisor {
                 Event::Abandoned => return Ending::Abandoned,
             }
             match sys::waitid(Some(test), libc::WEXITED | libc::WSTOPPED) {
-                Ok(Children::Ready(child)) if child.state != ChildState::Stopped => {
-                    return Ending::Ended(child.state);
+                Ok(Children::Ready(Waited {
+                    state: state @ (ChildState::Exited(_) | ChildState::Signalled(_)),
+                    ..
+                })) => return Ending::Ended(state),
+                // It wants to be traced, and would wait for ever for us to let it go on.
+                Ok(Children::Ready(Waited { state: ChildState::Trapped(signal), .. }))
+                    if signal != libc::SIGSTOP || self.page.phase() != Phase::Stopped =>
+                {
+                    sys::ptrace_detach(test, signal);
                 }
                 // Stopped, and it says that it did so itself: it left something behind, and waits
                 // to be looked at while parents are still parents. Any other stop is its own.
                 Ok(Children::Ready(_)) => {
                     if self.page.phase() == Phase::Stopped && at_end.is_none() {
                         *at_end = Some(Snapshot::take(scene, Depth::Tree));
+                        // If it is traced by us, no signal lets it go on.
+                        sys::ptrace_detach(test, 0);
                         let _ = sys::kill(test, libc::SIGCONT);
                     }
                 }
@@ -454,6 +463,12 @@ impl Supervisor {
         }
         if !keys.is_empty() {
             facts.notes.extend(sites::UNKNOWN.map(str::to_owned));
+            if !self.log.is_complete() {
+                facts.notes.push(
+                    "the test made more pipes and processes than are recorded: where a line is not known, that may be why"
+                        .to_owned(),
+                );
+            }
         }
     }
 

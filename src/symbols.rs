@@ -90,8 +90,16 @@ fn called(frames: &[Frame]) -> Option<&str> {
 /// Whether a function of std's does nothing but to call the user's: where that was inlined or has no
 /// name, it is the last before it.
 fn only_runs_code(name: &str) -> bool {
-    let parts =
-        ["core::ops::function::Fn", "catch_unwind", "__rust_", "thread_start", "std::thread::lifecycle"];
+    let parts = [
+        "core::ops::function::Fn",
+        "catch_unwind",
+        "__rust_",
+        "thread_start",
+        "std::thread::lifecycle",
+        // What calls `main` and the first function of a thread, in the C library.
+        "__libc_start",
+        "start_thread",
+    ];
     parts.iter().any(|part| name.contains(part))
 }
 
@@ -176,6 +184,7 @@ fn origin(site: &Site, resolver: &mut Resolver<'_>) -> Origin {
         threads: site.threads,
         thread: site.thread.clone(),
         execed: site.execed,
+        cloexec: site.cloexec,
         command_line: site.command_line.clone(),
         place: best.and_then(|frame| place(frame, here)),
         function: best.and_then(|frame| frame.line.function.clone()),

@@ -105,6 +105,8 @@ pub(crate) enum ChildState {
     Signalled(i32),
     /// It is stopped.
     Stopped,
+    /// It has made this process its tracer (`PTRACE_TRACEME`), and waits for a word on this signal.
+    Trapped(i32),
 }
 
 /// What there is to wait for.
@@ -150,9 +152,26 @@ pub(crate) fn waitid(pid: Option<Pid>, flags: c_int) -> io::Result<Children> {
     let state = match info.si_code {
         libc::CLD_EXITED => ChildState::Exited(status),
         libc::CLD_KILLED | libc::CLD_DUMPED => ChildState::Signalled(status),
+        libc::CLD_TRAPPED => ChildState::Trapped(status),
         _ => ChildState::Stopped,
     };
     Ok(Children::Ready(Waited { pid, state }))
+}
+
+/// `ptrace(PTRACE_DETACH, pid, NULL, signal)` — lets a child that has made this process its tracer go on,
+/// with the signal that it was stopped for. Nothing, if it has not.
+pub(crate) fn ptrace_detach(pid: Pid, signal: c_int) {
+    let (none, signal) = (ptr::null_mut::<c_void>(), signal as usize as *mut c_void);
+    // SAFETY: reads and writes no memory of ours.
+    unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, none, signal) };
+}
+
+/// `unshare(CLONE_THREAD)` — whether this process has more threads than one: with one it does nothing,
+/// and with more it fails (unshare(2)). Async-signal-safe.
+pub(crate) fn is_threaded() -> bool {
+    // SAFETY: changes nothing, and reads no memory of ours.
+    let result = unsafe { libc::unshare(libc::CLONE_THREAD) };
+    check(result).is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL))
 }
 
 // ---------------------------------------------------------------------------------------------

@@ -13,13 +13,16 @@ use nix::sys::stat::{Mode, stat};
 use crate::outcome::Running;
 use crate::sys::{self, Pid};
 
-/// Counts the threads that run code of the program; 0 if that cannot be known.
+/// Counts the threads that run code of the program. Where /proc is not to be had (the body may have
+/// changed its root) 2 stands for any number of them.
 ///
 /// One `stat` where there is one thread: a directory's links are itself, its name in its parent
 /// and each directory in it (proc_pid_task(5) has one a thread).
 pub(crate) fn count() -> u32 {
     let task = c"/proc/self/task";
-    let Ok(links) = stat(task).map(|stat| stat.st_nlink) else { return 0 };
+    let Ok(links) = stat(task).map(|stat| stat.st_nlink) else {
+        return if sys::is_threaded() { 2 } else { 1 };
+    };
     let all = u32::try_from(links).unwrap_or(u32::MAX).saturating_sub(2);
     if all <= 1 {
         return all;

@@ -1,6 +1,6 @@
 //! Ends of pipes that are where nobody meant them to be, or that nobody watches.
 
-use super::{Finding, Names, origin_of_inode};
+use super::{Finding, Names, Origin, origin_of_inode};
 use crate::facts::{Class, Facts, Process};
 use crate::proc::fds::{Fd, end};
 use crate::report::escape;
@@ -57,7 +57,15 @@ pub(super) fn strayed<'a>(facts: &'a Facts, names: &Names) -> Vec<Strayed<'a>> {
                 continue;
             }
             let origin = origin_of_inode(&names.origins, ino);
-            let Some(origin) = origin.filter(|origin| origin.maker != process.pid) else { continue };
+            // What was made with close-on-exec was let through on purpose.
+            let by_mistake = |origin: &&Origin| origin.maker != process.pid && !origin.cloexec;
+            let is_given =
+                |given: &Fd| given.fd <= 2 && given.pipe() == Some(ino) && given.access == fd.access;
+            if process.fds.iter().flatten().any(is_given) {
+                // A second number for one that it was given: `exec 3>&1`.
+                continue;
+            }
+            let Some(origin) = origin.filter(by_mistake) else { continue };
             let place = origin.place.clone().or_else(|| origin.function.clone());
             let place = place.unwrap_or_else(|| "code without debug information".to_owned());
             strayed.push(Strayed { process, ino, fds: vec![fd], place });

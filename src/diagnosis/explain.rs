@@ -614,9 +614,18 @@ fn brief(path: &str) -> String {
         let begin = head.rfind("::").map_or(0, |at| at + 2);
         return format!("{}::{name}", of.get(begin..).unwrap_or(of));
     }
-    let mut parts = path.rmatch_indices("::");
-    match (parts.next(), parts.next()) {
-        (Some(_), Some((at, _))) => path[at + 2..].to_owned(),
+    // Those in angle brackets part no function from its type.
+    let mut depth = 0;
+    let parts: Vec<usize> = path
+        .char_indices()
+        .filter(|(at, c)| {
+            depth += i32::from(*c == '<') - i32::from(*c == '>');
+            depth == 0 && path[*at..].starts_with("::")
+        })
+        .map(|(at, _)| at)
+        .collect();
+    match parts[..] {
+        [.., at, _] => path[at + 2..].to_owned(),
         _ => path.to_owned(),
     }
 }

@@ -160,7 +160,8 @@ impl Awaited {
         let outer = &frames[at..];
         let has = |parts: &[&str]| outer.iter().any(|frame| is_in(frame, parts));
         let channel = ["::mpmc::", "::mpsc::", "crossbeam_channel::"];
-        let sends = |frame: &String| is_in(frame, &channel) && frame.contains("send");
+        // Not what it sends: `recv::<sender::Job>`.
+        let sends = |frame: &String| is_in(frame, &channel) && plain(frame).split("::").any(is_send);
         Some(match kind {
             Awaited::Unpark | Awaited::Condvar if outer.iter().any(sends) => Awaited::Room,
             Awaited::Unpark | Awaited::Condvar if has(&channel) => Awaited::Message,
@@ -173,6 +174,24 @@ impl Awaited {
             kind => kind,
         })
     }
+}
+
+/// A path without what stands in angle brackets, and without the file behind it.
+#[cfg(feature = "sites")]
+fn plain(frame: &str) -> String {
+    let mut depth = 0;
+    let outside = |c: &char| {
+        depth += i32::from(*c == '<');
+        let outside = depth == 0;
+        depth -= i32::from(*c == '>');
+        outside
+    };
+    frame.split(' ').next().unwrap_or_default().chars().filter(outside).collect()
+}
+
+#[cfg(feature = "sites")]
+fn is_send(part: &str) -> bool {
+    part == "send" || part.starts_with("send_")
 }
 
 #[cfg(all(test, feature = "sites"))]

@@ -19,7 +19,7 @@ use crate::policy::Settings;
 pub(crate) use ends::Unread;
 pub(crate) use futex::Awaited;
 pub(crate) use leaked::is_daemon;
-pub(crate) use parents::Ended;
+pub(crate) use parents::{By, Ended};
 pub(crate) use stray::{Holder, Pipe, Stray};
 pub(crate) use stuck::{Because, Stuck};
 
@@ -78,6 +78,8 @@ pub(crate) struct Origin {
     pub(crate) thread: String,
     /// Of a fork: the child has called an `exec`, whatever came of it.
     pub(crate) execed: bool,
+    /// Of fds: they were made with close-on-exec.
+    pub(crate) cloexec: bool,
     /// The program that was started, with its arguments.
     pub(crate) command_line: Vec<String>,
     /// `tests/server.rs:31:10`; `None` if there is no debug information.

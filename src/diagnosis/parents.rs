@@ -8,9 +8,19 @@ use crate::facts::{Class, Facts, Process};
 pub(crate) struct Ended {
     pub(crate) orphan: i32,
     pub(crate) parent: i32,
-    /// By its process group or session, which the parent led. Otherwise it is the last program that
-    /// had been started before and has ended.
-    pub(crate) sure: bool,
+    pub(crate) by: By,
+}
+
+/// How it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    /// It is in the session that the parent led, which nobody joins but by descent.
+    Session,
+    /// It is in the process group that the parent led: so are others that were put there, such as all
+    /// programs of a shell's pipeline.
+    Group,
+    /// The parent is the last program that had been started before it, and has ended.
+    Order,
 }
 
 /// Finds the ended parents, as far as the test itself or a fork of it has started them.
@@ -30,13 +40,14 @@ pub(super) fn find(facts: &Facts, names: &Names) -> Vec<Ended> {
             && origin_of_process(&names.origins, process.pid).is_none()
     };
     let parent = |process: &Process| {
-        let led = |origin: &&&Origin| [process.pgid, process.sid].contains(&(origin.keys[0] as i32));
+        let is = |pid: i32| programs.iter().any(|origin| origin.keys[0] as i32 == pid);
         let before = programs.iter().map(|origin| origin.keys[0] as i32).filter(|pid| *pid < process.pid);
-        let (parent, sure) = match programs.iter().find(led) {
-            Some(leader) => (leader.keys[0] as i32, true),
-            None => (before.max()?, false),
+        let (parent, by) = match process {
+            process if is(process.sid) => (process.sid, By::Session),
+            process if is(process.pgid) => (process.pgid, By::Group),
+            _ => (before.max()?, By::Order),
         };
-        Some(Ended { orphan: process.pid, parent, sure })
+        Some(Ended { orphan: process.pid, parent, by })
     };
     facts.processes.iter().filter(is_orphan).filter_map(parent).collect()
 }

@@ -129,7 +129,7 @@ fn has_stopped(tid: Pid) -> bool {
     let until = Instant::now() + STOP;
     loop {
         match sys::waitid(Some(tid), libc::WSTOPPED) {
-            Ok(Children::Ready(child)) => return child.state == ChildState::Stopped,
+            Ok(Children::Ready(child)) => return matches!(child.state, ChildState::Trapped(_)),
             Ok(Children::Quiet) => {}
             Ok(Children::None) | Err(_) => return false,
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::diagnosis::{Cause, Finding, Holder, Origin, Stray, Stuck, Verdict};
+use crate::diagnosis::{By, Cause, Finding, Holder, Origin, Stray, Stuck, Verdict};
 use crate::facts::{Class, Process};
 use crate::outcome::{Body, StrayFd};
 use crate::proc::fds::{Fd, end};
@@ -111,7 +111,7 @@ fn process(verdict: &Verdict, process: &Process) -> Value {
         "ended_parent": verdict.ended_parent(process.pid).map(|(ended, origin)| json!({
             "pid": ended.parent,
             "cmdline": origin.command_line,
-            "sure": ended.sure,
+            "sure": ended.by == By::Session,
             "spawned_at": origin.place,
             "spawned": made(origin),
         })),

@@ -8,7 +8,9 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 
 use super::escape;
-use crate::diagnosis::{Cause, Finding, Holder, Origin, Stray, Verdict, is_daemon, plural, signal_name};
+use crate::diagnosis::{
+    By, Cause, Ended, Finding, Holder, Origin, Stray, Verdict, is_daemon, plural, signal_name,
+};
 use crate::facts::{Class, Facts, PipeState, Process};
 use crate::outcome::{Body, End};
 use crate::proc::fds::{Fd, end};
@@ -297,10 +299,15 @@ impl Text {
             }
             None if crate::sites::UNKNOWN.is_none() => {
                 let unknown = match verdict.ended_parent(process.pid) {
-                    Some((ended, _)) if ended.sure => {
-                        "started by that one, or below it: it is of its group or session"
+                    Some((Ended { by: By::Session, .. }, _)) => {
+                        "started by that one, or below it: it is of its session"
                     }
-                    Some(_) => "probably started by that one, the last before it that has ended",
+                    Some((Ended { by: By::Group, .. }, _)) => {
+                        "probably started by that one, or below it: it is of its process group"
+                    }
+                    Some((Ended { by: By::Order, .. }, _)) => {
+                        "probably started by that one, the last before it that has ended"
+                    }
                     None => "started by another program, or by a raw syscall: its line is not known",
                 };
                 self.line(&format!("  {indent}{unknown}"));

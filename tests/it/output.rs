@@ -116,6 +116,8 @@ fn of_a_failing_test_is_a_report_that_names_what_was_left() {
         "job_of_a_shell_with_a_group_of_its_own",
         "jobs_of_twelve_shells",
         "output_of_a_job_that_stays",
+        "pipe_let_through_on_purpose",
+        "second_number_for_its_output_in_a_shell",
         "exits_with_a_child_of_its_own",
         "pipeline_in_the_background",
         "end_of_a_child_that_ends_in_the_grace",

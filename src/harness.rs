@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Termination};
@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use libtest_mimic::{Arguments, Completion, Failed, FormatSetting, Trial};
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 
 use crate::diagnosis::{self, Verdict};
 use crate::facts::Facts;
@@ -663,10 +664,18 @@ fn judge(job: &Job, facts: Facts) -> Verdict {
 ///
 /// A file and no pipe: whoever holds it blocks nobody, and the test's fd table has no pipe of ours.
 fn capture() -> io::Result<File> {
-    let file = tempfile::tempfile()?;
-    let flags = nix::fcntl::OFlag::O_APPEND;
-    nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_SETFL(flags))?;
-    Ok(file)
+    let directory = std::env::temp_dir();
+    let mut options = File::options();
+    options.read(true).append(true).mode(0o600).custom_flags(nix::libc::O_TMPFILE);
+    if let Ok(file) = options.open(&directory) {
+        return Ok(file);
+    }
+    // Not every file system has files without a name: make one, and take it away at once.
+    let (fd, path) = nix::unistd::mkstemp(&directory.join("childproof-XXXXXX"))?;
+    std::fs::remove_file(path)?;
+    fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
+    Ok(fd.into())
 }
 
 fn read(capture: &File) -> io::Result<String> {

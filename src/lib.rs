@@ -25,7 +25,7 @@
 //!
 //! # Features
 //!
-//! `json` (on by default): `--json PATH`, one object per test and line.
+//! `json`: `--json PATH`, one object per test and line.
 //!
 //! `junit`: `--junit PATH`, JUnit's XML, also where Bazel's variable `XML_OUTPUT_FILE` says.
 

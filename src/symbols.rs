@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use crate::diagnosis::{Awaited, Names, Origin};
 use crate::facts::{Facts, Site};
 use crate::forkserver::lock;
-use crate::lines::{Found, Line, Module};
+use crate::lines::{Line, Module};
 use crate::proc::maps::{Address, Maps};
 use crate::proc::waits::{On, Thread};
 use crate::sys;
@@ -242,32 +242,13 @@ fn resolve(address: &Address, maps: &Maps, full: bool) -> Vec<Frame> {
         }];
     }
     let names = |source: &Path| !full && (is_std(source) || is_ours(source));
-    let found = module(&mut lock(&MODULES), &address.module).map(|module| module.lines(call.offset, names));
-    let lines = match found {
-        Some(Found::Lines(lines)) => lines,
-        Some(Found::Unclear) | None => maps.address_of(&call).map(resolve_slowly).unwrap_or_default(),
-    };
+    let lines = module(&mut lock(&MODULES), &address.module).map(|module| module.lines(call.offset, names));
     let frame = |line: Line| Frame {
         is_plumbing: line.function.as_deref().is_some_and(is_glue),
         is_system: false,
         line: Line { function: line.function.as_deref().map(short), ..line },
     };
-    lines.into_iter().map(frame).collect()
-}
-
-/// The same by all the debug information that a file has.
-fn resolve_slowly(at: u64) -> Vec<Line> {
-    let mut lines = Vec::new();
-    // `resolve` takes a return address, and looks one byte before it.
-    backtrace::resolve((at + 1) as *mut _, |symbol| {
-        lines.push(Line {
-            function: symbol.name().map(|name| format!("{name:#}")),
-            file: symbol.filename().map(Path::to_owned),
-            line: symbol.lineno().unwrap_or(0),
-            column: symbol.colno().unwrap_or(0),
-        });
-    });
-    lines
+    lines.unwrap_or_default().into_iter().map(frame).collect()
 }
 
 /// The files whose debug information was asked for.

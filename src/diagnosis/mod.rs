@@ -9,6 +9,8 @@ mod parents;
 mod sockets;
 mod stray;
 mod stuck;
+mod threads;
+mod unproved;
 
 use std::collections::HashMap;
 
@@ -16,6 +18,7 @@ use crate::facts::{Class, Facts, Process};
 use crate::outcome::{Body, End, Running};
 use crate::policy::Settings;
 
+use ends::Strayed;
 pub(crate) use ends::Unread;
 pub(crate) use futex::Awaited;
 pub(crate) use leaked::is_daemon;
@@ -214,6 +217,11 @@ impl Verdict {
         origin_of_inode(&self.names.origins, inode)
     }
 
+    /// Whether a runtime made this socket for itself.
+    pub(crate) fn is_of_runtime(&self, inode: u64) -> bool {
+        is_of_runtime(&self.names.origins, inode)
+    }
+
     /// The wait of a thread, if nothing was found to end it.
     pub(crate) fn stuck_at(&self, tid: i32) -> Option<&Stuck> {
         self.stuck.iter().find(|stuck| stuck.tid == tid)
@@ -296,6 +304,21 @@ fn origin_of_process(origins: &[Origin], pid: i32) -> Option<&Origin> {
 /// Where the pipe or socket with this inode was made. The last who made it: numbers come again.
 fn origin_of_inode(origins: &[Origin], inode: u64) -> Option<&Origin> {
     origins.iter().rev().find(|origin| !origin.is_process && origin.keys.contains(&inode))
+}
+
+/// Whether a runtime made a socket for itself, to be woken by signals. Nobody's task waits at it.
+fn is_of_runtime(origins: &[Origin], inode: u64) -> bool {
+    /// Those that make a pair for whoever calls them.
+    const MAKERS: [&str; 8] =
+        ["childproof::", "std::", "core::", "alloc::", "mio::", "nix::", "rustix::", "socket2::"];
+    const OWNERS: [&str; 3] = ["tokio::runtime", "tokio::signal", "signal_hook"];
+    let is_maker = |function: &&String| {
+        let path = function.trim_start_matches('<');
+        !path.contains("::") || MAKERS.iter().any(|maker| path.starts_with(maker))
+    };
+    let owner = origin_of_inode(origins, inode)
+        .and_then(|origin| origin.functions.iter().find(|function| !is_maker(function)));
+    owner.is_some_and(|function| OWNERS.iter().any(|owner| function.contains(owner)))
 }
 
 /// How body and process came to their end.

@@ -19,6 +19,10 @@ const STUCK: &[(&str, &[&str])] = &[
     ("epoll_on_its_own_socketpair", &["own_write_end"]),
     // Of its child only.
     ("epoll_that_a_sleeping_thread_may_change", &["own_write_end"]),
+    ("full_pair_that_only_the_test_could_read", &["no_reader_runs"]),
+    ("poll_for_room_that_only_it_could_make", &["no_reader_runs"]),
+    ("two_threads_crossed_over_a_socketpair", &["own_write_end", "own_write_end"]),
+    ("program_that_waits_for_the_end_of_its_input", &["cycle", "cycle"]),
 ];
 
 #[childproof::test]
@@ -33,7 +37,7 @@ fn that_nobody_can_write_to_are_told_with_the_reason() {
 #[childproof::test]
 fn that_may_bring_something_are_never_called_proved() {
     let verdicts = verdicts("leaky", "sockets", &["not_"]);
-    assert_eq!(verdicts.len(), 11);
+    assert_eq!(verdicts.len(), 12);
     for (name, verdict) in verdicts {
         let waits = verdict["waits"].as_array().unwrap();
         assert!(!waits.is_empty(), "{name} was not looked at");
@@ -49,6 +53,9 @@ fn are_reported_with_who_is_at_the_other_end() {
         "not_stuck_pipe_whose_other_end_is_on_its_way",
         "not_stuck_connection_that_a_running_server_may_accept",
         "not_stuck_datagrams_to_a_name",
+        "not_stuck_socket_with_a_timeout",
+        "not_stuck_full_socket_with_a_timeout",
+        "not_stuck_socket_of_a_stopped_child",
     ]);
     // Each waits for its time to be over: side by side.
     let reports: Vec<_> =

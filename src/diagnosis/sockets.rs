@@ -162,7 +162,10 @@ impl Scene<'_> {
         if holders.is_empty() {
             return None;
         }
-        let holders = holders.join(" or ");
+        let mut holders = holders.join(" or ");
+        if holders.ends_with("which is stopped") {
+            holders.push(',');
+        }
         let sentence = match writes {
             true => format!("the test writes to {what} that is full, until {holders} {until}{timeout}."),
             false => format!("the test waits at {what} until {holders} {until}{timeout}."),

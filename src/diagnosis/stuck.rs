@@ -111,10 +111,8 @@ struct Wait {
     /// The pipes at which it waits for a writer or for a reader.
     reads: Vec<u64>,
     writes: Vec<u64>,
-    /// The sockets that it waits on, but for those that a runtime has for itself.
+    /// The sockets that it waits on.
     sockets: Vec<AtSocket>,
-    /// There is any, whoever made it.
-    at_socket: bool,
     /// The kernel says that there is another end, and nobody was found to have it.
     unseen: bool,
 }
@@ -334,10 +332,7 @@ impl Scene<'_> {
         self.add_threads(&mut holders, nodes, |holder| may_have(holder, is_own))?;
         wait.meddlers.extend(holders.wakers.into_iter().filter(|other| *other != at));
         let own = nodes[at].process.fds.iter().flatten().any(is_other);
-        wait.at_socket = true;
-        if !super::is_of_runtime(&self.names.origins, ino) {
-            wait.sockets.push(AtSocket { own, ..end });
-        }
+        wait.sockets.push(AtSocket { own, ..end });
         Some(())
     }
 
@@ -387,8 +382,8 @@ impl Scene<'_> {
             }
         }
         let cycle = closure(nodes, at, |wait| wait.wakers.iter().copied().collect()).contains(&at);
-        let (reads, writes) = self.pipes(thread, wait);
         let sockets = self.sockets(thread, wait);
+        let (reads, writes) = self.pipes(thread, wait, sockets.is_empty());
         let at_socket = sockets.iter().find(|end| end.own).or(sockets.first());
         let own_socket = at_socket.is_some_and(|end| end.own);
         let writes_to =
@@ -438,7 +433,7 @@ impl Scene<'_> {
     /// The pipes at which a thread waits to read and to write. Who has put an fd into a set waits for
     /// one way of it, and the edge of the other is over: what has data is not waited for to be read,
     /// and what is empty has room.
-    fn pipes(&self, thread: &Thread, wait: &Wait) -> (Vec<u64>, Vec<u64>) {
+    fn pipes(&self, thread: &Thread, wait: &Wait, alone: bool) -> (Vec<u64>, Vec<u64>) {
         let queued = |pipe: &u64| self.facts.pipe(*pipe).and_then(|state| state.queued);
         let is_set = matches!(thread.on, On::Poll { .. } | On::Epoll { .. });
         let mut reads = wait.reads.clone();
@@ -446,13 +441,14 @@ impl Scene<'_> {
         let mut writes = wait.writes.clone();
         writes.retain(|pipe| !is_set || queued(pipe).is_none_or(|count| count > 0));
         // It may wait for the end of the other side only.
-        match reads.is_empty() && writes.is_empty() && wait.sockets.is_empty() {
+        match reads.is_empty() && writes.is_empty() && alone {
             true => (wait.reads.clone(), wait.writes.clone()),
             false => (reads, writes),
         }
     }
 
-    /// The same for sockets, each with what it is waited for.
+    /// The same for sockets, each with what it is waited for, but for those that a runtime put into a
+    /// set for itself.
     fn sockets(&self, thread: &Thread, wait: &Wait) -> Vec<AtSocket> {
         let is_set = matches!(thread.on, On::Poll { .. } | On::Epoll { .. });
         if !is_set {
@@ -464,9 +460,11 @@ impl Scene<'_> {
             let writes = end.writes && (socket.is_full || !end.reads);
             (writes || has_nothing).then_some(AtSocket { writes, ..*end })
         };
-        let found: Vec<AtSocket> = wait.sockets.iter().filter_map(way).collect();
+        let is_users = |end: &&AtSocket| !super::is_of_runtime(&self.names.origins, end.ino);
+        let users: Vec<&AtSocket> = wait.sockets.iter().filter(is_users).collect();
+        let found: Vec<AtSocket> = users.iter().copied().filter_map(way).collect();
         if found.is_empty() {
-            return wait.sockets.iter().map(|end| AtSocket { writes: !end.reads, ..*end }).collect();
+            return users.into_iter().map(|end| AtSocket { writes: !end.reads, ..*end }).collect();
         }
         // The full one is waited for, whatever else could come.
         match found.iter().any(|end| end.writes) {
@@ -524,7 +522,7 @@ impl Scene<'_> {
                 ));
             }
             node.process.hidden.iter().for_each(|hidden| add(format!("pid {}: {hidden}", node.process.pid)));
-            if wait.reads.is_empty() && wait.writes.is_empty() && !wait.at_socket {
+            if wait.reads.is_empty() && wait.writes.is_empty() && wait.sockets.is_empty() {
                 continue;
             }
             // Whoever gets an end that is on its way can go on with it, however little the one who

@@ -450,10 +450,11 @@ impl Text {
         let mut told: Vec<u64> = Vec::new();
         let mut hidden = 0;
         for (process, thread) in facts.tasks() {
+            let is_set = matches!(thread.on, On::Poll { .. } | On::Epoll { .. });
             let sockets = thread.fds().into_iter().filter_map(|fd| facts.socket(process.fd(fd)?.socket()?));
             for socket in sockets.collect::<Vec<_>>() {
-                // A runtime's own is nothing that a task waits at.
-                if told.contains(&socket.ino) || verdict.is_of_runtime(socket.ino) {
+                // What a runtime put into its set for itself is nothing that a task waits at.
+                if told.contains(&socket.ino) || is_set && verdict.is_of_runtime(socket.ino) {
                     continue;
                 }
                 if hidden > 0 || told.len() >= 2 * PIPES {

@@ -39,7 +39,9 @@ pub(super) fn find(
     let is_root = |stuck: &Stuck| is_root(stuck) || scene.mistake(stuck).is_some();
     let mut roots: Vec<&Stuck> = stuck.iter().filter(|stuck| is_root(stuck)).collect();
     // The wait for a futex may have to do with any other thread: told last.
-    roots.sort_by_key(|stuck| (!stuck.proved(), stuck.because, scene.in_futex(&stuck.ring)));
+    // Of rings that overlap the shortest is told.
+    roots
+        .sort_by_key(|stuck| (!stuck.proved(), stuck.because, scene.in_futex(&stuck.ring), stuck.ring.len()));
     let mut crowds: Vec<i32> = Vec::new();
     let mut pairs: Vec<(i32, Option<u64>)> = Vec::new();
     for root in roots {
@@ -50,6 +52,10 @@ pub(super) fn find(
                 .iter()
                 .any(|other| other.because != Because::Cycle && is_root(other) && ring.contains(&other.tid));
             if told || rings.iter().any(|told| !told.is_disjoint(&ring)) {
+                continue;
+            }
+            // A futex of a thread that waits for others, which do not wait for it: they are told.
+            if ring.is_empty() && !root.wakers.is_empty() {
                 continue;
             }
             // What it could do itself is not what it waits for, if others could end it too.
@@ -371,7 +377,7 @@ impl Scene<'_> {
             let fix = members().find_map(|member| self.fix_of_reader(member, "waiting for its end"));
             return Some((sentence, fix));
         }
-        if kinds == BTreeSet::from([Kind::Read]) {
+        if kinds.iter().all(|kind| matches!(kind, Kind::Read | Kind::Thread)) {
             let fix = members().find_map(|member| self.fix_of_child(member));
             if fix.is_some() {
                 return Some((sentence, fix));

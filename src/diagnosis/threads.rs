@@ -56,12 +56,13 @@ impl Scene<'_> {
         let (joining, causes): (Vec<&Stuck>, Vec<&Stuck>) = users.iter().partition(|stuck| joins(stuck));
         let count = process.tasks.len();
         let sentence = if let ([cause], [join]) = (&causes[..], &joining[..]) {
+            let all = if count == 2 { "both threads".to_owned() } else { format!("all {count} threads") };
             let ending = match stuck.proved() {
                 true => "It can never go on.",
                 false => "Nothing was found that will let it go on.",
             };
             format!(
-                "{} of pid {pid} {}, and all the {count} threads wait: {} only for its end. {ending} {never}",
+                "{} of pid {pid} {}, and {all} of the process wait: {} only for this one's end. {ending} {never}",
                 self.name_of(process, cause.tid),
                 self.does(cause)?,
                 self.name_of(process, join.tid),

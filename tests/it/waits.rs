@@ -47,6 +47,8 @@ const STUCK: &[(&str, &[&str])] = &[
     ("output_of_a_child_that_waits_for_input", &["cycle", "cycle"]),
     ("thread_that_reads_the_output_of_a_child_whose_stdin_is_kept", &["cycle", "cycle", "cycle"]),
     ("child_that_fills_its_output_and_has_it_twice", &["cycle", "cycle"]),
+    ("message_of_a_thread_that_waits_for_a_stuck_child", &["cycle", "own_write_end", "stuck_child"]),
+    ("join_of_a_thread_that_reads_the_output_of_a_child_that_waits_for_input", &["cycle", "cycle", "cycle"]),
 ];
 
 /// Every reason that a shape has.

@@ -6,13 +6,15 @@ mod forks;
 mod futex;
 mod leaked;
 mod parents;
+#[cfg_attr(not(feature = "sites"), allow(dead_code, reason = "no stack is read"))]
+pub(crate) mod runtimes;
 mod sockets;
 mod stray;
 mod stuck;
 mod threads;
 mod unproved;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::facts::{Class, Facts, Process};
 use crate::outcome::{Body, End, Running};
@@ -91,6 +93,8 @@ pub(crate) struct Origin {
     pub(crate) callers: Vec<String>,
     /// Every function of the stack, the innermost first.
     pub(crate) functions: Vec<String>,
+    /// An async runtime made it for itself.
+    pub(crate) of_runtime: bool,
     /// The whole stack, if `CHILDPROOF_BACKTRACE=full` asks for it.
     pub(crate) stack: Vec<String>,
 }
@@ -126,6 +130,8 @@ pub(crate) struct Names {
     pub(crate) locks: HashMap<i32, String>,
     /// What a thread's futex is, if its stack tells.
     pub(crate) awaited: HashMap<i32, Awaited>,
+    /// The threads that wait for work of an async runtime.
+    pub(crate) in_runtime: HashSet<i32>,
 }
 
 /// One thing that went wrong: a sentence, and what usually mends it.
@@ -306,19 +312,9 @@ fn origin_of_inode(origins: &[Origin], inode: u64) -> Option<&Origin> {
     origins.iter().rev().find(|origin| !origin.is_process && origin.keys.contains(&inode))
 }
 
-/// Whether a runtime made a socket for itself, to be woken by signals. Nobody's task waits at it.
+/// Whether a runtime made a socket for itself.
 fn is_of_runtime(origins: &[Origin], inode: u64) -> bool {
-    /// Those that make a pair for whoever calls them.
-    const MAKERS: [&str; 8] =
-        ["childproof::", "std::", "core::", "alloc::", "mio::", "nix::", "rustix::", "socket2::"];
-    const OWNERS: [&str; 3] = ["tokio::runtime", "tokio::signal", "signal_hook"];
-    let is_maker = |function: &&String| {
-        let path = function.trim_start_matches('<');
-        !path.contains("::") || MAKERS.iter().any(|maker| path.starts_with(maker))
-    };
-    let owner = origin_of_inode(origins, inode)
-        .and_then(|origin| origin.functions.iter().find(|function| !is_maker(function)));
-    owner.is_some_and(|function| OWNERS.iter().any(|owner| function.contains(owner)))
+    origin_of_inode(origins, inode).is_some_and(|origin| origin.of_runtime)
 }
 
 /// How body and process came to their end.

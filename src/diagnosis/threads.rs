@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::explain::{Scene, list};
 use super::stuck::{Because, Stuck};
-use super::{Awaited, Names, plural};
+use super::{Awaited, plural};
 use crate::facts::Process;
 use crate::proc::waits::{On, Thread};
 
@@ -35,9 +35,8 @@ impl Scene<'_> {
     ) -> Option<(String, Option<String>)> {
         let pid = stuck.pid;
         let all: Vec<&Stuck> = self.stuck.iter().filter(|other| other.pid == pid).collect();
-        let of_runtime = |stuck: &&Stuck| {
-            self.find(stuck.tid).is_some_and(|(_, thread)| is_of_runtime(thread, self.names))
-        };
+        let of_runtime =
+            |stuck: &&Stuck| self.find(stuck.tid).is_some_and(|(_, thread)| self.in_runtime(thread));
         let users: Vec<&Stuck> = all.iter().copied().filter(|stuck| !of_runtime(stuck)).collect();
         if users.is_empty() {
             let who = match stuck.proved() {
@@ -142,7 +141,7 @@ impl Scene<'_> {
         thread: &Thread,
         ends: &str,
     ) -> Option<(String, String)> {
-        let is_users = |other: &&Thread| other.tid != thread.tid && !is_of_runtime(other, self.names);
+        let is_users = |other: &&Thread| other.tid != thread.tid && !self.in_runtime(other);
         let others: Vec<&Thread> = process.tasks.iter().filter(is_users).collect();
         let look = match &others[..] {
             [] => return None,
@@ -167,75 +166,13 @@ impl Scene<'_> {
     pub(super) fn idles(&self, stuck: &Stuck) -> bool {
         stuck.pipe.is_none()
             && stuck.socket.is_none()
-            && self.find(stuck.tid).is_some_and(|(_, thread)| {
-                matches!(thread.on, On::Epoll { .. }) && is_of_runtime(thread, self.names)
-            })
+            && self
+                .find(stuck.tid)
+                .is_some_and(|(_, thread)| matches!(thread.on, On::Epoll { .. }) && self.in_runtime(thread))
     }
 
     /// Whether a thread waits in an async runtime, not in a task's own code.
     pub(super) fn in_runtime(&self, thread: &Thread) -> bool {
-        is_of_runtime(thread, self.names)
-    }
-}
-
-/// Whether what a thread waits in was called by an async runtime.
-fn is_of_runtime(thread: &Thread, names: &Names) -> bool {
-    /// What a runtime waits in.
-    const CALLED: [&str; 5] = ["mio::", "parking_lot", "std::", "core::", "alloc::"];
-    let Some(stack) = names.stacks.get(&thread.tid) else { return false };
-    // The place stands before the name, or behind it where all is shown.
-    let name = |frame: &str| {
-        let frame = match frame.split_once(' ') {
-            Some((place, name)) if place.contains(".rs:") => name,
-            _ => frame.split(" at ").next().unwrap_or(frame),
-        };
-        frame.trim_start_matches('<').to_owned()
-    };
-    let names = || stack.iter().map(|frame| name(frame));
-    let is_called = |name: &str| !name.contains("::") || CALLED.iter().any(|begin| name.starts_with(begin));
-    match names().find(|name| !is_called(name.as_str())) {
-        Some(name) => {
-            ["tokio::runtime", "tokio::park", "tokio::loom"].iter().any(|begin| name.starts_with(begin))
-        }
-        None => thread.name.starts_with("tokio-") || names().any(|name| name.starts_with("mio::")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_of_runtime;
-    use crate::diagnosis::Names;
-    use crate::proc::waits::{On, Thread};
-
-    #[test]
-    fn a_runtime_is_known_by_who_waits_not_by_who_called_it() {
-        for (name, frames, expected) in [
-            ("t", &["tokio::runtime::runtime::Runtime::block_on", "tests/a.rs:1:2 a::b"][..], true),
-            (
-                "t",
-                &["std::sync::poison::mutex::Mutex<T>::lock", "tests/a.rs:1:2 a::b", "tokio::runtime::x"],
-                false,
-            ),
-            ("tokio-rt-worker", &["syscall", "parking_lot_core-0.9/src/a.rs:1:2 parking_lot_core::a"], true),
-            ("t", &["syscall", "parking_lot_core-0.9/src/a.rs:1:2 parking_lot_core::a"], false),
-            ("t", &["syscall", "tokio::runtime::park::Inner::park at tokio-1.5/src/a.rs:1:2"], true),
-            ("t", &["mio-1.2/src/a.rs:1:2 mio::sys::unix::selector::Selector::select"], true),
-            ("t", &[], false),
-        ] {
-            let thread = Thread {
-                tid: 7,
-                name: name.to_owned(),
-                state: "S".to_owned(),
-                syscall: String::new(),
-                on: On::Other,
-                wchan: None,
-                moment: String::new(),
-                settled: true,
-                frames: Vec::new(),
-            };
-            let mut names = Names::default();
-            names.stacks.insert(7, frames.iter().map(|frame| (*frame).to_owned()).collect());
-            assert_eq!(is_of_runtime(&thread, &names), expected, "{frames:?}");
-        }
+        self.names.in_runtime.contains(&thread.tid)
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Mutex;
 
-use crate::diagnosis::{Awaited, Names, Origin};
+use crate::diagnosis::{Awaited, Names, Origin, runtimes};
 use crate::facts::{Facts, Site};
 use crate::forkserver::lock;
 use crate::lines::{Line, Module};
@@ -58,6 +58,9 @@ pub(crate) fn names(facts: &Facts) -> Names {
             names.awaited.extend(awaited(&frames).map(|kind| (thread.tid, kind)));
         }
         names.lines.extend(line_in(&frames, &here).map(|line| (thread.tid, line)));
+        if runtimes::waits(&paths(&frames), &thread.name) {
+            names.in_runtime.insert(thread.tid);
+        }
         names.stacks.insert(thread.tid, stack);
     }
     names
@@ -126,6 +129,37 @@ fn awaited(frames: &[Frame]) -> Option<Awaited> {
     Awaited::of_rust(&words)
 }
 
+/// The functions of a stack, each with its crate and module.
+fn paths(frames: &[Frame]) -> Vec<String> {
+    frames.iter().map(path).collect()
+}
+
+fn path(frame: &Frame) -> String {
+    let function = frame.line.function.as_deref().unwrap_or_default();
+    let plain = match function.strip_prefix('<') {
+        Some(of_type) => of_type,
+        None => function.split('<').next().unwrap_or_default(),
+    };
+    // With line tables alone, a function that was inlined has no path, but a file.
+    match frame.line.file.as_deref().and_then(Path::to_str) {
+        Some(file) if is_ours(Path::new(file)) => format!("childproof::{plain}"),
+        Some(file) if !plain.contains("::") => format!("{}::{plain}", module_of(file)),
+        _ => plain.to_owned(),
+    }
+}
+
+/// `tokio::runtime::park` of `~/.cargo/registry/src/INDEX/tokio-1.54.1/src/runtime/park.rs`.
+fn module_of(file: &str) -> String {
+    let (before, within) = file.rsplit_once("/src/").unwrap_or(("", file));
+    let directory = before.rsplit('/').next().unwrap_or_default();
+    let name = match directory.rsplit_once('-') {
+        Some((name, version)) if version.starts_with(|c: char| c.is_ascii_digit()) => name,
+        _ => directory,
+    };
+    let within = within.trim_end_matches(".rs").replace('/', "::");
+    format!("{}::{within}", name.replace('-', "_"))
+}
+
 /// The line of the user's own code that a thread is in.
 fn line_in(frames: &[Frame], here: &Path) -> Option<String> {
     let own = frames.iter().find(|frame| is_users(frame) && !is_of_registry(frame))?;
@@ -190,6 +224,7 @@ fn origin(site: &Site, resolver: &mut Resolver<'_>) -> Origin {
         function: best.and_then(|frame| frame.line.function.clone()),
         callers: own(above, CALLERS, here),
         functions: frames.iter().filter_map(|frame| frame.line.function.clone()).collect(),
+        of_runtime: runtimes::is_own_socket(&paths(&frames)),
         stack: if full { frames.iter().map(|frame| describe(frame, here)).collect() } else { Vec::new() },
     }
 }

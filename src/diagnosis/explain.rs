@@ -9,11 +9,16 @@ use super::{Awaited, Finding, Names, origin_of_inode, plural};
 use crate::facts::{Facts, PipeState, Process};
 use crate::outcome::End;
 use crate::proc::fds::Fd;
+use crate::proc::sockets::Socket;
 use crate::proc::waits::{On, Thread};
 use crate::report::escape;
 
-/// What stops a process without anybody who means to.
-const TERMINAL: &str = "SIGTTIN and SIGTTOU, which a terminal sends to whoever uses it in the background";
+/// What mends the wait for a child that writes what nobody reads.
+pub(super) const READ_FIRST: &str = "read what the child writes to its end before waiting for the child: \
+                                     `Child::wait_with_output` or `Command::output` do both.";
+
+/// What a parent does that waits for a child's output.
+const READING: &str = "reading to the end";
 
 /// The most waits that are explained one by one.
 const EXPLAINED: usize = 4;
@@ -29,11 +34,16 @@ pub(super) fn find(
     findings: &mut Vec<Finding>,
 ) -> Vec<u64> {
     let scene = Scene { facts, stuck, names, strayed, unread, told: RefCell::default() };
-    let mut told: Vec<(Finding, usize, Vec<u64>)> = Vec::new();
+    let mut told: Vec<(Finding, Vec<i32>, Vec<u64>)> = Vec::new();
     let mut rings: Vec<BTreeSet<i32>> = Vec::new();
     let is_root = |stuck: &Stuck| is_root(stuck) || scene.mistake(stuck).is_some();
     let mut roots: Vec<&Stuck> = stuck.iter().filter(|stuck| is_root(stuck)).collect();
-    roots.sort_by_key(|stuck| (!stuck.proved(), stuck.because));
+    // The wait for a futex may have to do with any other thread: told last.
+    // Of rings that overlap the shortest is told.
+    roots
+        .sort_by_key(|stuck| (!stuck.proved(), stuck.because, scene.in_futex(&stuck.ring), stuck.ring.len()));
+    let mut crowds: Vec<i32> = Vec::new();
+    let mut pairs: Vec<(i32, Option<u64>)> = Vec::new();
     for root in roots {
         if root.because == Because::Cycle {
             let ring: BTreeSet<i32> = root.ring.iter().copied().collect();
@@ -41,35 +51,63 @@ pub(super) fn find(
             let told = stuck
                 .iter()
                 .any(|other| other.because != Because::Cycle && is_root(other) && ring.contains(&other.tid));
-            if told || rings.contains(&ring) {
+            if told || rings.iter().any(|told| !told.is_disjoint(&ring)) {
+                continue;
+            }
+            // A futex of a thread that waits for others, which do not wait for it: they are told.
+            if ring.is_empty() && !root.wakers.is_empty() {
                 continue;
             }
             // What it could do itself is not what it waits for, if others could end it too.
             if ring.len() == 1 && root.wakers.len() > 1 {
                 continue;
             }
+            // All threads of a process that could wake each other are one story.
+            if scene.is_crowd(root) {
+                let told = stuck
+                    .iter()
+                    .any(|other| other.pid == root.pid && other.because != Because::Cycle && is_root(other));
+                if told || crowds.contains(&root.pid) {
+                    continue;
+                }
+                crowds.push(root.pid);
+            }
             rings.push(ring);
+        }
+        // Two threads of one process at the two ends of a pair are one story.
+        let peer = root.socket.and_then(|ino| facts.socket(ino)).and_then(Socket::other_end);
+        if root.because == Because::OwnWriteEnd && peer.is_some() {
+            if pairs.contains(&(root.pid, peer)) {
+                continue;
+            }
+            pairs.push((root.pid, root.socket));
         }
         let finding = scene.explain(root);
         let pipes = scene.told.take();
         let Some(finding) = finding else { continue };
         // Eighty children that hang on one lock are one story.
         match told.iter_mut().find(|(known, ..)| known.fix == finding.fix && same_story(known, &finding)) {
-            Some((_, count, known)) => {
-                *count += 1;
+            Some((_, pids, known)) => {
+                pids.push(root.pid);
                 known.extend(pipes);
             }
-            None => told.push((finding, 1, pipes)),
+            None => told.push((finding, vec![root.pid], pipes)),
         }
     }
     if told.is_empty() && facts.end == End::TimedOut {
         findings.extend(scene.waits_for());
     }
     let more = told.len().saturating_sub(EXPLAINED);
-    for (mut finding, count, pipes) in told.into_iter().take(EXPLAINED) {
-        if count > 1 {
-            finding.sentence += &format!(" The same holds for {}.", plural(count - 1, "more process"));
+    for (mut finding, pids, pipes) in told.into_iter().take(EXPLAINED) {
+        if let [first, others @ ..] = &pids[..]
+            && !others.is_empty()
+        {
+            let same = others.iter().all(|other| other == first);
+            let noun = if same { "more thread" } else { "more process" };
+            finding.sentence += &format!(" The same holds for {}.", plural(others.len(), noun));
         }
+        // Two waits with one fix have one.
+        finding.fix = finding.fix.filter(|fix| findings.iter().all(|known| known.fix.as_ref() != Some(fix)));
         findings.push(finding);
         scene.told.borrow_mut().extend(pipes);
     }
@@ -100,12 +138,12 @@ fn same_story(one: &Finding, other: &Finding) -> bool {
 
 pub(super) struct Scene<'a> {
     pub(super) facts: &'a Facts,
-    stuck: &'a [Stuck],
-    names: &'a Names,
+    pub(super) stuck: &'a [Stuck],
+    pub(super) names: &'a Names,
     strayed: &'a [Strayed<'a>],
     unread: &'a [Unread],
     /// The pipes of which it was told that an end was inherited by mistake.
-    told: RefCell<Vec<u64>>,
+    pub(super) told: RefCell<Vec<u64>>,
 }
 
 impl Scene<'_> {
@@ -123,7 +161,7 @@ impl Scene<'_> {
         let (sentence, fix) = match stuck.because {
             Because::InheritedLock => self.inherited_lock(stuck, process, thread, &never),
             Because::OwnWriteEnd if stuck.socket.is_some() => {
-                self.own_socket(stuck, process, &can_never("get any, nor see EOF"))?
+                self.own_socket(stuck, process, thread, &can_never("get any, nor see EOF"))?
             }
             Because::MaybeInheritedLock => {
                 let sentence = format!(
@@ -136,6 +174,9 @@ impl Scene<'_> {
                     self.fix_of_fork(thread)
                 );
                 (sentence, Some(fix))
+            }
+            Because::NoReaderRuns if stuck.socket.is_some() && stuck.wakers == [pid] => {
+                self.full_socket(stuck, process, thread, &can_never("go on"))?
             }
             Because::OwnWriteEnd => {
                 let ends = self.ends(process, stuck.pipe?, Fd::writes);
@@ -162,8 +203,17 @@ impl Scene<'_> {
                 } else {
                     format!("pid {pid} `{}`", escape::command(process))
                 };
-                let sentence = format!("{who} waits for EOF on a pipe {held}. {}", can_never("see EOF"));
-                (sentence, Some(self.fix_of_own_end(process, stuck.pipe?, &ends)))
+                match self.writer_among_threads(process, thread, &fds(&ends)) {
+                    Some((crowd, fix)) => (
+                        format!("{who} waits at a pipe {held}, {crowd}. {}", can_never("see EOF")),
+                        Some(fix),
+                    ),
+                    None => {
+                        let sentence =
+                            format!("{who} waits for EOF on a pipe {held}. {}", can_never("see EOF"));
+                        (sentence, Some(self.fix_of_own_end(process, stuck.pipe?, &ends)))
+                    }
+                }
             }
             Because::Cycle if matches!(thread.on, On::Futex { .. }) && stuck.ring.len() <= 1 => {
                 let kind = self.names.awaited.get(&thread.tid);
@@ -175,6 +225,7 @@ impl Scene<'_> {
                 }
                 (sentence, Some(Awaited::fix(kind).to_owned()))
             }
+            Because::Cycle if self.is_crowd(stuck) => self.crowd(stuck, process, &never)?,
             Because::Cycle if stuck.ring.len() > 1 => self.ring(stuck, &never)?,
             _ => {
                 let clause = self.clause(stuck)?;
@@ -296,10 +347,15 @@ impl Scene<'_> {
                 _ => Kind::Read,
             });
         }
+        let how = match (self.in_futex(&stuck.ring), pids.len()) {
+            // Whoever could wake a futex may have nothing to do with it.
+            (true, _) => "all wait",
+            (false, 1 | 2) => "wait for each other",
+            (false, _) => "wait for each other in a ring",
+        };
         let who = match &pids[..] {
-            [pid] => format!("{} of pid {pid} wait for each other", plural(stuck.ring.len(), "thread")),
-            [_, _] => format!("pids {} wait for each other", list(&pids)),
-            _ => format!("pids {} wait for each other in a ring", list(&pids)),
+            [pid] => format!("{} of pid {pid} {how}", plural(stuck.ring.len(), "thread")),
+            _ => format!("pids {} {how}", list(&pids)),
         };
         if clauses.len() > 6 {
             clauses.truncate(6);
@@ -318,16 +374,19 @@ impl Scene<'_> {
             return Some((sentence, Some(mistake.fix())));
         }
         if kinds == BTreeSet::from([Kind::Child, Kind::Read]) {
-            let fix = members().find_map(|member| self.fix_of_reader(member));
+            let fix = members().find_map(|member| self.fix_of_reader(member, "waiting for its end"));
             return Some((sentence, fix));
         }
+        if kinds.iter().all(|kind| matches!(kind, Kind::Read | Kind::Thread)) {
+            let fix = members().find_map(|member| self.fix_of_child(member));
+            if fix.is_some() {
+                return Some((sentence, fix));
+            }
+        }
         let fix = if kinds.contains(&Kind::Child) && kinds.contains(&Kind::Write) {
-            "read what the child writes to its end before waiting for the child: `Child::wait_with_output` or \
-             `Command::output` do both."
+            READ_FIRST
         } else if let (Some(first), 1) = (awaited.first().filter(|kind| !kind.is_held()), kinds.len()) {
             Awaited::fix(Some(first))
-        } else if kinds.contains(&Kind::Thread) && kinds.len() == 1 {
-            "take locks in the same order everywhere, and join no thread while holding what it needs."
         } else if kinds.contains(&Kind::Child) {
             "close the end that the child waits on before waiting for the child: drop its owner."
         } else if kinds.len() == 1 && kinds.contains(&Kind::Write) {
@@ -341,12 +400,18 @@ impl Scene<'_> {
 
     /// What one thread waits for, and who has it.
     fn clause(&self, stuck: &Stuck) -> Option<String> {
-        let (process, thread) = self.find(stuck.tid)?;
+        let (process, _) = self.find(stuck.tid)?;
         let who = match process.tasks.len() {
             1 => stuck.pid.to_string(),
             _ if stuck.tid == stuck.pid => format!("the main thread of {}", stuck.pid),
             _ => format!("thread {} of {}", stuck.tid, stuck.pid),
         };
+        Some(format!("{who} {}", self.does(stuck)?))
+    }
+
+    /// The same without the name of the thread: `waits ..`.
+    pub(super) fn does(&self, stuck: &Stuck) -> Option<String> {
+        let (process, thread) = self.find(stuck.tid)?;
         // Of a set of fds, the pipe is one; others may be woken through the rest.
         let waits_on = |is: fn(&Fd) -> bool| {
             let pipe = stuck.pipe.filter(|_| matches!(thread.on, On::Poll { .. } | On::Epoll { .. }))?;
@@ -361,24 +426,24 @@ impl Scene<'_> {
         let reads = waits_on(Fd::reads).is_some();
         let (only, holders) = match &wakers[..] {
             [] => ("", "nobody that was found".to_owned()),
-            [waker] if *waker == stuck.pid => ("only ", "it itself".to_owned()),
+            [waker] if *waker == stuck.pid => ("only ", "itself".to_owned()),
             wakers => ("only ", list(wakers)),
         };
         Some(match &thread.on {
-            On::Child { .. } => format!("{who} waits for the end of {holders}"),
-            On::Thread { tid } => format!("{who} waits for the end of thread {tid}"),
-            On::Futex { .. } => format!("{who} waits {}", self.awaited(thread)),
+            On::Child { .. } => format!("waits for the end of {holders}"),
+            On::Thread { tid } => format!("waits for the end of thread {tid}"),
+            On::Futex { .. } => format!("waits {}", self.awaited(thread)),
             On::Lock { fd } => {
                 let file = process.fd(*fd).map_or_else(String::new, |file| escape::text(&file.target));
                 let holds = if stuck.wakers.len() > 1 { "hold" } else { "holds" };
-                format!("{who} waits for the lock on `{file}` that {holders} {holds}")
+                format!("waits for the lock on `{file}` that {holders} {holds}")
             }
-            _ if stuck.socket.is_some() => format!("{who} {}", self.clause_of_socket(stuck, thread)?),
+            _ if stuck.socket.is_some() => self.clause_of_socket(stuck)?,
             On::Write { .. } | On::Poll { .. } | On::Epoll { .. } if stuck.pipe.is_some() && !reads => {
                 let full = self.facts.pipe(stuck.pipe?).and_then(PipeState::queue);
                 let full = full.map_or_else(String::new, |queue| format!(" ({queue})"));
                 format!(
-                    "{who} writes to pipe:[{}], which is full{full} and which {only}{holders} can read",
+                    "writes to pipe:[{}], which is full{full} and which {only}{holders} can read",
                     stuck.pipe?
                 )
             }
@@ -390,9 +455,9 @@ impl Scene<'_> {
                 });
                 match stuck.pipe {
                     Some(pipe) => {
-                        format!("{who} reads from pipe:[{pipe}], to which {only}{holders} can write{mistake}")
+                        format!("reads from pipe:[{pipe}], to which {only}{holders} can write{mistake}")
                     }
-                    None => format!("{who} waits for an eventfd, to which {only}{holders} can write"),
+                    None => format!("waits for an eventfd, to which {only}{holders} can write"),
                 }
             }
         })
@@ -410,7 +475,7 @@ impl Scene<'_> {
 
     /// What keeps a pipe open for writing, if that is nothing but ends that were inherited by
     /// mistake.
-    fn open_by_mistake(&self, pipe: u64) -> Option<&Strayed<'_>> {
+    pub(super) fn open_by_mistake(&self, pipe: u64) -> Option<&Strayed<'_>> {
         let strayed = |pid: i32| {
             let process = self.facts.processes.iter().find(|process| process.pid == pid)?;
             let ends = self.ends(process, pipe, Fd::writes);
@@ -435,7 +500,7 @@ impl Scene<'_> {
     }
 
     /// What is to be said of processes that did not see the end of somebody whom they watch.
-    fn unwatched(&self, pids: &[i32]) -> String {
+    pub(super) fn unwatched(&self, pids: &[i32]) -> String {
         let unread = self.unread.iter().filter(|unread| pids.contains(&unread.pid));
         unread
             .map(|Unread { pid, fds }| match &fds[..] {
@@ -453,116 +518,61 @@ impl Scene<'_> {
     }
 
     /// What ends the wait of a reader whose pipe is open in somebody who waits for its end.
-    fn fix_of_reader(&self, reader: &Stuck) -> Option<String> {
+    fn fix_of_reader(&self, reader: &Stuck, before: &str) -> Option<String> {
         let pipe = reader.pipe?;
         let (process, _) = self.find(reader.tid)?;
         let writer = reader.ring.get(1).and_then(|tid| self.find(*tid))?.0;
+        self.fix_of_pipe(process, pipe, writer, before)
+    }
+
+    /// The same for a child that waits at its stdin while its parent reads what it is to write.
+    fn fix_of_child(&self, reader: &Stuck) -> Option<String> {
+        let (process, _) = self.find(reader.tid)?;
+        let writer = reader.ring.get(1).and_then(|tid| self.find(*tid))?.0;
+        let is_program = !process.forked_without_exec && !process.is_test;
+        if !is_program || process.lineage.first() != Some(&writer.pid) {
+            return None;
+        }
+        match reader.socket {
+            Some(socket) => self.fix_of_socket(socket, writer),
+            None => self.fix_of_reader(reader, READING),
+        }
+    }
+
+    /// What gives the reader of a pipe its EOF, if the writer waits for what it does then.
+    pub(super) fn fix_of_pipe(
+        &self,
+        process: &Process,
+        pipe: u64,
+        writer: &Process,
+        before: &str,
+    ) -> Option<String> {
         let ends = self.ends(writer, pipe, Fd::writes);
         let who = if writer.is_test { "the test".to_owned() } else { format!("pid {}", writer.pid) };
         let place = origin_of_inode(&self.names.origins, pipe).and_then(|origin| origin.place.as_deref());
         let place = place.map_or_else(String::new, |place| format!(" (made at {place})"));
+        if ends.is_empty() {
+            return None;
+        }
         let ends = fds(&ends);
         Some(match process.fd(0).and_then(Fd::pipe) == Some(pipe) {
+            true if before == READING => {
+                format!("drop `child.stdin`, {ends} of {who}{place}, before {before}; or write to it first.")
+            }
             true => format!(
                 "drop the child's stdin, {ends} of {who}{place}, before `wait()`: that closes only a `child.stdin` \
                  which was not taken out."
             ),
             false => format!(
-                "close the write end that pid {} waits on, {ends} of {who}{place}, before waiting for its end: drop \
+                "close the write end that pid {} waits on, {ends} of {who}{place}, before {before}: drop \
                  the owner.",
                 process.pid
             ),
         })
     }
 
-    /// What the test's own first thread waits for, if somebody else could still end that.
-    fn waits_for(&self) -> Option<Finding> {
-        let test = self.facts.processes.iter().find(|process| process.is_test)?;
-        let thread = test.tasks.first()?;
-        let name = |pid: i32| {
-            let process = self.facts.processes.iter().find(|process| process.pid == pid);
-            process.map_or_else(|| pid.to_string(), |process| format!("{pid} `{}`", escape::command(process)))
-        };
-        let (sentence, fix) = match &thread.on {
-            On::Stopped if thread.state == "T" => (
-                "the test is stopped by a signal.".to_owned(),
-                Some(format!(
-                    "look who sent it: SIGSTOP, SIGTSTP, or {TERMINAL}. SIGCONT would let it go on."
-                )),
-            ),
-            On::Child { pid } if *pid > 0 => {
-                let is_stopped = |process: &&Process| {
-                    process.pid == *pid && process.tasks.iter().any(|thread| thread.on == On::Stopped)
-                };
-                match self.facts.processes.iter().find(is_stopped) {
-                    Some(_) => (
-                        format!("the test waits for the end of pid {}, which is stopped.", name(*pid)),
-                        Some(format!(
-                            "send it SIGCONT, or SIGKILL, which ends it all the same; and look who stopped it: SIGSTOP, \
-                             SIGTSTP, or {TERMINAL}."
-                        )),
-                    ),
-                    None => {
-                        let unwatched = self.unwatched(&[*pid]);
-                        (format!("the test waits for the end of pid {}.{unwatched}", name(*pid)), None)
-                    }
-                }
-            }
-            _ if thread.fds().iter().any(|fd| self.socket(test, *fd).is_some()) => {
-                let socket = thread.fds().into_iter().find_map(|fd| self.socket(test, fd))?;
-                (self.waits_at(socket, test, name)?, None)
-            }
-            On::Read { .. } | On::Poll { .. } => {
-                let pipes: Vec<u64> = thread.fds().into_iter().filter_map(|fd| test.pipe(fd)).collect();
-                let writes = |fd: &Fd| fd.writes() && fd.pipe().is_some_and(|pipe| pipes.contains(&pipe));
-                let holders: Vec<i32> = self
-                    .facts
-                    .processes
-                    .iter()
-                    .filter(|process| !process.is_test && process.fds.iter().flatten().any(writes))
-                    .take(4)
-                    .map(|process| process.pid)
-                    .collect();
-                if holders.is_empty() {
-                    return None;
-                }
-                let mistake = match pipes[..] {
-                    [pipe] => self.open_by_mistake(pipe),
-                    _ => None,
-                };
-                let only = mistake.map_or("", |_| ", only because no O_CLOEXEC kept it back");
-                self.told.borrow_mut().extend(mistake.map(|mistake| mistake.ino));
-                let names: Vec<String> = holders.iter().copied().map(name).collect();
-                let unwatched = self.unwatched(&holders);
-                (
-                    format!(
-                        "the test reads from a pipe that is open for writing in pid {}{only}: it sees EOF only when \
-                         that is closed.{}",
-                        names.join(", pid "),
-                        unwatched
-                    ),
-                    Some(mistake.map_or_else(
-                        || {
-                            let background = "a program that stays in the background keeps what it inherited: redirect its \
-                                              output, or end it before reading to the end.";
-                            let watch = if unwatched.is_empty() {
-                                ""
-                            } else {
-                                " One that is to end with its parent has to read its lifeline, in a thread of its own."
-                            };
-                            format!("{background}{watch}")
-                        },
-                        Strayed::fix,
-                    )),
-                )
-            }
-            _ => return None,
-        };
-        Some(Finding { cause: None, sentence, fix, allow: None })
-    }
-
     /// What a thread waits for in a futex, behind the word `waits`.
-    fn awaited(&self, thread: &Thread) -> String {
+    pub(super) fn awaited(&self, thread: &Thread) -> String {
         let name = match (self.names.locks.get(&thread.tid), self.names.called.get(&thread.tid)) {
             (Some(name), _) => format!(" ({name})"),
             (None, Some(function)) => format!(" (in `{}`)", brief(function)),
@@ -572,7 +582,7 @@ impl Scene<'_> {
     }
 
     /// The fds of one process that are ends of a pipe.
-    fn ends(&self, process: &Process, pipe: u64, is: impl Fn(&Fd) -> bool) -> Vec<i32> {
+    pub(super) fn ends(&self, process: &Process, pipe: u64, is: impl Fn(&Fd) -> bool) -> Vec<i32> {
         let ends = process.fds.iter().flatten().filter(|fd| fd.pipe() == Some(pipe) && is(fd));
         ends.map(|fd| fd.fd).collect()
     }
@@ -593,7 +603,7 @@ impl Scene<'_> {
         format!("create the write end, fd {fds}, with O_CLOEXEC{place}, so that the program never gets it.")
     }
 
-    fn find(&self, tid: i32) -> Option<(&Process, &Thread)> {
+    pub(super) fn find(&self, tid: i32) -> Option<(&Process, &Thread)> {
         self.facts.tasks().find(|(_, thread)| thread.tid == tid)
     }
 }
@@ -631,7 +641,7 @@ fn brief(path: &str) -> String {
 }
 
 /// `fd 3`, `fds 3 and 4`.
-fn fds(numbers: &[i32]) -> String {
+pub(super) fn fds(numbers: &[i32]) -> String {
     format!("{} {}", if numbers.len() == 1 { "fd" } else { "fds" }, list(numbers))
 }
 

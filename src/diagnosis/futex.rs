@@ -33,7 +33,9 @@ impl Awaited {
             Some(Awaited::Condvar) => format!("for a condition variable{name}"),
             Some(Awaited::Unpark) => "to be unparked".to_owned(),
             Some(Awaited::Barrier) => format!("for others at a barrier{name}"),
-            Some(Awaited::Once) => format!("for a `Once` or `LazyLock`{name} that is being initialised"),
+            Some(Awaited::Once) => {
+                format!("for a `Once`, `OnceLock` or `LazyLock`{name} that is being initialised")
+            }
             Some(Awaited::Semaphore) => format!("for a semaphore{name}"),
             Some(Awaited::Scope) => "for the end of the threads of a `thread::scope`".to_owned(),
             Some(Awaited::Lock) => format!("for a lock{name}"),

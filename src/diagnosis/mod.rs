@@ -6,16 +6,21 @@ mod forks;
 mod futex;
 mod leaked;
 mod parents;
+#[cfg_attr(not(feature = "sites"), allow(dead_code, reason = "no stack is read"))]
+pub(crate) mod runtimes;
 mod sockets;
 mod stray;
 mod stuck;
+mod threads;
+mod unproved;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::facts::{Class, Facts, Process};
 use crate::outcome::{Body, End, Running};
 use crate::policy::Settings;
 
+use ends::Strayed;
 pub(crate) use ends::Unread;
 pub(crate) use futex::Awaited;
 pub(crate) use leaked::is_daemon;
@@ -90,6 +95,8 @@ pub(crate) struct Origin {
     pub(crate) callers: Vec<String>,
     /// Every function of the stack, the innermost first.
     pub(crate) functions: Vec<String>,
+    /// An async runtime made it for itself.
+    pub(crate) of_runtime: bool,
     /// The whole stack, if `CHILDPROOF_BACKTRACE=full` asks for it.
     pub(crate) stack: Vec<String>,
 }
@@ -125,6 +132,8 @@ pub(crate) struct Names {
     pub(crate) locks: HashMap<i32, String>,
     /// What a thread's futex is, if its stack tells.
     pub(crate) awaited: HashMap<i32, Awaited>,
+    /// The threads that wait for work of an async runtime.
+    pub(crate) in_runtime: HashSet<i32>,
 }
 
 /// One thing that went wrong: a sentence, and what usually mends it.
@@ -216,6 +225,11 @@ impl Verdict {
         origin_of_inode(&self.names.origins, inode)
     }
 
+    /// Whether a runtime made this socket for itself.
+    pub(crate) fn is_of_runtime(&self, inode: u64) -> bool {
+        is_of_runtime(&self.names.origins, inode)
+    }
+
     /// The wait of a thread, if nothing was found to end it.
     pub(crate) fn stuck_at(&self, tid: i32) -> Option<&Stuck> {
         self.stuck.iter().find(|stuck| stuck.tid == tid)
@@ -298,6 +312,11 @@ fn origin_of_process(origins: &[Origin], pid: i32) -> Option<&Origin> {
 /// Where the pipe or socket with this inode was made. The last who made it: numbers come again.
 fn origin_of_inode(origins: &[Origin], inode: u64) -> Option<&Origin> {
     origins.iter().rev().find(|origin| !origin.is_process && origin.keys.contains(&inode))
+}
+
+/// Whether a runtime made a socket for itself.
+fn is_of_runtime(origins: &[Origin], inode: u64) -> bool {
+    origin_of_inode(origins, inode).is_some_and(|origin| origin.of_runtime)
 }
 
 /// How body and process came to their end.

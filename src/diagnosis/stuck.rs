@@ -20,6 +20,7 @@ use super::{Awaited, Names, plural};
 use crate::facts::{Class, Facts, Process};
 use crate::outcome::End;
 use crate::proc::fds::Fd;
+use crate::proc::sockets::Socket;
 use crate::proc::waits::{On, Thread};
 
 /// Why a wait never ends.
@@ -73,6 +74,10 @@ pub(crate) struct Stuck {
     pub(crate) pipe: Option<u64>,
     /// The socket that it waits on, if it is one and no pipe.
     pub(crate) socket: Option<u64>,
+    /// It waits there for room, not for data.
+    pub(crate) writes: bool,
+    /// It waits at both ends of one pair, and nobody knows which of them matters.
+    pub(crate) both_ends: bool,
     /// The processes that could wake it and never will, each once.
     pub(crate) wakers: Vec<i32>,
     /// Those that wait for each other, this one first and each for the next: thread ids. Empty if
@@ -106,12 +111,21 @@ struct Wait {
     /// The pipes at which it waits for a writer or for a reader.
     reads: Vec<u64>,
     writes: Vec<u64>,
-    /// The socket that it waits on.
-    socket: Option<u64>,
-    /// Its own process has the other end of that socket.
-    own_socket: bool,
+    /// The sockets that it waits on.
+    sockets: Vec<AtSocket>,
     /// The kernel says that there is another end, and nobody was found to have it.
     unseen: bool,
+}
+
+/// A socket that a thread waits on.
+#[derive(Clone, Copy)]
+struct AtSocket {
+    ino: u64,
+    /// What it asked for.
+    reads: bool,
+    writes: bool,
+    /// Its own process has the other end.
+    own: bool,
 }
 
 impl Wait {
@@ -130,7 +144,7 @@ pub(super) fn find(facts: &Facts, names: &Names) -> Vec<Stuck> {
         .filter(alive)
         .flat_map(|process| process.tasks.iter().map(move |thread| Node { process, thread, wait: None }))
         .collect();
-    let scene = Scene { facts, processes: facts.processes.iter().filter(alive).collect() };
+    let scene = Scene { facts, names, processes: facts.processes.iter().filter(alive).collect() };
     for at in 0..nodes.len() {
         nodes[at].wait = scene.wait(&nodes, at);
     }
@@ -146,7 +160,7 @@ pub(super) fn find(facts: &Facts, names: &Names) -> Vec<Stuck> {
         }
         freed.into_iter().for_each(|at| stuck[at] = false);
     }
-    (0..nodes.len()).filter(|at| stuck[*at]).filter_map(|at| scene.conclude(&nodes, at, names)).collect()
+    (0..nodes.len()).filter(|at| stuck[*at]).filter_map(|at| scene.conclude(&nodes, at)).collect()
 }
 
 /// The test process is in the list of leaked ones only if its time was over.
@@ -180,6 +194,7 @@ enum Side {
 
 struct Scene<'a> {
     facts: &'a Facts,
+    names: &'a Names,
     /// Everything that runs below the supervisor.
     processes: Vec<&'a Process>,
 }
@@ -264,7 +279,8 @@ impl Scene<'_> {
         if !forever {
             return None;
         }
-        self.add_socket(wait, nodes, at, ino, other == Side::Reader)
+        let writes = other == Side::Reader;
+        self.add_socket(wait, nodes, at, AtSocket { ino, reads: !writes, writes, own: false })
     }
 
     fn add_set(&self, wait: &mut Wait, nodes: &[Node<'_>], at: usize, set: &[i32]) -> Option<()> {
@@ -275,8 +291,11 @@ impl Scene<'_> {
         for entry in set.chunks_exact(2) {
             let fd = nodes[at].process.fd(entry[0])?;
             if let Some(ino) = fd.socket() {
-                let writes = entry[1] & i32::from(libc::POLLOUT | libc::POLLWRNORM | libc::POLLWRBAND) != 0;
-                self.add_socket(wait, nodes, at, ino, writes)?;
+                let asks = |events: i16| entry[1] & i32::from(events) != 0;
+                let writes = asks(libc::POLLOUT | libc::POLLWRNORM | libc::POLLWRBAND);
+                let reads =
+                    !writes || asks(libc::POLLIN | libc::POLLRDNORM | libc::POLLRDBAND | libc::POLLPRI);
+                self.add_socket(wait, nodes, at, AtSocket { ino, reads, writes, own: false })?;
                 continue;
             }
             // Even one that asks for nothing is told of the end of the other side (poll(2)).
@@ -291,14 +310,8 @@ impl Scene<'_> {
     }
 
     /// Adds whoever has the other end of a unix socket, or the same.
-    fn add_socket(
-        &self,
-        wait: &mut Wait,
-        nodes: &[Node<'_>],
-        at: usize,
-        ino: u64,
-        writes: bool,
-    ) -> Option<()> {
+    fn add_socket(&self, wait: &mut Wait, nodes: &[Node<'_>], at: usize, end: AtSocket) -> Option<()> {
+        let AtSocket { ino, writes, .. } = end;
         let socket = self.facts.socket(ino)?;
         let peer = socket.other_end()?;
         // What a datagram waits for room behind may be in anybody's queue.
@@ -319,10 +332,7 @@ impl Scene<'_> {
         self.add_threads(&mut holders, nodes, |holder| may_have(holder, is_own))?;
         wait.meddlers.extend(holders.wakers.into_iter().filter(|other| *other != at));
         let own = nodes[at].process.fds.iter().flatten().any(is_other);
-        if wait.socket.is_none() || own {
-            wait.socket = Some(ino);
-        }
-        wait.own_socket |= own;
+        wait.sockets.push(AtSocket { own, ..end });
         Some(())
     }
 
@@ -361,7 +371,7 @@ impl Scene<'_> {
         Some(())
     }
 
-    fn conclude(&self, nodes: &[Node<'_>], at: usize, names: &Names) -> Option<Stuck> {
+    fn conclude(&self, nodes: &[Node<'_>], at: usize) -> Option<Stuck> {
         let Node { process, thread, wait } = &nodes[at];
         let wait = wait.as_ref()?;
         let mut wakers: Vec<i32> = Vec::new();
@@ -372,36 +382,95 @@ impl Scene<'_> {
             }
         }
         let cycle = closure(nodes, at, |wait| wait.wakers.iter().copied().collect()).contains(&at);
-        // A write that waits at a socket is one; a poll set may wait for both, and most do to read.
-        let on_socket = wait.socket.is_some();
-        let to_write = match &thread.on {
-            On::Write { .. } => true,
-            _ => !wait.writes.is_empty() && wait.reads.is_empty() && !on_socket,
-        };
-        let to_read = !to_write && wait.writes.is_empty() && (!wait.reads.is_empty() || on_socket);
+        let sockets = self.sockets(thread, wait);
+        let (reads, writes) = self.pipes(thread, wait, sockets.is_empty());
+        let at_socket = sockets.iter().find(|end| end.own).or(sockets.first());
+        let own_socket = at_socket.is_some_and(|end| end.own);
         let writes_to =
             |pipe: &&u64| process.fds.iter().flatten().any(|fd| fd.pipe() == Some(**pipe) && fd.writes());
-        let own = wait.reads.iter().find(writes_to).filter(|_| to_read);
+        let own = reads.iter().find(writes_to).filter(|_| writes.is_empty());
+        // What it has the other end of tells more than what it has not.
+        let pipe = own.or(reads.last()).or(writes.last()).filter(|_| own.is_some() || !own_socket);
+        let at_socket = at_socket.filter(|_| pipe.is_none());
+        let to_write = match &thread.on {
+            On::Write { .. } => true,
+            _ => at_socket.map_or(reads.is_empty() && !writes.is_empty(), |end| end.writes),
+        };
+        let to_read = !to_write && writes.is_empty() && (pipe.is_some() || at_socket.is_some());
+        let both_ends = at_socket.is_some_and(|end| {
+            let peer = self.facts.socket(end.ino).and_then(Socket::other_end);
+            !end.writes && sockets.iter().any(|other| Some(other.ino) == peer)
+        });
         let because = match &thread.on {
-            On::Futex { .. } => self.inherited(process, thread, names).unwrap_or(Because::Cycle),
+            On::Futex { .. } => self.inherited(process, thread, self.names).unwrap_or(Because::Cycle),
             // Whatever the others do: it would have to do it itself.
-            _ if own.is_some() || to_read && wait.own_socket => Because::OwnWriteEnd,
+            _ if own.is_some() || to_read && at_socket.is_some_and(|end| end.own) => Because::OwnWriteEnd,
             _ if to_write && wakers == [process.pid] => Because::NoReaderRuns,
             _ if cycle => Because::Cycle,
             On::Thread { .. } => Because::StuckThread,
             On::Child { .. } => Because::StuckChild,
             On::Lock { .. } => Because::StuckHolder,
-            _ if to_write || !wait.writes.is_empty() => Because::NoReaderRuns,
+            _ if to_write || !writes.is_empty() => Because::NoReaderRuns,
             _ => Because::NoWriter,
         };
         let closure = closure(nodes, at, |wait| wait.all().collect());
         let doubts = self.doubts(nodes, closure.into_iter().chain([at]).collect());
-        let pipe = own.or(wait.reads.last()).or(wait.writes.last()).copied();
-        // What it has the other end of tells more than what it has not.
-        let pipe = pipe.filter(|_| own.is_some() || !wait.own_socket);
-        let socket = wait.socket.filter(|_| pipe.is_none());
         let ring = if cycle { ring(nodes, at) } else { Vec::new() };
-        Some(Stuck { pid: process.pid, tid: thread.tid, because, pipe, socket, wakers, ring, doubts })
+        Some(Stuck {
+            pid: process.pid,
+            tid: thread.tid,
+            because,
+            pipe: pipe.copied(),
+            socket: at_socket.map(|end| end.ino),
+            writes: to_write,
+            both_ends,
+            wakers,
+            ring,
+            doubts,
+        })
+    }
+
+    /// The pipes at which a thread waits to read and to write. Who has put an fd into a set waits for
+    /// one way of it, and the edge of the other is over: what has data is not waited for to be read,
+    /// and what is empty has room.
+    fn pipes(&self, thread: &Thread, wait: &Wait, alone: bool) -> (Vec<u64>, Vec<u64>) {
+        let queued = |pipe: &u64| self.facts.pipe(*pipe).and_then(|state| state.queued);
+        let is_set = matches!(thread.on, On::Poll { .. } | On::Epoll { .. });
+        let mut reads = wait.reads.clone();
+        reads.retain(|pipe| !is_set || queued(pipe).is_none_or(|count| count == 0));
+        let mut writes = wait.writes.clone();
+        writes.retain(|pipe| !is_set || queued(pipe).is_none_or(|count| count > 0));
+        // It may wait for the end of the other side only.
+        match reads.is_empty() && writes.is_empty() && alone {
+            true => (wait.reads.clone(), wait.writes.clone()),
+            false => (reads, writes),
+        }
+    }
+
+    /// The same for sockets, each with what it is waited for, but for those that a runtime put into a
+    /// set for itself.
+    fn sockets(&self, thread: &Thread, wait: &Wait) -> Vec<AtSocket> {
+        let is_set = matches!(thread.on, On::Poll { .. } | On::Epoll { .. });
+        if !is_set {
+            return wait.sockets.clone();
+        }
+        let way = |end: &AtSocket| {
+            let socket = self.facts.socket(end.ino)?;
+            let has_nothing = socket.queued.is_none_or(|count| count == 0);
+            let writes = end.writes && (socket.is_full || !end.reads);
+            (writes || has_nothing).then_some(AtSocket { writes, ..*end })
+        };
+        let is_users = |end: &&AtSocket| !super::is_of_runtime(&self.names.origins, end.ino);
+        let users: Vec<&AtSocket> = wait.sockets.iter().filter(is_users).collect();
+        let found: Vec<AtSocket> = users.iter().copied().filter_map(way).collect();
+        if found.is_empty() {
+            return users.into_iter().map(|end| AtSocket { writes: !end.reads, ..*end }).collect();
+        }
+        // The full one is waited for, whatever else could come.
+        match found.iter().any(|end| end.writes) {
+            true => found.into_iter().filter(|end| end.writes).collect(),
+            false => found,
+        }
     }
 
     /// Whether a thread waits for a lock that was held when its process was forked: the process is
@@ -453,7 +522,7 @@ impl Scene<'_> {
                 ));
             }
             node.process.hidden.iter().for_each(|hidden| add(format!("pid {}: {hidden}", node.process.pid)));
-            if wait.reads.is_empty() && wait.writes.is_empty() && wait.socket.is_none() {
+            if wait.reads.is_empty() && wait.writes.is_empty() && wait.sockets.is_empty() {
                 continue;
             }
             // Whoever gets an end that is on its way can go on with it, however little the one who

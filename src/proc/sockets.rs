@@ -49,6 +49,8 @@ wire_struct! {
         pub(crate) name: Option<String>,
         /// Bytes that wait to be read, or connections that wait to be accepted.
         pub(crate) queued: Option<u32>,
+        /// Whether poll(2) would say that it has no room for more.
+        pub(crate) is_full: bool,
     }
 }
 
@@ -104,6 +106,13 @@ impl Socket {
         };
         [domain, kind].join(" ").trim().to_owned()
     }
+
+    /// `a unix stream socket`.
+    pub(crate) fn with_article(&self) -> String {
+        let what = self.what();
+        let article = if what.starts_with('I') { "an" } else { "a" };
+        format!("{article} {what} socket").replace("  ", " ")
+    }
 }
 
 /// Asks the kernel about sockets, one after the other.
@@ -136,6 +145,7 @@ impl Asker {
             peer: Peer::Nobody,
             name: None,
             queued: None,
+            is_full: false,
         };
         drop(second);
         if !matches!(socket.domain, 0 | libc::AF_UNIX) {
@@ -167,6 +177,7 @@ impl Asker {
         socket.listens |= answer.listens;
         socket.name = answer.name;
         socket.queued = answer.queued;
+        socket.is_full = answer.is_full;
         // 0 is a socket without an inode: not accepted yet, or closed.
         if answer.peer != 0 {
             socket.peer = Peer::Socket { ino: answer.peer };
@@ -228,6 +239,7 @@ pub(super) struct Answer {
     peer: u64,
     name: Option<String>,
     queued: Option<u32>,
+    is_full: bool,
     waiting: Vec<u64>,
 }
 
@@ -238,10 +250,15 @@ const UDIAG_SHOW_NAME: u32 = 0x01;
 const UDIAG_SHOW_PEER: u32 = 0x04;
 const UDIAG_SHOW_ICONS: u32 = 0x08;
 const UDIAG_SHOW_RQLEN: u32 = 0x10;
+const UDIAG_SHOW_MEMINFO: u32 = 0x20;
 const UNIX_DIAG_NAME: u16 = 0;
 const UNIX_DIAG_PEER: u16 = 2;
 const UNIX_DIAG_ICONS: u16 = 3;
 const UNIX_DIAG_RQLEN: u16 = 4;
+const UNIX_DIAG_MEMINFO: u16 = 5;
+/// Words of it: the memory that is on its way, and how much may be (`SO_SNDBUF`).
+const SK_MEMINFO_WMEM_ALLOC: usize = 2;
+const SK_MEMINFO_SNDBUF: usize = 3;
 /// `TCP_LISTEN`: the states of all sockets have the names of TCP's.
 const LISTENS: u8 = 10;
 
@@ -257,7 +274,7 @@ fn exchange(netlink: &OwnedFd, ino: u32) -> Option<Answer> {
     request.extend(ino.to_ne_bytes());
     request.extend(0u32.to_ne_bytes());
     request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
-    let show = UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN;
+    let show = UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN | UDIAG_SHOW_MEMINFO;
     // All states; by inode, whatever the cookie.
     for word in [u32::MAX, ino, show, u32::MAX, u32::MAX] {
         request.extend(word.to_ne_bytes());
@@ -286,6 +303,7 @@ pub(super) fn parse(message: &[u8], ino: u32) -> Option<Answer> {
         peer: 0,
         name: None,
         queued: None,
+        is_full: false,
         waiting: Vec::new(),
     };
     let mut rest = message.get(32..)?;
@@ -297,6 +315,13 @@ pub(super) fn parse(message: &[u8], ino: u32) -> Option<Answer> {
             UNIX_DIAG_NAME => answer.name = name(value),
             UNIX_DIAG_PEER => answer.peer = u64::from(word(value, 0)?),
             UNIX_DIAG_RQLEN => answer.queued = word(value, 0),
+            UNIX_DIAG_MEMINFO => {
+                let bytes = |at: usize| word(value, 4 * at).map(u64::from);
+                // As the kernel's `unix_writable` has it.
+                answer.is_full = bytes(SK_MEMINFO_WMEM_ALLOC)
+                    .zip(bytes(SK_MEMINFO_SNDBUF))
+                    .is_some_and(|(used, room)| used * 4 > room);
+            }
             UNIX_DIAG_ICONS => {
                 answer.waiting =
                     value.chunks_exact(4).filter_map(|ino| word(ino, 0)).map(u64::from).collect();
@@ -360,6 +385,16 @@ mod tests {
         assert_eq!(socket.other_end(), Some(ino(&other)));
         drop(other);
         assert_eq!(ask(&one).0.peer, Peer::Nobody);
+    }
+
+    #[test]
+    fn what_has_no_room_is_full() {
+        let (one, other) = UnixStream::pair().unwrap();
+        one.set_nonblocking(true).unwrap();
+        std::io::Write::write_all(&mut &one, b"abc").unwrap();
+        assert!(!ask(&one).0.is_full);
+        let _ = std::io::Write::write_all(&mut &one, &[0; 4_000_000]);
+        assert!(ask(&one).0.is_full && !ask(&other).0.is_full);
     }
 
     #[test]

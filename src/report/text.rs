@@ -336,7 +336,14 @@ impl Text {
                 ([thread], _) if thread.name == process.comm => format!("thread {}: ", thread.tid),
                 ([thread], _) => format!("thread {} `{}`: ", thread.tid, escape::text(&thread.name)),
                 ([first, ..], _) => {
-                    format!("\u{d7}{} threads `{}`, ..: ", threads.len(), escape::text(&first.name))
+                    let tids: Vec<String> =
+                        threads.iter().take(LISTED).map(|thread| thread.tid.to_string()).collect();
+                    let more = if threads.len() > LISTED { ", .." } else { "" };
+                    let name = match threads.iter().all(|thread| thread.name == first.name) {
+                        true => escape::text(&first.name),
+                        false => format!("{}`, `..", escape::text(&first.name)),
+                    };
+                    format!("\u{d7}{} threads {}{more} `{name}`: ", threads.len(), tids.join(", "))
                 }
                 ([], _) => continue,
             };
@@ -450,9 +457,11 @@ impl Text {
         let mut told: Vec<u64> = Vec::new();
         let mut hidden = 0;
         for (process, thread) in facts.tasks() {
+            let is_set = matches!(thread.on, On::Poll { .. } | On::Epoll { .. });
             let sockets = thread.fds().into_iter().filter_map(|fd| facts.socket(process.fd(fd)?.socket()?));
             for socket in sockets.collect::<Vec<_>>() {
-                if told.contains(&socket.ino) {
+                // What a runtime put into its set for itself is nothing that a task waits at.
+                if told.contains(&socket.ino) || is_set && verdict.is_of_runtime(socket.ino) {
                     continue;
                 }
                 if hidden > 0 || told.len() >= 2 * PIPES {
@@ -792,18 +801,23 @@ fn end_lines(verdict: &Verdict, pipe: u64) -> Vec<String> {
             let _ = write!(line, " `{}`, outside of the test", escape::text(outside));
         }
         line += no_cloexec(fd.fd, fd.cloexec);
-        // Whoever waits at the other end of it.
-        let own = holders
-            .iter()
-            .any(|(other, held, _)| other == pid && held.fd != fd.fd && is_blocked(*other, held.fd));
-        line += match (is_blocked(*pid, fd.fd), only(fd.reads()), own && fd.writes(), own) {
-            (true, ..) => "   <- blocked on it",
-            (_, true, true, _) => "   <- the only one: the reader itself",
-            (_, true, _, true) => "   <- the only one: the writer itself",
-            (_, true, ..) => "   <- the only one",
-            (_, false, true, _) => "   <- the reader itself",
-            (_, false, _, true) => "   <- the writer itself",
+        // Whoever waits at another end of it.
+        let own = |is: fn(&Fd) -> bool| {
+            holders.iter().any(|(other, held, _)| {
+                other == pid && held.fd != fd.fd && is(held) && is_blocked(*other, held.fd)
+            })
+        };
+        let role = match (own(Fd::reads), own(Fd::writes)) {
+            (true, _) => "the reader itself",
+            (_, true) => "the writer itself",
             _ => "",
+        };
+        line += &match (is_blocked(*pid, fd.fd), only(fd.reads()), role) {
+            (true, ..) => "   <- blocked on it".to_owned(),
+            (_, true, "") => "   <- the only one".to_owned(),
+            (_, true, role) => format!("   <- the only one: {role}"),
+            (_, false, "") => String::new(),
+            (_, false, role) => format!("   <- {role}"),
         };
         lines.push(line);
     }

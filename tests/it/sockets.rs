@@ -5,7 +5,8 @@
 
 use std::thread;
 
-use crate::output::{assert_expected, report_in};
+use crate::output::{assert_expected, normalise, report_in};
+use crate::support::Fixture;
 use crate::waits::{reasons, verdicts};
 
 /// The shapes whose waits are proved, with the reasons that the JSON gives, sorted.
@@ -19,6 +20,10 @@ const STUCK: &[(&str, &[&str])] = &[
     ("epoll_on_its_own_socketpair", &["own_write_end"]),
     // Of its child only.
     ("epoll_that_a_sleeping_thread_may_change", &["own_write_end"]),
+    ("full_pair_that_only_the_test_could_read", &["no_reader_runs"]),
+    ("poll_for_room_that_only_it_could_make", &["no_reader_runs"]),
+    ("two_threads_crossed_over_a_socketpair", &["own_write_end", "own_write_end"]),
+    ("program_that_waits_for_the_end_of_its_input", &["cycle", "cycle"]),
 ];
 
 #[childproof::test]
@@ -33,7 +38,7 @@ fn that_nobody_can_write_to_are_told_with_the_reason() {
 #[childproof::test]
 fn that_may_bring_something_are_never_called_proved() {
     let verdicts = verdicts("leaky", "sockets", &["not_"]);
-    assert_eq!(verdicts.len(), 11);
+    assert_eq!(verdicts.len(), 12);
     for (name, verdict) in verdicts {
         let waits = verdict["waits"].as_array().unwrap();
         assert!(!waits.is_empty(), "{name} was not looked at");
@@ -49,6 +54,9 @@ fn are_reported_with_who_is_at_the_other_end() {
         "not_stuck_pipe_whose_other_end_is_on_its_way",
         "not_stuck_connection_that_a_running_server_may_accept",
         "not_stuck_datagrams_to_a_name",
+        "not_stuck_socket_with_a_timeout",
+        "not_stuck_full_socket_with_a_timeout",
+        "not_stuck_socket_of_a_stopped_child",
     ]);
     // Each waits for its time to be over: side by side.
     let reports: Vec<_> =
@@ -61,13 +69,83 @@ fn are_reported_with_who_is_at_the_other_end() {
 #[childproof::test]
 fn of_tasks_are_proved_too() {
     let verdicts = verdicts("compose", "hangs", &[]);
-    let expected: [(&str, &[&str]); 3] = [
+    let expected: [(&str, &[&str]); 9] = [
         ("task_that_reads_its_own_socket", &["own_write_end"]),
         // The runtime's other thread waits for work, and the first one for the task.
         ("task_among_threads_that_reads_its_own_socket", &["cycle", "cycle", "own_write_end"]),
         ("not_stuck_task_that_another_thread_may_wake", &[]),
+        ("task_that_fills_its_own_socket", &["no_reader_runs"]),
+        ("task_that_reads_its_own_pipe", &["own_write_end"]),
+        ("task_that_is_never_woken", &["cycle"]),
+        ("tasks_among_threads_that_are_never_woken", &["cycle", "cycle", "cycle"]),
+        ("not_stuck_task_that_waits_for_a_connection", &[]),
+        ("not_stuck_task_that_waits_for_a_child_whose_stdin_is_kept", &[]),
     ];
     for (name, expected) in expected {
         assert_eq!(reasons(&verdicts[name]), expected, "{name}: {}", verdicts[name]["waits"]);
     }
+}
+
+/// Nobody waits at what a runtime made for itself, and which end of a pair is awaited is not known.
+#[childproof::test]
+fn of_tasks_are_told_without_the_runtimes_own() {
+    let fixture = Fixture::build("compose");
+    let ran = fixture.run("hangs", &["--color=never"]);
+    let reports: Vec<String> = ran.stdout.split("HUNG  ").skip(1).map(joined).collect();
+    for (name, expected) in [
+        (
+            "task_that_reads_its_own_socket",
+            &[
+                "waits for data on a unix stream socket: fds 9 and 11, both ends of one pair, are in its poll set.",
+                "fix: have somebody write to the one of fds 9 and 11 that is not awaited;",
+            ][..],
+        ),
+        (
+            "task_that_fills_its_own_socket",
+            &[
+                "writes to a unix stream socket that is full, and only itself could read fd 11, the other end.",
+                "fix: read fd 11 in another task, or close it",
+            ],
+        ),
+        (
+            "task_that_reads_its_own_pipe",
+            &[
+                "waits for EOF on a pipe whose only write end is its own fd 11.",
+                "drop the owner of the write end, fd 11,",
+            ],
+        ),
+        ("task_that_is_never_woken", &[", and none of its tasks can go on. (same in 2 snapshots)"]),
+        (
+            "tasks_among_threads_that_are_never_woken",
+            &[", and none of its tasks can go on. (same in 2 snapshots) the body had not"],
+        ),
+        (
+            "not_stuck_task_that_waits_for_a_connection",
+            &["the runtime of the test waits for a connection to an IPv4 stream socket (fd 9)."],
+        ),
+        (
+            "not_stuck_task_that_waits_for_a_child_whose_stdin_is_kept",
+            &[
+                "the runtime of the test waits for the end of pid # `cat` (fd ",
+                "fix: drop the child's stdin, fd ",
+            ],
+        ),
+    ] {
+        let report = reports.iter().find(|report| report.starts_with(&format!("{name} ")));
+        let report = report.unwrap_or_else(|| panic!("no {name} in\n{}", ran.all()));
+        for part in expected {
+            assert!(report.contains(part), "no {part:?} in\n{report}");
+        }
+        // The pair that tokio has for signals is fds 6, 7 and 8.
+        for fd in [6, 7, 8] {
+            let others = [format!("own fd {fd}"), format!("# fd {fd} "), format!("(fd {fd})")];
+            assert!(!others.iter().any(|other| report.contains(other)), "fd {fd} in\n{report}");
+        }
+        assert!(report.matches("fix: ").count() <= 1, "{report}");
+    }
+}
+
+/// A report in one line.
+fn joined(report: &str) -> String {
+    normalise(report).split_whitespace().collect::<Vec<_>>().join(" ")
 }

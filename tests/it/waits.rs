@@ -41,6 +41,14 @@ const STUCK: &[(&str, &[&str])] = &[
     ("sibling_that_inherits_the_end_of_a_pipe", &["cycle", "cycle", "cycle"]),
     ("eventfd_that_nobody_else_has", &["cycle"]),
     ("poll_of_its_eventfd_and_the_pipe_of_a_stuck_child", &["cycle", "cycle"]),
+    ("join_of_a_thread_that_takes_a_lock_twice", &["cycle", "cycle"]),
+    ("three_locks_in_a_ring", &["cycle", "cycle", "cycle", "cycle"]),
+    ("pipe_whose_writer_is_a_stuck_thread", &["cycle", "own_write_end"]),
+    ("output_of_a_child_that_waits_for_input", &["cycle", "cycle"]),
+    ("thread_that_reads_the_output_of_a_child_whose_stdin_is_kept", &["cycle", "cycle", "cycle"]),
+    ("child_that_fills_its_output_and_has_it_twice", &["cycle", "cycle"]),
+    ("message_of_a_thread_that_waits_for_a_stuck_child", &["cycle", "own_write_end", "stuck_child"]),
+    ("join_of_a_thread_that_reads_the_output_of_a_child_that_waits_for_input", &["cycle", "cycle", "cycle"]),
 ];
 
 /// Every reason that a shape has.
@@ -79,7 +87,7 @@ fn that_never_end_are_told_with_the_reason() {
 #[childproof::test]
 fn that_may_end_are_never_called_proved() {
     let verdicts = verdicts("leaky", "waits", &["not_"]);
-    assert_eq!(verdicts.len(), 18);
+    assert_eq!(verdicts.len(), 20);
     for (name, verdict) in verdicts {
         let waits = verdict["waits"].as_array().unwrap();
         assert!(!waits.is_empty(), "{name} was not looked at");
@@ -99,6 +107,8 @@ fn are_reported_as_a_reader_needs_them() {
         "not_stuck_wait_for_a_child_that_reads_no_lifeline",
         "not_stuck_wait_for_a_child_that_is_stopped",
         "not_stuck_test_that_stops_itself",
+        "not_stuck_reader_of_a_writer_that_is_stopped",
+        "not_stuck_writer_to_a_reader_that_is_stopped",
         "threads_that_still_run",
         "forks_that_wait_for_one_lock",
     ]);

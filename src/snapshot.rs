@@ -50,6 +50,9 @@ pub(crate) enum Depth {
 
 /// The most sockets that the kernel is asked about.
 const SOCKETS: usize = 256;
+/// The most fds that are read: of a process beyond that none are known. A fork has all of its parent's, and
+/// the harness does not wait for ever.
+const FDS: usize = 100_000;
 /// The most threads whose stacks are read.
 #[cfg(feature = "sites")]
 const STACKS: usize = 64;
@@ -59,12 +62,13 @@ impl Snapshot {
     pub(crate) fn take(scene: &Scene<'_>, depth: Depth) -> Snapshot {
         let tree = Tree::read();
         let uptime = uptime();
+        let mut left = FDS;
         let mut processes: Vec<Process> = tree
             .below(scene.supervisor, &[])
             .into_iter()
             // A zombie below another descendant is that parent's business, and it may still wait.
             .filter(|stat| !stat.is_zombie() || stat.ppid == scene.test || stat.pid == scene.test)
-            .map(|stat| look(stat, &tree, scene, uptime, depth))
+            .map(|stat| look(stat, &tree, scene, uptime, depth, &mut left))
             .collect();
         note_tracers(&mut processes);
         Snapshot { tree, processes, supervisor: scene.supervisor }
@@ -292,7 +296,14 @@ fn ask(pidfd: &std::os::fd::OwnedFd, fd: &Fd, pipe: &mut PipeState) -> bool {
     true
 }
 
-fn look(stat: &Stat, tree: &Tree, scene: &Scene<'_>, uptime: Option<Duration>, depth: Depth) -> Process {
+fn look(
+    stat: &Stat,
+    tree: &Tree,
+    scene: &Scene<'_>,
+    uptime: Option<Duration>,
+    depth: Depth,
+    left: &mut usize,
+) -> Process {
     let Scene { supervisor, test, .. } = *scene;
     let zombie = stat.is_zombie();
     let mut lineage = Vec::new();
@@ -308,7 +319,12 @@ fn look(stat: &Stat, tree: &Tree, scene: &Scene<'_>, uptime: Option<Duration>, d
     let command_line = if zombie { Vec::new() } else { process::command_line(id) };
     let closely = depth == Depth::Waits && !zombie;
     let tasks = if closely { waits::read(stat.pid) } else { Vec::new() };
-    let table = if zombie { Some(Vec::new()) } else { fds::read(id).ok() };
+    let table = match *left {
+        _ if zombie => Some(Vec::new()),
+        0 => None,
+        _ => fds::read(id).ok(),
+    };
+    *left = left.saturating_sub(table.as_ref().map_or(0, Vec::len));
     let holes = if closely { process::holes(stat.pid) } else { Vec::new() };
     let hidden = if closely { hidden(id, &tasks, table.as_deref()) } else { Vec::new() };
     let more_sockets = table.is_none();

@@ -140,7 +140,8 @@ impl Scene<'_> {
             Because::OwnWriteEnd => {
                 let ends = self.ends(process, stuck.pipe?, Fd::writes);
                 let mut others = self.writers(stuck.pipe?);
-                others.retain(|other| *other != pid && stuck.wakers.contains(other));
+                let wakers: BTreeSet<i32> = stuck.wakers.iter().copied().collect();
+                others.retain(|other| *other != pid && wakers.contains(other));
                 let mut held = match (&ends[..], &others[..]) {
                     ([end], []) => format!("whose only write end is its own fd {end}"),
                     (ends, []) => format!("whose only write ends are its own fds {}", list(ends)),

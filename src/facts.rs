@@ -60,9 +60,10 @@ wire_struct! {
 }
 
 impl Process {
-    /// One of its fds, by its number.
+    /// One of its fds, by its number: that is how they are sorted.
     pub(crate) fn fd(&self, fd: i32) -> Option<&Fd> {
-        self.fds.iter().flatten().find(|known| known.fd == fd)
+        let fds = self.fds.as_ref()?;
+        fds.get(fds.binary_search_by_key(&fd, |known| known.fd).ok()?)
     }
 
     /// The pipe behind one of its fds.
@@ -111,6 +112,10 @@ wire_struct! {
         pub(crate) read: u32,
         /// Processes whose fds may not be read.
         pub(crate) unreadable: u32,
+        /// `/proc` does not show the processes of other users at all (`hidepid`, proc(5)).
+        pub(crate) hides: bool,
+        /// A process of the test came between two looks.
+        pub(crate) came: bool,
     }
 }
 

@@ -4,7 +4,7 @@
 //! tells of each thread whether it has run since. What both looks agree on was so all the time in
 //! between.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -25,6 +25,7 @@ use crate::sys::{self, Pid};
 pub(crate) struct Snapshot {
     tree: Tree,
     processes: Vec<Process>,
+    supervisor: Pid,
 }
 
 /// What is known of a test before anybody looks.
@@ -49,6 +50,9 @@ pub(crate) enum Depth {
 
 /// The most sockets that the kernel is asked about.
 const SOCKETS: usize = 256;
+/// The most fds that are read: of a process beyond that none are known. A fork has all of its parent's, and
+/// the harness does not wait for ever.
+const FDS: usize = 100_000;
 /// The most threads whose stacks are read.
 #[cfg(feature = "sites")]
 const STACKS: usize = 64;
@@ -58,14 +62,16 @@ impl Snapshot {
     pub(crate) fn take(scene: &Scene<'_>, depth: Depth) -> Snapshot {
         let tree = Tree::read();
         let uptime = uptime();
-        let processes = tree
+        let mut left = FDS;
+        let mut processes: Vec<Process> = tree
             .below(scene.supervisor, &[])
             .into_iter()
             // A zombie below another descendant is that parent's business, and it may still wait.
             .filter(|stat| !stat.is_zombie() || stat.ppid == scene.test || stat.pid == scene.test)
-            .map(|stat| look(stat, &tree, scene, uptime, depth))
+            .map(|stat| look(stat, &tree, scene, uptime, depth, &mut left))
             .collect();
-        Snapshot { tree, processes }
+        note_tracers(&mut processes);
+        Snapshot { tree, processes, supervisor: scene.supervisor }
     }
 
     /// The processes besides the test process itself, as they were.
@@ -98,13 +104,20 @@ impl Snapshot {
 
     /// Looks once more, and notes which threads have not run since the first look. A process with
     /// a thread that was not there then proves nothing.
-    pub(crate) fn look_again(&mut self) {
+    ///
+    /// Tells whether there is a process that the first look has not seen. One that forks and ends, again
+    /// and again, may escape both, but what it was stays behind as a zombie of the supervisor's.
+    pub(crate) fn look_again(&mut self) -> bool {
         for process in &mut self.processes {
             let same = waits::count(process.pid) == process.tasks.len();
             for thread in &mut process.tasks {
                 thread.settled = same && waits::has_not_run(process.pid, thread);
             }
         }
+        let now = Tree::read();
+        let is_known =
+            |stat: &Stat| self.tree.get(stat.pid).is_some_and(|old| old.start_ticks == stat.start_ticks);
+        !now.below(self.supervisor, &[]).into_iter().all(is_known)
     }
 
     /// Reads the stacks of the test process and its forks.
@@ -132,17 +145,25 @@ impl Snapshot {
     /// The pipes of the test that somebody in the tree holds, and how full they are.
     pub(crate) fn pipes(&self) -> Vec<PipeState> {
         let mut known: Vec<PipeState> = Vec::new();
+        // Where each is in the list, and which of its ends were asked.
+        let mut places: HashMap<u64, (usize, [bool; 2])> = HashMap::new();
         for process in &self.processes {
             let Ok(pidfd) = sys::pidfd_open(process.pid) else { continue };
             for fd in process.fds.iter().flatten() {
                 let Some(ino) = fd.pipe() else { continue };
-                let at = known.iter().position(|pipe| pipe.ino == ino).unwrap_or_else(|| {
+                let (at, asked) = places.entry(ino).or_insert_with(|| {
                     let (queued, capacity) = (None, None);
                     known.push(PipeState { ino, queued, capacity, no_writer: false, no_reader: false });
-                    known.len() - 1
+                    (known.len() - 1, [false; 2])
                 });
-                if let Some(pipe) = known.get_mut(at) {
-                    ask(&pidfd, fd, pipe);
+                // Any fd of one end tells the same.
+                if (!fd.reads() || asked[0]) && (!fd.writes() || asked[1]) {
+                    continue;
+                }
+                if let Some(pipe) = known.get_mut(*at) {
+                    if ask(&pidfd, fd, pipe) {
+                        *asked = [asked[0] || fd.reads(), asked[1] || fd.writes()];
+                    }
                 }
             }
         }
@@ -153,22 +174,22 @@ impl Snapshot {
     /// could bring. Those that are not asked about are forgotten.
     pub(crate) fn sockets(&mut self) -> Vec<Socket> {
         let mut asked: Vec<Socket> = Vec::new();
-        let waits =
-            |process: &Process, fd: &Fd| process.tasks.iter().any(|thread| thread.fds().contains(&fd.fd));
-        let on_one = |process: &Process| {
-            process.fds.iter().flatten().any(|fd| fd.socket().is_some() && waits(process, fd))
+        let waited_on: Vec<HashSet<i32>> = self.processes.iter().map(waited_on).collect();
+        let on_one = |(process, waited_on): (&Process, &HashSet<i32>)| {
+            process.fds.iter().flatten().any(|fd| fd.socket().is_some() && waited_on.contains(&fd.fd))
         };
-        if self.waits_forever() || self.processes.iter().any(on_one) {
+        let mut known: HashSet<u64> = HashSet::new();
+        if self.waits_forever() || self.processes.iter().zip(&waited_on).any(on_one) {
             let asker = Asker::new();
             let mut waiting: Vec<(u64, u64)> = Vec::new();
             // First those that a thread waits on: there may be more than are asked about.
             for first in [true, false] {
-                for process in &self.processes {
+                for (process, waited_on) in self.processes.iter().zip(&waited_on) {
                     let mut pidfd = None;
                     for fd in process.fds.iter().flatten() {
                         let Some(ino) = fd.socket() else { continue };
-                        let known = asked.iter().any(|known| known.ino == ino);
-                        if known || asked.len() >= SOCKETS || first != waits(process, fd) {
+                        if asked.len() >= SOCKETS || first != waited_on.contains(&fd.fd) || !known.insert(ino)
+                        {
                             continue;
                         }
                         let pidfd = pidfd.get_or_insert_with(|| sys::pidfd_open(process.pid).ok());
@@ -188,7 +209,7 @@ impl Snapshot {
         for process in &mut self.processes {
             let Some(fds) = &mut process.fds else { continue };
             let before = fds.len();
-            fds.retain(|fd| fd.socket().is_none_or(|ino| asked.iter().any(|known| known.ino == ino)));
+            fds.retain(|fd| fd.socket().is_none_or(|ino| known.contains(&ino)));
             process.more_sockets |= fds.len() < before;
         }
         asked
@@ -196,21 +217,28 @@ impl Snapshot {
 
     /// Looks over every process outside of the tree for these pipes and sockets.
     pub(crate) fn outside(&self, supervisor: Pid, targets: &[String]) -> Outside {
-        let mut outside = Outside::default();
+        let mut outside = Outside { hides: process::are_hidden(), ..Outside::default() };
+        let mut targets: HashSet<&str> = targets.iter().map(String::as_str).collect();
+        let events: HashSet<u64> = self.processes.iter().flat_map(awaited_events).collect();
+        if !events.is_empty() {
+            targets.insert("anon_inode:[eventfd]");
+        }
         // What passes with a straggler, and most leaks, are about no pipe: nothing to look for.
         if targets.is_empty() {
             return outside;
         }
+        let inside: HashSet<Pid> = self.processes.iter().map(|process| process.pid).collect();
         for stat in self.tree.processes() {
-            let inside = self.processes.iter().any(|process| process.pid == stat.pid);
+            let inside = inside.contains(&stat.pid);
             // A kernel thread has no fds, and a zombie none any more.
             if inside || stat.is_zombie() || stat.is_kernel_thread || stat.pid == supervisor {
                 continue;
             }
-            match fds::ends_of(stat.readable_id(), targets) {
+            match fds::ends_of(stat.readable_id(), &targets) {
                 None => outside.unreadable += 1,
-                Some(fds) => {
+                Some(mut fds) => {
                     outside.read += 1;
+                    fds.retain(|fd| fd.event == 0 || events.contains(&fd.event));
                     if !fds.is_empty() {
                         outside.holders.push(Outsider { pid: stat.pid, comm: stat.comm.clone(), fds });
                     }
@@ -221,13 +249,39 @@ impl Snapshot {
     }
 }
 
-/// Asks the kernel about a pipe through a second number for one of its ends, which is closed at
-/// once. Where that is refused, nothing is known.
-fn ask(pidfd: &std::os::fd::OwnedFd, fd: &Fd, pipe: &mut PipeState) {
-    if pipe.queued.is_some() && (!fd.reads() || pipe.no_writer) && (!fd.writes() || pipe.no_reader) {
-        return;
+/// Notes what a debugger may do: it wakes whom it traces, and waits for more than its children.
+fn note_tracers(processes: &mut [Process]) {
+    let tracers: HashSet<Pid> =
+        processes.iter().flat_map(|process| &process.tasks).map(|thread| thread.tracer).collect();
+    for process in processes {
+        if process.tasks.iter().any(|thread| thread.tracer != 0) {
+            process.holes.push("it is traced".to_owned());
+        }
+        if process.tasks.iter().any(|thread| tracers.contains(&thread.tid)) {
+            process.holes.push("it traces another process".to_owned());
+        }
     }
-    let Ok(end) = sys::pidfd_getfd(pidfd, fd.fd) else { return };
+}
+
+/// The fds that some thread of a process waits on.
+fn waited_on(process: &Process) -> HashSet<i32> {
+    process.tasks.iter().flat_map(waits::Thread::fds).collect()
+}
+
+/// The eventfds that some thread of a process waits on.
+fn awaited_events(process: &Process) -> Vec<u64> {
+    let mut events = process.fds.iter().flatten().filter(|fd| fd.event != 0).peekable();
+    if events.peek().is_none() {
+        return Vec::new();
+    }
+    let waited_on = waited_on(process);
+    events.filter(|fd| waited_on.contains(&fd.fd)).map(|fd| fd.event).collect()
+}
+
+/// Asks the kernel about a pipe through a second number for one of its ends, which is closed at
+/// once. Where that is refused, nothing is known; tells whether it was not.
+fn ask(pidfd: &std::os::fd::OwnedFd, fd: &Fd, pipe: &mut PipeState) -> bool {
+    let Ok(end) = sys::pidfd_getfd(pidfd, fd.fd) else { return false };
     pipe.queued = pipe.queued.or_else(|| sys::queued(&end));
     pipe.capacity = pipe
         .capacity
@@ -239,9 +293,17 @@ fn ask(pidfd: &std::os::fd::OwnedFd, fd: &Fd, pipe: &mut PipeState) {
         pipe.no_writer |= fd.reads() && !fd.writes() && events.contains(PollFlags::POLLHUP);
         pipe.no_reader |= fd.writes() && !fd.reads() && events.contains(PollFlags::POLLERR);
     }
+    true
 }
 
-fn look(stat: &Stat, tree: &Tree, scene: &Scene<'_>, uptime: Option<Duration>, depth: Depth) -> Process {
+fn look(
+    stat: &Stat,
+    tree: &Tree,
+    scene: &Scene<'_>,
+    uptime: Option<Duration>,
+    depth: Depth,
+    left: &mut usize,
+) -> Process {
     let Scene { supervisor, test, .. } = *scene;
     let zombie = stat.is_zombie();
     let mut lineage = Vec::new();
@@ -257,11 +319,16 @@ fn look(stat: &Stat, tree: &Tree, scene: &Scene<'_>, uptime: Option<Duration>, d
     let command_line = if zombie { Vec::new() } else { process::command_line(id) };
     let closely = depth == Depth::Waits && !zombie;
     let tasks = if closely { waits::read(stat.pid) } else { Vec::new() };
-    let table = if zombie { Some(Vec::new()) } else { fds::read(id).ok() };
+    let table = match *left {
+        _ if zombie => Some(Vec::new()),
+        0 => None,
+        _ => fds::read(id).ok(),
+    };
+    *left = left.saturating_sub(table.as_ref().map_or(0, Vec::len));
     let holes = if closely { process::holes(stat.pid) } else { Vec::new() };
-    let hidden = if closely { hidden(table.as_deref()) } else { Vec::new() };
+    let hidden = if closely { hidden(id, &tasks, table.as_deref()) } else { Vec::new() };
     let more_sockets = table.is_none();
-    let waited_on: Vec<i32> = tasks.iter().flat_map(waits::Thread::fds).collect();
+    let waited_on: HashSet<i32> = tasks.iter().flat_map(waits::Thread::fds).collect();
     let fds = table.map(|mut fds| {
         fds.retain(|fd| {
             fd.pipe().is_some_and(|ino| !scene.foreign.contains(&ino))
@@ -297,17 +364,41 @@ fn look(stat: &Stat, tree: &Tree, scene: &Scene<'_>, uptime: Option<Duration>, d
 }
 
 /// What a process may hold, or get, that is not in its table of fds.
-fn hidden(fds: Option<&[Fd]>) -> Vec<String> {
+fn hidden(id: Pid, tasks: &[waits::Thread], fds: Option<&[Fd]>) -> Vec<String> {
+    /// How a ring of io_uring is called.
+    const URING: &str = "anon_inode:[io_uring]";
     let mut hidden = Vec::new();
     let fds = fds.unwrap_or_default();
-    // It may have registered files (io_uring_register(2)), and reads and writes without a thread.
-    if fds.iter().any(|fd| fd.target == "anon_inode:[io_uring]") {
+    let maps = std::fs::read(format!("/proc/{id}/maps")).unwrap_or_default();
+    let maps = String::from_utf8_lossy(&maps);
+    // It may have registered files (io_uring_register(2)), and reads and writes without a thread, even
+    // if the fd of the ring is closed.
+    if fds.iter().any(|fd| fd.target == URING) || maps.contains(URING) {
         hidden.push("it uses io_uring".to_owned());
+    }
+    // io_submit(2): so does the older interface.
+    if maps.contains("/[aio]") {
+        hidden.push("it uses AIO".to_owned());
+    }
+    let has_ended = |thread: &&waits::Thread| matches!(thread.state.as_str(), "Z" | "X" | "x");
+    let mut others = tasks.iter().filter(|thread| thread.tid != id && !has_ended(thread));
+    if !others.all(|thread| have_same_files(id, thread.tid)) {
+        hidden.push("a thread of it has a table of fds of its own".to_owned());
     }
     if fds.iter().any(|fd| fd.carries) {
         hidden.push("fds are on their way to it over a socket".to_owned());
     }
     hidden
+}
+
+/// Whether two threads have the same fds (unshare(2) ends that).
+fn have_same_files(one: Pid, other: Pid) -> bool {
+    let table = |tid: Pid| -> Option<HashSet<_>> {
+        let entries = std::fs::read_dir(format!("/proc/{tid}/fd")).ok()?.flatten();
+        Some(entries.map(|entry| (entry.file_name(), std::fs::read_link(entry.path()).ok())).collect())
+    };
+    // Where the kernel does not tell, the tables may.
+    sys::have_same_files(one, other).unwrap_or_else(|| table(one) == table(other))
 }
 
 fn since_boot(ticks: u64) -> Duration {

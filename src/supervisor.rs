@@ -424,7 +424,7 @@ impl Supervisor {
                     Event::Children | Event::Request => {}
                 }
             }
-            now.look_again();
+            facts.outside.came = now.look_again();
         }
         #[cfg(feature = "sites")]
         now.read_stacks();

@@ -367,6 +367,33 @@ pub(crate) fn pidfd_getfd(pidfd: &OwnedFd, fd: RawFd) -> io::Result<OwnedFd> {
     Ok(own(check(new as c_int)?))
 }
 
+/// `kcmp(one, other, KCMP_FILES)` — whether two threads have one table of fds; `None` if the kernel
+/// does not tell.
+pub(crate) fn have_same_files(one: Pid, other: Pid) -> Option<bool> {
+    /// include/uapi/linux/kcmp.h
+    const KCMP_FILES: c_int = 2;
+    // SAFETY: the call reads no memory of ours.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILES, 0, 0) };
+    check(order as c_int).ok().map(|order| order == 0)
+}
+
+/// `kcmp(pid, pid, KCMP_EPOLL_TFD)` — whether an fd of a process is the file that one of its epoll
+/// instances has in the `nth` entry of that number; `None` if the kernel does not tell.
+pub(crate) fn is_in_epoll(pid: Pid, epoll: RawFd, fd: RawFd, nth: u32) -> Option<bool> {
+    /// include/uapi/linux/kcmp.h
+    const KCMP_EPOLL_TFD: c_int = 7;
+    // `struct kcmp_epoll_slot`: the instance, the number, how many of that number come before.
+    let slot = [epoll as u32, fd as u32, nth];
+    // SAFETY: the kernel reads the three words of `slot`, which outlives the call.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_EPOLL_TFD, fd, slot.as_ptr()) };
+    match check(order as c_int) {
+        Ok(order) => Some(order == 0),
+        // Nobody has that number any more, or no entry has.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ENOENT)) => Some(false),
+        Err(_) => None,
+    }
+}
+
 /// `ioctl(fd, FIONREAD)` — how many bytes wait to be read behind an fd.
 pub(crate) fn queued(fd: &OwnedFd) -> Option<u32> {
     let mut count: c_int = 0;

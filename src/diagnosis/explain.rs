@@ -181,7 +181,8 @@ impl Scene<'_> {
             Because::OwnWriteEnd => {
                 let ends = self.ends(process, stuck.pipe?, Fd::writes);
                 let mut others = self.writers(stuck.pipe?);
-                others.retain(|other| *other != pid && stuck.wakers.contains(other));
+                let wakers: BTreeSet<i32> = stuck.wakers.iter().copied().collect();
+                others.retain(|other| *other != pid && wakers.contains(other));
                 let mut held = match (&ends[..], &others[..]) {
                     ([end], []) => format!("whose only write end is its own fd {end}"),
                     (ends, []) => format!("whose only write ends are its own fds {}", list(ends)),
@@ -303,8 +304,8 @@ impl Scene<'_> {
                  thread that waits is at it itself."
             ),
             _ => format!(
-                "A thread of pid {maker} that does not exist in {pid} may have held it when {pid} was forked; or the \
-                 thread that waits holds it itself, taken before the fork or after."
+                "A thread of pid {maker} that does not exist in {pid} may have held it when {pid} was forked; or a \
+                 thread of {pid} holds it itself, taken before the fork or after."
             ),
         }
     }

@@ -254,6 +254,7 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     }
     stray::allow(&mut facts, settings, &names.origins);
     let strays = stray::fold(&facts);
+    facts.notes.extend(stuck::too_many(&facts));
     let stuck = stuck::find(&facts, &names);
     let mut findings = Vec::new();
     let strayed = ends::strayed(&facts, &names);

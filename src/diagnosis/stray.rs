@@ -1,11 +1,14 @@
 //! Stray fds, and who holds which end of a pipe.
 
+use std::collections::HashMap;
+
 use nix::libc;
 
 use super::{Cause, Finding, Origin, plural};
-use crate::facts::Facts;
+use crate::facts::{Facts, Process};
 use crate::outcome::{End, StrayFd};
 use crate::policy::Settings;
+use crate::proc::fds::Fd;
 
 /// The most fds that are named in a sentence.
 const NAMED: usize = 8;
@@ -83,21 +86,35 @@ pub(super) fn fold(facts: &Facts) -> Vec<Stray> {
 /// The pipes in the hands of leaked processes, each once.
 pub(super) fn pipes(facts: &Facts) -> Vec<Pipe> {
     let mut pipes: Vec<Pipe> = Vec::new();
-    for fd in facts.processes.iter().flat_map(|process| process.fds.iter().flatten()) {
-        let Some(ino) = fd.pipe() else { continue };
-        if pipes.iter().all(|pipe| pipe.ino != ino) {
-            pipes.push(Pipe { ino, holders: holders_of(facts, &fd.target).collect() });
+    let mut places: HashMap<u64, usize> = HashMap::new();
+    for process in &facts.processes {
+        for fd in process.fds.iter().flatten() {
+            let Some(ino) = fd.pipe() else { continue };
+            let at = *places.entry(ino).or_insert_with(|| {
+                pipes.push(Pipe { ino, holders: Vec::new() });
+                pipes.len() - 1
+            });
+            if counts(facts, process) {
+                pipes[at].holders.push(holder(process, fd));
+            }
         }
     }
     pipes
 }
 
+/// The test's own strays are in `strays`; at a timeout its table was read like the others'.
+fn counts(facts: &Facts, process: &Process) -> bool {
+    facts.end == End::TimedOut || !process.is_test
+}
+
+fn holder(process: &Process, fd: &Fd) -> Holder {
+    Holder { pid: process.pid, fd: fd.fd, access: fd.access, cloexec: fd.cloexec }
+}
+
 fn holders_of<'a>(facts: &'a Facts, target: &'a str) -> impl Iterator<Item = Holder> + 'a {
-    // The test's own strays are in `strays`; at a timeout its table was read like the others'.
-    let ended = facts.end != End::TimedOut;
-    facts.processes.iter().filter(move |process| !(ended && process.is_test)).flat_map(move |process| {
+    facts.processes.iter().filter(move |process| counts(facts, process)).flat_map(move |process| {
         let fds = process.fds.iter().flatten().filter(move |fd| fd.target == target);
-        fds.map(|fd| Holder { pid: process.pid, fd: fd.fd, access: fd.access, cloexec: fd.cloexec })
+        fds.map(move |fd| holder(process, fd))
     })
 }
 

@@ -5,19 +5,25 @@
 //! go, until nothing changes any more: what remains waits only for itself (the greatest fixpoint;
 //! the same as Go's `goroutineleak` profile does for channels).
 //!
-//! Who could wake: a reader of a pipe, everybody who has a write end, since to write, to close or
-//! to exit takes a thread that runs; whoever waits at a unix socket, everybody who has the socket
-//! at its other end, or the same one, which shutdown(2) wakes too; a poll set, whoever could wake it
+//! Who could wake: whoever waits at a pipe, everybody who has an end of it, since to write, to close
+//! or to exit takes a thread that runs (and who has the same end may make the pipe larger, or open
+//! the other by `/proc/self/fd`); whoever waits at a unix socket, everybody who has the socket at its
+//! other end, or the same one, which shutdown(2) wakes too; a poll set, whoever could wake it
 //! through any of its fds; a parent in `wait`, the child; a futex, the other threads of the process.
 //! What is not understood (another kind of socket, a signal, another process's memory) counts as
 //! something that wakes.
+//!
+//! Hundreds of processes may wait at one pipe. So who has it is found once, as a set that all of them
+//! refer to, and what follows from one thread is computed once for all that lie on one ring with it.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::rc::Rc;
 
 use nix::libc;
 
 use super::{Awaited, Names, plural};
-use crate::facts::{Class, Facts, Process};
+use crate::facts::{Class, Facts, PipeState, Process};
 use crate::outcome::End;
 use crate::proc::fds::Fd;
 use crate::proc::sockets::Socket;
@@ -93,9 +99,18 @@ impl Stuck {
     }
 }
 
+/// How many threads are compared at most.
+const THREADS: usize = 2000;
+/// How many doubts of one wait are told.
+const DOUBTS: usize = 16;
+/// How many threads are looked at for rings, in all.
+const STEPS: usize = 10_000_000;
+
 /// One thread, and who could wake it.
 struct Node<'a> {
     process: &'a Process,
+    /// The place of its process in the scene.
+    owner: usize,
     thread: &'a Thread,
     wait: Option<Wait>,
 }
@@ -103,7 +118,7 @@ struct Node<'a> {
 /// A wait that only others of the tree can end.
 #[derive(Default)]
 struct Wait {
-    /// Indices of threads.
+    /// Sets of threads.
     wakers: BTreeSet<usize>,
     /// Those that could wake it too, by means that nobody uses to go on with the work: `shutdown`
     /// of the same end, another entry in the poll set. They must be stuck as well, and are not told.
@@ -128,39 +143,99 @@ struct AtSocket {
     own: bool,
 }
 
-impl Wait {
-    /// Everybody who could end it.
-    fn all(&self) -> impl Iterator<Item = usize> {
-        self.wakers.iter().chain(&self.meddlers).copied()
+/// Something that a process may hold, and whose holders may wake a thread.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Thing {
+    Reader(u64),
+    Writer(u64),
+    Socket(u64),
+    Event(u64),
+    Epoll,
+}
+
+impl Thing {
+    /// What an fd is.
+    fn of(fd: &Fd) -> impl Iterator<Item = Thing> {
+        let pipe = fd.pipe();
+        let reader = pipe.filter(|_| fd.reads()).map(Thing::Reader);
+        let writer = pipe.filter(|_| fd.writes()).map(Thing::Writer);
+        let event = (fd.event != 0).then_some(Thing::Event(fd.event));
+        let epoll = fd.is_epoll().then_some(Thing::Epoll);
+        [reader, writer, fd.socket().map(Thing::Socket), event, epoll].into_iter().flatten()
     }
+}
+
+/// What the threads of a set have in common.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Source {
+    /// Their processes hold something.
+    Holders(Thing),
+    /// Their processes hold this lock on a file.
+    Lock(String),
+    /// They are of this process.
+    Process(usize),
+    /// Their processes have this parent.
+    Children(i32),
+    /// Their processes have this ancestor.
+    Descendants(i32),
+    /// It is this one.
+    Thread(usize),
+}
+
+/// Sets of threads, each once.
+#[derive(Default)]
+struct Sets {
+    /// `None` if a process has a thread that is not known.
+    numbers: HashMap<Source, Option<usize>>,
+    members: Vec<Vec<usize>>,
+}
+
+/// Why nothing was looked for, if it was not.
+pub(super) fn too_many(facts: &Facts) -> Option<String> {
+    let count = facts.tasks().count();
+    (count > THREADS)
+        .then(|| format!("{count} threads were left: which of them wait for each other was not looked for"))
 }
 
 /// Finds the threads that nothing can wake, in the order of the tree.
 pub(super) fn find(facts: &Facts, names: &Names) -> Vec<Stuck> {
-    let alive = |process: &&Process| process.class == Class::Leaked && !has_ended(process, facts);
-    let mut nodes: Vec<Node<'_>> = facts
-        .processes
-        .iter()
-        .filter(alive)
-        .flat_map(|process| process.tasks.iter().map(move |thread| Node { process, thread, wait: None }))
-        .collect();
-    let scene = Scene { facts, names, processes: facts.processes.iter().filter(alive).collect() };
+    if too_many(facts).is_some() {
+        return Vec::new();
+    }
+    let scene = Scene::new(facts);
+    let mut sets = Sets::default();
+    let mut nodes = scene.nodes();
     for at in 0..nodes.len() {
-        nodes[at].wait = scene.wait(&nodes, at);
+        nodes[at].wait = scene.wait(&mut sets, &nodes, at);
+    }
+    let stuck = stuck(&nodes, &sets);
+    Graph::new(&scene, &nodes, &sets, &stuck).conclude(names)
+}
+
+/// Which threads are stuck: all that wait, but for those that one that is not could wake.
+fn stuck(nodes: &[Node<'_>], sets: &Sets) -> Vec<bool> {
+    let mut sets_of: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
+    for (set, members) in sets.members.iter().enumerate() {
+        members.iter().for_each(|at| sets_of[*at].push(set));
+    }
+    let mut waiters: Vec<Vec<usize>> = vec![Vec::new(); sets.members.len()];
+    for (at, node) in nodes.iter().enumerate() {
+        let all = node.wait.iter().flat_map(|wait| wait.wakers.union(&wait.meddlers));
+        all.for_each(|set| waiters[*set].push(at));
     }
     let mut stuck: Vec<bool> = nodes.iter().map(|node| node.wait.is_some()).collect();
-    loop {
-        let free = |at: &usize| {
-            let wait = nodes[*at].wait.as_ref();
-            stuck[*at] && wait.is_none_or(|wait| wait.all().any(|waker| !stuck[waker]))
-        };
-        let freed: Vec<usize> = (0..nodes.len()).filter(free).collect();
-        if freed.is_empty() {
-            break;
+    let mut free: Vec<usize> = (0..nodes.len()).filter(|at| !stuck[*at]).collect();
+    let mut runs = vec![false; sets.members.len()];
+    while let Some(at) = free.pop() {
+        for set in &sets_of[at] {
+            if !std::mem::replace(&mut runs[*set], true) {
+                let woken =
+                    waiters[*set].iter().filter(|waiter| std::mem::replace(&mut stuck[**waiter], false));
+                free.extend(woken);
+            }
         }
-        freed.into_iter().for_each(|at| stuck[at] = false);
     }
-    (0..nodes.len()).filter(|at| stuck[*at]).filter_map(|at| scene.conclude(&nodes, at)).collect()
+    stuck
 }
 
 /// The test process is in the list of leaked ones only if its time was over.
@@ -192,59 +267,195 @@ enum Side {
     Writer,
 }
 
+/// The facts, by what they are looked up by.
 struct Scene<'a> {
     facts: &'a Facts,
-    names: &'a Names,
     /// Everything that runs below the supervisor.
     processes: Vec<&'a Process>,
+    holders: HashMap<Thing, Vec<usize>>,
+    locks: HashMap<&'a str, Vec<usize>>,
+    /// The processes whose fds may not be read: they may have any.
+    blind: Vec<usize>,
+    children: HashMap<i32, Vec<usize>>,
+    pipes: HashMap<u64, &'a PipeState>,
+    sockets: HashMap<u64, &'a Socket>,
+    foreign: HashSet<u64>,
+    outside: HashSet<Thing>,
+    /// An fd may have left the tree over a socket.
+    leads_out: bool,
 }
 
-impl Scene<'_> {
+impl<'a> Scene<'a> {
+    fn new(facts: &'a Facts) -> Scene<'a> {
+        let alive = |process: &&Process| process.class == Class::Leaked && !has_ended(process, facts);
+        let outside = facts.outside.holders.iter().flat_map(|holder| &holder.fds);
+        let mut scene = Scene {
+            facts,
+            processes: facts.processes.iter().filter(alive).collect(),
+            holders: HashMap::new(),
+            locks: HashMap::new(),
+            blind: Vec::new(),
+            children: HashMap::new(),
+            pipes: facts.pipes.iter().map(|pipe| (pipe.ino, pipe)).collect(),
+            sockets: facts.sockets.iter().map(|socket| (socket.ino, socket)).collect(),
+            foreign: facts.foreign.iter().copied().collect(),
+            outside: outside.flat_map(Thing::of).collect(),
+            leads_out: false,
+        };
+        for (at, process) in scene.processes.iter().enumerate() {
+            if let Some(parent) = process.lineage.first() {
+                scene.children.entry(*parent).or_default().push(at);
+            }
+            let Some(fds) = &process.fds else {
+                scene.blind.push(at);
+                continue;
+            };
+            // The last one of a list is this process if it is in there at all.
+            let add = |list: &mut Vec<usize>| {
+                if list.last() != Some(&at) {
+                    list.push(at);
+                }
+            };
+            for fd in fds {
+                Thing::of(fd).for_each(|thing| add(scene.holders.entry(thing).or_default()));
+                fd.held.iter().for_each(|lock| add(scene.locks.entry(lock).or_default()));
+            }
+        }
+        scene.leads_out = scene.processes.iter().any(|process| scene.may_leave(process));
+        scene
+    }
+
+    /// Every thread, of which nothing is known yet.
+    fn nodes(&self) -> Vec<Node<'a>> {
+        let threads = |(owner, process): (usize, &&'a Process)| {
+            let process: &'a Process = process;
+            process.tasks.iter().map(move |thread| Node { process, owner, thread, wait: None })
+        };
+        self.processes.iter().enumerate().flat_map(threads).collect()
+    }
+
+    /// Whether a process has a thing.
+    fn has(&self, owner: usize, thing: Thing) -> bool {
+        self.holders.get(&thing).is_some_and(|holders| holders.binary_search(&owner).is_ok())
+    }
+
+    /// The number of a set of threads; `None` if not all of them are known, so that one may run.
+    fn set(&self, sets: &mut Sets, nodes: &[Node<'_>], source: Source) -> Option<usize> {
+        if let Some(known) = sets.numbers.get(&source) {
+            return *known;
+        }
+        let members = self.members(nodes, &source);
+        let number = members.map(|members| {
+            sets.members.push(members);
+            sets.members.len() - 1
+        });
+        sets.numbers.insert(source, number);
+        number
+    }
+
+    fn members(&self, nodes: &[Node<'_>], source: &Source) -> Option<Vec<usize>> {
+        let owners = match source {
+            Source::Thread(at) => return Some(vec![*at]),
+            Source::Process(owner) => vec![*owner],
+            // One whose table may not be read may have any.
+            Source::Holders(thing) => {
+                [self.holders.get(thing).map_or(&[][..], |list| &list[..]), &self.blind[..]].concat()
+            }
+            Source::Lock(lock) => {
+                [self.locks.get(lock.as_str()).map_or(&[][..], |list| &list[..]), &self.blind[..]].concat()
+            }
+            Source::Children(parent) => self.children.get(parent).cloned().unwrap_or_default(),
+            Source::Descendants(ancestor) => {
+                let mut found = Vec::new();
+                let mut seen = HashSet::from([*ancestor]);
+                let mut pending = vec![*ancestor];
+                while let Some(parent) = pending.pop() {
+                    for child in self.children.get(&parent).into_iter().flatten() {
+                        let pid = self.processes[*child].pid;
+                        if seen.insert(pid) {
+                            found.push(*child);
+                            pending.push(pid);
+                        }
+                    }
+                }
+                found
+            }
+        };
+        let owners: BTreeSet<usize> = owners.into_iter().collect();
+        let mut members = Vec::new();
+        for owner in owners {
+            // The threads of a process stand beside each other.
+            let first = nodes.partition_point(|node| node.owner < owner);
+            let end = nodes.partition_point(|node| node.owner <= owner);
+            if first == end || end - first < self.processes[owner].threads as usize {
+                return None;
+            }
+            members.extend(first..end);
+        }
+        Some(members)
+    }
+
     /// Who could wake a thread; `None` if something outside of the tree or a clock could.
-    fn wait(&self, nodes: &[Node<'_>], at: usize) -> Option<Wait> {
-        let Node { process, thread, .. } = nodes[at];
+    fn wait(&self, sets: &mut Sets, nodes: &[Node<'_>], at: usize) -> Option<Wait> {
+        let Node { process, owner, thread, .. } = nodes[at];
         let mut wait = Wait::default();
         match &thread.on {
-            On::Read { fd } => self.add_call(&mut wait, nodes, at, *fd, Side::Writer)?,
-            On::Write { fd } => self.add_call(&mut wait, nodes, at, *fd, Side::Reader)?,
-            On::Poll { fds, forever: true } => self.add_set(&mut wait, nodes, at, fds)?,
-            On::Epoll { fds, inodes, forever: true, .. } => {
+            On::Read { fd } => self.add_call(sets, &mut wait, nodes, at, *fd, Side::Writer)?,
+            On::Write { fd } => self.add_call(sets, &mut wait, nodes, at, *fd, Side::Reader)?,
+            On::Poll { fds, forever: true } => self.add_set(sets, &mut wait, nodes, at, fds)?,
+            On::Epoll { epoll, fds, inodes, exact, forever: true } => {
                 for (entry, ino) in fds.chunks_exact(2).zip(inodes) {
                     let fd = process.fd(entry[0])?;
-                    // Another file has this number by now, or the kernel does not say.
-                    if fd.event == 0 && fd.pipe().or(fd.socket()) != Some(*ino) {
+                    // Another file has this number by now, or the kernel does not say. (All eventfds
+                    // may have one inode.)
+                    let is_same =
+                        if fd.event == 0 { fd.pipe().or(fd.socket()) == Some(*ino) } else { *exact };
+                    if !is_same {
                         return None;
                     }
                 }
-                self.add_set(&mut wait, nodes, at, fds)?;
-                // Whoever has the instance may put another fd into it, which is ready.
-                let mut holders = Wait::default();
-                self.add_threads(&mut holders, nodes, |holder| may_have(holder, Fd::is_epoll))?;
-                wait.meddlers.extend(holders.wakers.into_iter().filter(|other| *other != at));
-            }
-            On::Child { pid } => {
-                let found = self.add_threads(&mut wait, nodes, |child| {
-                    child.lineage.first() == Some(&process.pid) && (*pid < 0 || child.pid == *pid)
-                })?;
-                if !found {
+                // It may be one from before the test.
+                if process.fd(*epoll).is_none_or(|epoll| self.foreign.contains(&epoll.ino)) {
                     return None;
                 }
+                self.add_set(sets, &mut wait, nodes, at, fds)?;
+                // Whoever has the instance may put another fd into it, which is ready.
+                wait.meddlers.insert(self.set(sets, nodes, Source::Holders(Thing::Epoll))?);
+            }
+            On::Child { pid } if *pid < 0 => {
+                let children = self.set(sets, nodes, Source::Children(process.pid))?;
+                if sets.members[children].is_empty() {
+                    return None;
+                }
+                wait.wakers.insert(children);
+                // Other threads may start one more, and a process below may become one when its parent
+                // ends (PR_SET_CHILD_SUBREAPER).
+                wait.meddlers.insert(self.set(sets, nodes, Source::Process(owner))?);
+                wait.meddlers.insert(self.set(sets, nodes, Source::Descendants(process.pid))?);
+            }
+            On::Child { pid } => {
+                let mut children = self.children.get(&process.pid).into_iter().flatten();
+                let child = children.find(|child| self.processes[**child].pid == *pid)?;
+                wait.wakers.insert(self.set(sets, nodes, Source::Process(*child))?);
             }
             On::Futex { shared: false, forever: true, .. } => {
                 // A handler may write the word, whatever the word is for.
-                wait.wakers.extend(threads_of(nodes, process)?.into_iter().filter(|other| *other != at));
+                wait.wakers.insert(self.set(sets, nodes, Source::Process(owner))?);
             }
             On::Thread { tid } => {
-                let same = |node: &Node<'_>| node.process.pid == process.pid && node.thread.tid == *tid;
-                wait.wakers.insert(nodes.iter().position(same)?);
+                let first = nodes.partition_point(|node| node.owner < owner);
+                let mut same = nodes[first..].iter().take_while(|node| node.owner == owner);
+                let other = first + same.position(|node| node.thread.tid == *tid)?;
+                wait.wakers.insert(self.set(sets, nodes, Source::Thread(other))?);
             }
             On::Lock { fd } => {
-                let target = &process.fd(*fd)?.target;
-                let found = self.add_threads(&mut wait, nodes, |other| {
-                    other.fds.iter().flatten().any(|held| held.locks && held.target == *target)
-                })?;
-                if !found {
+                if thread.behind.is_empty() || self.foreign.contains(&process.fd(*fd)?.ino) {
                     return None;
+                }
+                for lock in &thread.behind {
+                    // Somebody outside has it, or who may not be read.
+                    self.locks.get(lock.as_str())?;
+                    wait.wakers.insert(self.set(sets, nodes, Source::Lock(lock.clone()))?);
                 }
             }
             _ => return None,
@@ -252,38 +463,44 @@ impl Scene<'_> {
         Some(wait)
     }
 
-    /// Adds the threads of each process that `is` one; tells whether there was any. `None` if one of
-    /// them has a thread that is not known.
-    fn add_threads(
+    /// Adds whoever could end a call that reads from or writes to an fd.
+    fn add_call(
         &self,
+        sets: &mut Sets,
         wait: &mut Wait,
         nodes: &[Node<'_>],
-        is: impl Fn(&Process) -> bool,
-    ) -> Option<bool> {
-        let mut found = false;
-        for process in self.processes.iter().filter(|process| is(process)) {
-            found = true;
-            wait.wakers.extend(threads_of(nodes, process)?);
-        }
-        Some(found)
-    }
-
-    /// Adds whoever could end a call that reads from or writes to an fd.
-    fn add_call(&self, wait: &mut Wait, nodes: &[Node<'_>], at: usize, fd: i32, other: Side) -> Option<()> {
-        let Some(ino) = nodes[at].process.fd(fd)?.socket() else {
-            return self.add(wait, nodes, at, fd, other);
+        at: usize,
+        fd: i32,
+        other: Side,
+    ) -> Option<()> {
+        let found = nodes[at].process.fd(fd)?;
+        let reads = other == Side::Writer;
+        let Some(ino) = found.socket() else {
+            // The call would have failed, or have got what is there: the number is another file by now.
+            let has_some =
+                found.pipe().and_then(|pipe| self.pipes.get(&pipe)?.queued).is_some_and(|queued| queued > 0);
+            if reads && (!found.reads() || has_some) || !reads && !found.writes() {
+                return None;
+            }
+            return self.add(sets, wait, nodes, found, other);
         };
-        let socket = self.facts.socket(ino)?;
+        let socket = self.sockets.get(&ino)?;
         // The clock of a poll is in its arguments; that of a socket is an option of it (socket(7)).
-        let forever = if other == Side::Writer { socket.reads_forever } else { socket.writes_forever };
+        let forever = if reads { socket.reads_forever } else { socket.writes_forever };
         if !forever {
             return None;
         }
-        let writes = other == Side::Reader;
-        self.add_socket(wait, nodes, at, AtSocket { ino, reads: !writes, writes, own: false })
+        self.add_socket(sets, wait, nodes, at, AtSocket { ino, reads, writes: !reads, own: false })
     }
 
-    fn add_set(&self, wait: &mut Wait, nodes: &[Node<'_>], at: usize, set: &[i32]) -> Option<()> {
+    fn add_set(
+        &self,
+        sets: &mut Sets,
+        wait: &mut Wait,
+        nodes: &[Node<'_>],
+        at: usize,
+        set: &[i32],
+    ) -> Option<()> {
         // An empty set waits for a signal.
         if set.is_empty() {
             return None;
@@ -295,146 +512,99 @@ impl Scene<'_> {
                 let writes = asks(libc::POLLOUT | libc::POLLWRNORM | libc::POLLWRBAND);
                 let reads =
                     !writes || asks(libc::POLLIN | libc::POLLRDNORM | libc::POLLRDBAND | libc::POLLPRI);
-                self.add_socket(wait, nodes, at, AtSocket { ino, reads, writes, own: false })?;
+                self.add_socket(sets, wait, nodes, at, AtSocket { ino, reads, writes, own: false })?;
                 continue;
             }
             // Even one that asks for nothing is told of the end of the other side (poll(2)).
             if fd.reads() {
-                self.add(wait, nodes, at, fd.fd, Side::Writer)?;
+                self.add(sets, wait, nodes, fd, Side::Writer)?;
             }
             if fd.writes() {
-                self.add(wait, nodes, at, fd.fd, Side::Reader)?;
+                self.add(sets, wait, nodes, fd, Side::Reader)?;
             }
         }
         Some(())
     }
 
     /// Adds whoever has the other end of a unix socket, or the same.
-    fn add_socket(&self, wait: &mut Wait, nodes: &[Node<'_>], at: usize, end: AtSocket) -> Option<()> {
+    fn add_socket(
+        &self,
+        sets: &mut Sets,
+        wait: &mut Wait,
+        nodes: &[Node<'_>],
+        at: usize,
+        end: AtSocket,
+    ) -> Option<()> {
         let AtSocket { ino, writes, .. } = end;
-        let socket = self.facts.socket(ino)?;
+        let socket = self.sockets.get(&ino)?;
         let peer = socket.other_end()?;
         // What a datagram waits for room behind may be in anybody's queue.
         if writes && socket.is_datagram() {
             return None;
         }
-        let is_own = |held: &Fd| held.socket() == Some(ino);
-        let is_other = |held: &Fd| held.socket() == Some(peer);
-        if [ino, peer].iter().any(|ino| self.facts.foreign.contains(ino)) {
+        if [ino, peer]
+            .iter()
+            .any(|ino| self.foreign.contains(ino) || self.outside.contains(&Thing::Socket(*ino)))
+        {
             return None;
         }
-        let is_end = |held: &Fd| is_own(held) || is_other(held);
-        if self.facts.outside.holders.iter().any(|holder| holder.fds.iter().any(is_end)) {
-            return None;
-        }
-        wait.unseen |= !self.add_threads(wait, nodes, |holder| may_have(holder, is_other))?;
-        let mut holders = Wait::default();
-        self.add_threads(&mut holders, nodes, |holder| may_have(holder, is_own))?;
-        wait.meddlers.extend(holders.wakers.into_iter().filter(|other| *other != at));
-        let own = nodes[at].process.fds.iter().flatten().any(is_other);
+        let others = self.set(sets, nodes, Source::Holders(Thing::Socket(peer)))?;
+        wait.unseen |= sets.members[others].is_empty();
+        wait.wakers.insert(others);
+        wait.meddlers.insert(self.set(sets, nodes, Source::Holders(Thing::Socket(ino)))?);
+        let own = self.has(nodes[at].owner, Thing::Socket(peer));
         wait.sockets.push(AtSocket { own, ..end });
         Some(())
     }
 
-    /// Adds whoever has the other end behind an fd that is no socket.
-    fn add(&self, wait: &mut Wait, nodes: &[Node<'_>], at: usize, fd: i32, other: Side) -> Option<()> {
-        let process = nodes[at].process;
-        let fd = process.fd(fd)?;
+    /// Adds whoever has an end of what is behind an fd that is no socket.
+    fn add(&self, sets: &mut Sets, wait: &mut Wait, nodes: &[Node<'_>], fd: &Fd, other: Side) -> Option<()> {
         if fd.event != 0 {
             // An eventfd: whoever has it can write to it and read from it.
-            self.add_threads(wait, nodes, |holder| may_have(holder, |held| held.event == fd.event))?;
+            let event = Thing::Event(fd.event);
+            if self.foreign.contains(&fd.ino) || self.outside.contains(&event) {
+                return None;
+            }
+            wait.wakers.insert(self.set(sets, nodes, Source::Holders(event))?);
             return Some(());
         }
         let pipe = fd.pipe()?;
-        if self.facts.foreign.contains(&pipe) {
-            return None;
-        }
-        let is_end = |held: &Fd| {
-            held.pipe() == Some(pipe) && if other == Side::Writer { held.writes() } else { held.reads() }
-        };
-        if self.facts.outside.holders.iter().any(|holder| holder.fds.iter().any(is_end)) {
+        let ends = [Thing::Reader(pipe), Thing::Writer(pipe)];
+        if self.foreign.contains(&pipe) || ends.iter().any(|end| self.outside.contains(end)) {
             return None;
         }
         // At end-of-file it does not wait; it is about to go on.
-        if self
-            .facts
-            .pipe(pipe)
-            .is_some_and(|state| if other == Side::Writer { state.no_writer } else { state.no_reader })
-        {
+        if self.pipes.get(&pipe).is_some_and(|state| match other {
+            Side::Writer => state.no_writer,
+            Side::Reader => state.no_reader,
+        }) {
             return None;
         }
-        wait.unseen |= !self.add_threads(wait, nodes, |holder| may_have(holder, is_end))?;
-        match other {
-            Side::Writer => wait.reads.push(pipe),
-            Side::Reader => wait.writes.push(pipe),
-        }
-        Some(())
-    }
-
-    fn conclude(&self, nodes: &[Node<'_>], at: usize) -> Option<Stuck> {
-        let Node { process, thread, wait } = &nodes[at];
-        let wait = wait.as_ref()?;
-        let mut wakers: Vec<i32> = Vec::new();
-        for waker in &wait.wakers {
-            let pid = nodes[*waker].process.pid;
-            if !wakers.contains(&pid) {
-                wakers.push(pid);
+        let [readers, writers] = ends.map(|end| self.set(sets, nodes, Source::Holders(end)));
+        let (readers, writers) = (readers?, writers?);
+        // Who has the same end may make the pipe larger (F_SETPIPE_SZ), or open the other one by way
+        // of /proc/self/fd.
+        wait.meddlers.extend([readers, writers]);
+        let others = match other {
+            Side::Writer => {
+                wait.reads.push(pipe);
+                writers
             }
-        }
-        let cycle = closure(nodes, at, |wait| wait.wakers.iter().copied().collect()).contains(&at);
-        let sockets = self.sockets(thread, wait);
-        let (reads, writes) = self.pipes(thread, wait, sockets.is_empty());
-        let at_socket = sockets.iter().find(|end| end.own).or(sockets.first());
-        let own_socket = at_socket.is_some_and(|end| end.own);
-        let writes_to =
-            |pipe: &&u64| process.fds.iter().flatten().any(|fd| fd.pipe() == Some(**pipe) && fd.writes());
-        let own = reads.iter().find(writes_to).filter(|_| writes.is_empty());
-        // What it has the other end of tells more than what it has not.
-        let pipe = own.or(reads.last()).or(writes.last()).filter(|_| own.is_some() || !own_socket);
-        let at_socket = at_socket.filter(|_| pipe.is_none());
-        let to_write = match &thread.on {
-            On::Write { .. } => true,
-            _ => at_socket.map_or(reads.is_empty() && !writes.is_empty(), |end| end.writes),
+            Side::Reader => {
+                wait.writes.push(pipe);
+                readers
+            }
         };
-        let to_read = !to_write && writes.is_empty() && (pipe.is_some() || at_socket.is_some());
-        let both_ends = at_socket.is_some_and(|end| {
-            let peer = self.facts.socket(end.ino).and_then(Socket::other_end);
-            !end.writes && sockets.iter().any(|other| Some(other.ino) == peer)
-        });
-        let because = match &thread.on {
-            On::Futex { .. } => self.inherited(process, thread, self.names).unwrap_or(Because::Cycle),
-            // Whatever the others do: it would have to do it itself.
-            _ if own.is_some() || to_read && at_socket.is_some_and(|end| end.own) => Because::OwnWriteEnd,
-            _ if to_write && wakers == [process.pid] => Because::NoReaderRuns,
-            _ if cycle => Because::Cycle,
-            On::Thread { .. } => Because::StuckThread,
-            On::Child { .. } => Because::StuckChild,
-            On::Lock { .. } => Because::StuckHolder,
-            _ if to_write || !writes.is_empty() => Because::NoReaderRuns,
-            _ => Because::NoWriter,
-        };
-        let closure = closure(nodes, at, |wait| wait.all().collect());
-        let doubts = self.doubts(nodes, closure.into_iter().chain([at]).collect());
-        let ring = if cycle { ring(nodes, at) } else { Vec::new() };
-        Some(Stuck {
-            pid: process.pid,
-            tid: thread.tid,
-            because,
-            pipe: pipe.copied(),
-            socket: at_socket.map(|end| end.ino),
-            writes: to_write,
-            both_ends,
-            wakers,
-            ring,
-            doubts,
-        })
+        wait.unseen |= sets.members[others].is_empty();
+        wait.wakers.insert(others);
+        Some(())
     }
 
     /// The pipes at which a thread waits to read and to write. Who has put an fd into a set waits for
     /// one way of it, and the edge of the other is over: what has data is not waited for to be read,
     /// and what is empty has room.
-    fn pipes(&self, thread: &Thread, wait: &Wait, alone: bool) -> (Vec<u64>, Vec<u64>) {
-        let queued = |pipe: &u64| self.facts.pipe(*pipe).and_then(|state| state.queued);
+    fn pipes_of(&self, thread: &Thread, wait: &Wait, alone: bool) -> (Vec<u64>, Vec<u64>) {
+        let queued = |pipe: &u64| self.pipes.get(pipe).and_then(|state| state.queued);
         let is_set = matches!(thread.on, On::Poll { .. } | On::Epoll { .. });
         let mut reads = wait.reads.clone();
         reads.retain(|pipe| !is_set || queued(pipe).is_none_or(|count| count == 0));
@@ -449,18 +619,18 @@ impl Scene<'_> {
 
     /// The same for sockets, each with what it is waited for, but for those that a runtime put into a
     /// set for itself.
-    fn sockets(&self, thread: &Thread, wait: &Wait) -> Vec<AtSocket> {
+    fn sockets_of(&self, thread: &Thread, wait: &Wait, names: &Names) -> Vec<AtSocket> {
         let is_set = matches!(thread.on, On::Poll { .. } | On::Epoll { .. });
         if !is_set {
             return wait.sockets.clone();
         }
         let way = |end: &AtSocket| {
-            let socket = self.facts.socket(end.ino)?;
+            let socket = self.sockets.get(&end.ino)?;
             let has_nothing = socket.queued.is_none_or(|count| count == 0);
             let writes = end.writes && (socket.is_full || !end.reads);
             (writes || has_nothing).then_some(AtSocket { writes, ..*end })
         };
-        let is_users = |end: &&AtSocket| !super::is_of_runtime(&self.names.origins, end.ino);
+        let is_users = |end: &&AtSocket| !super::is_of_runtime(&names.origins, end.ino);
         let users: Vec<&AtSocket> = wait.sockets.iter().filter(is_users).collect();
         let found: Vec<AtSocket> = users.iter().copied().filter_map(way).collect();
         if found.is_empty() {
@@ -480,132 +650,341 @@ impl Scene<'_> {
         let crowd = has_crowd_behind(self.facts, names, process);
         let alone = process.tasks.len() == 1;
         let kind = names.awaited.get(&thread.tid);
-        // No thread keeps a lock of std's while it waits for something else, nor takes it twice. The
-        // one of stdin is given to the user.
-        let of_std = names
-            .locks
-            .get(&thread.tid)
-            .is_some_and(|name| name.starts_with("std::") && !name.starts_with("std::io::stdio::stdin"));
+        // No thread keeps a lock of std's while it waits for something else, nor takes it twice; but
+        // stdin's is given to the user.
+        let name = names.locks.get(&thread.tid).map_or("", String::as_str);
+        let of_std = name.starts_with("std::") && !name.starts_with("std::io::stdio::stdin");
+        // The user's code runs under the panic hook's, and keeps guards of stdout's and stderr's.
+        let runs_users = name.starts_with("std::io::stdio::") || name == "std::panicking::HOOK";
         match crowd {
             Some(false) => None,
             _ if alone && (of_std || kind == Some(&Awaited::CLibrary)) => Some(Because::InheritedLock),
-            Some(true) if of_std => Some(Because::InheritedLock),
+            Some(true) if of_std && !runs_users => Some(Because::InheritedLock),
+            Some(true) if of_std => Some(Because::MaybeInheritedLock),
             Some(true) if alone && kind.is_some_and(Awaited::is_held) => Some(Because::MaybeInheritedLock),
             _ => None,
         }
     }
 
-    /// What keeps a wait, and all that it depends on, from being proved.
-    fn doubts(&self, nodes: &[Node<'_>], closure: BTreeSet<usize>) -> Vec<String> {
+    /// What keeps the wait of one thread from being proved, beside those that it depends on.
+    fn doubts(&self, node: &Node<'_>) -> Vec<String> {
         let mut doubts: Vec<String> = Vec::new();
-        let mut add = |doubt: String| {
-            if !doubts.contains(&doubt) {
-                doubts.push(doubt);
-            }
-        };
+        let Some(wait) = &node.wait else { return doubts };
         let outside = &self.facts.outside;
-        // What was made in the tree can leave it only through a socket.
-        let may_have_left =
-            outside.unreadable > 0 && self.processes.iter().any(|process| self.leads_out(process));
-        for node in closure.iter().map(|at| &nodes[*at]) {
-            let Some(wait) = &node.wait else { continue };
-            if !node.thread.settled {
-                add(format!("pid {} ran between two looks", node.process.pid));
-            }
-            // A signal, a timer or the like may end it without any other process.
-            node.process.holes.iter().for_each(|hole| add(format!("pid {}: {hole}", node.process.pid)));
-            if wait.unseen {
-                add(format!(
-                    "no holder of the other end was found in the fds of {}; those of {} may not be read",
-                    plural(outside.read as usize + self.processes.len(), "process"),
-                    outside.unreadable
-                ));
-            }
-            node.process.hidden.iter().for_each(|hidden| add(format!("pid {}: {hidden}", node.process.pid)));
-            if wait.reads.is_empty() && wait.writes.is_empty() && wait.sockets.is_empty() {
-                continue;
-            }
-            // Whoever gets an end that is on its way can go on with it, however little the one who
-            // gets it has to do with this wait.
-            for process in &self.processes {
-                process.hidden.iter().for_each(|hidden| add(format!("pid {}: {hidden}", process.pid)));
-            }
-            for outsider in outside.holders.iter().filter(|outsider| outsider.fds.iter().any(|fd| fd.carries))
-            {
-                add(format!(
-                    "fds are on their way to pid {}, outside of the test, over a socket",
-                    outsider.pid
-                ));
-            }
-            if may_have_left {
-                add(format!(
-                    "the fds of {} may not be read",
-                    plural(outside.unreadable as usize, "other process")
-                ));
-            }
+        let pid = node.process.pid;
+        if !node.thread.settled {
+            doubts.push(format!("pid {pid} ran between two looks"));
+        }
+        // A signal, a timer or the like may end it without any other process.
+        doubts.extend(node.process.holes.iter().map(|hole| format!("pid {pid}: {hole}")));
+        if wait.unseen {
+            doubts.push(format!(
+                "no holder of the other end was found in the fds of {}; those of {} may not be read",
+                plural(outside.read as usize + self.processes.len(), "process"),
+                outside.unreadable
+            ));
+        }
+        doubts.extend(node.process.hidden.iter().map(|hidden| format!("pid {pid}: {hidden}")));
+        if matches!(node.thread.on, On::Futex { .. } | On::Thread { .. }) {
+            return doubts;
+        }
+        // They might hold anything, and be anybody's children.
+        if outside.came {
+            doubts.push("a process came between two looks".to_owned());
+        }
+        if outside.hides {
+            doubts.push("/proc does not show the processes of other users (hidepid)".to_owned());
+        }
+        // What was made in the tree can leave it only through a socket. Which epoll instance another
+        // process has is not seen.
+        if self.leads_out && matches!(node.thread.on, On::Epoll { .. }) {
+            doubts.push("an epoll instance may have left the test over a socket".to_owned());
+        }
+        doubts
+    }
+
+    /// What keeps every wait on an fd from being proved.
+    fn doubts_of_all(&self) -> Vec<String> {
+        let outside = &self.facts.outside;
+        // Whoever gets an end that is on its way can go on with it, however little the one who
+        // gets it has to do with this wait.
+        let hidden = self.processes.iter().flat_map(|process| {
+            process.hidden.iter().map(move |hidden| format!("pid {}: {hidden}", process.pid))
+        });
+        let mut doubts: Vec<String> = hidden.collect();
+        for outsider in outside.holders.iter().filter(|outsider| outsider.fds.iter().any(|fd| fd.carries)) {
+            doubts.push(format!(
+                "fds are on their way to pid {}, outside of the test, over a socket",
+                outsider.pid
+            ));
+        }
+        if outside.unreadable > 0 && self.leads_out {
+            doubts.push(format!(
+                "the fds of {} may not be read",
+                plural(outside.unreadable as usize, "other process")
+            ));
         }
         doubts
     }
 
     /// Whether a process has a socket over which an fd may have left the tree: a unix socket, unless
     /// it listens or its other end is in the tree too. (No other kind carries fds.)
-    fn leads_out(&self, process: &Process) -> bool {
+    fn may_leave(&self, process: &Process) -> bool {
         let stays = |ino: u64| {
-            let Some(socket) = self.facts.socket(ino) else { return false };
+            let Some(socket) = self.sockets.get(&ino) else { return false };
             let other_kind = socket.domain != 0 && !socket.is_unix();
-            let is_other = |held: &Fd| held.socket().is_some() && held.socket() == socket.other_end();
+            let other_end = socket.other_end();
             // A datagram may be sent to anybody with a name, whoever it is connected to.
             other_kind
                 || socket.listens
                 || !socket.is_datagram()
-                    && self.processes.iter().any(|other| other.fds.iter().flatten().any(is_other))
+                    && other_end.is_some_and(|other| self.holders.contains_key(&Thing::Socket(other)))
         };
         process.more_sockets || !process.fds.iter().flatten().filter_map(Fd::socket).all(stays)
     }
 }
 
-/// Every thread that could wake a thread, or that could wake one of those.
-fn closure(nodes: &[Node<'_>], at: usize, wakers: impl Fn(&Wait) -> Vec<usize>) -> BTreeSet<usize> {
-    let mut seen = BTreeSet::new();
-    let mut pending = vec![at];
-    while let Some(next) = pending.pop() {
-        let wakers = nodes[next].wait.as_ref().map(&wakers).unwrap_or_default();
-        pending.extend(wakers.into_iter().filter(|waker| seen.insert(*waker)));
-    }
-    seen
+/// The threads that are stuck, and what leads from one to the other.
+struct Graph<'a> {
+    scene: &'a Scene<'a>,
+    nodes: &'a [Node<'a>],
+    sets: &'a Sets,
+    stuck: &'a [bool],
+    /// Who could wake those that wait for the same sets.
+    lists: RefCell<HashMap<&'a BTreeSet<usize>, Rc<Vec<usize>>>>,
+    steps: RefCell<usize>,
 }
 
-/// The shortest way from a thread over those that could wake it back to itself.
-fn ring(nodes: &[Node<'_>], at: usize) -> Vec<i32> {
-    let mut came_from: BTreeMap<usize, usize> = BTreeMap::new();
-    let mut pending = VecDeque::from([at]);
-    while let Some(next) = pending.pop_front() {
-        for waker in nodes[next].wait.iter().flat_map(|wait| &wait.wakers).copied() {
-            if waker == at {
+impl<'a> Graph<'a> {
+    fn new(scene: &'a Scene<'a>, nodes: &'a [Node<'a>], sets: &'a Sets, stuck: &'a [bool]) -> Graph<'a> {
+        Graph { scene, nodes, sets, stuck, lists: RefCell::default(), steps: RefCell::new(STEPS) }
+    }
+
+    /// From each thread to its sets, which come after the threads, and from those to their members.
+    fn edges(&self, sets_of: impl Fn(&Wait) -> Vec<usize>) -> Vec<Vec<usize>> {
+        let count = self.nodes.len();
+        let of_node = |(at, node): (usize, &Node<'_>)| {
+            let wait = node.wait.as_ref().filter(|_| self.stuck[at]);
+            wait.map(&sets_of).unwrap_or_default().into_iter().map(|set| count + set).collect()
+        };
+        let nodes = self.nodes.iter().enumerate().map(of_node);
+        nodes.chain(self.sets.members.iter().cloned()).collect()
+    }
+
+    /// Who could wake a thread, in order. A futex has its own thread in it.
+    fn wakers(&self, at: usize) -> Rc<Vec<usize>> {
+        let Some(wait) = &self.nodes[at].wait else { return Rc::default() };
+        let mut lists = self.lists.borrow_mut();
+        let list = lists.entry(&wait.wakers).or_insert_with(|| {
+            let all = wait.wakers.iter().flat_map(|set| &self.sets.members[*set]).copied();
+            Rc::new(all.collect::<BTreeSet<usize>>().into_iter().collect())
+        });
+        Rc::clone(list)
+    }
+
+    fn conclude(&self, names: &Names) -> Vec<Stuck> {
+        let edges = self.edges(|wait| wait.wakers.iter().copied().collect());
+        let (rings, count) = components(&edges);
+        // How many threads lie on one ring.
+        let mut sizes = vec![0; count];
+        rings[..self.nodes.len()].iter().for_each(|ring| sizes[*ring] += 1);
+        drop(edges);
+        let doubts = self.doubts();
+        let all = (0..self.nodes.len()).filter(|at| self.stuck[*at]);
+        all.filter_map(|at| {
+            let is_futex = matches!(self.nodes[at].thread.on, On::Futex { .. });
+            let cycle = sizes[rings[at]] > 1 || !is_futex && self.wakers(at).binary_search(&at).is_ok();
+            self.conclude_one(at, cycle, doubts[at].clone(), names)
+        })
+        .collect()
+    }
+
+    /// What keeps each wait, and all that it depends on, from being proved.
+    fn doubts(&self) -> Vec<Vec<String>> {
+        let edges = self.edges(|wait| wait.wakers.union(&wait.meddlers).copied().collect());
+        let (parts, count) = components(&edges);
+        let mut known: HashMap<String, usize> = HashMap::new();
+        let mut texts: Vec<String> = Vec::new();
+        let mut number = |doubt: String| {
+            *known.entry(doubt).or_insert_with_key(|doubt| {
+                texts.push(doubt.clone());
+                texts.len() - 1
+            })
+        };
+        // Those of one part depend on each other: they have the same doubts.
+        let mut of_part: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); count];
+        let mut of_all: Option<Vec<usize>> = None;
+        for (at, node) in self.nodes.iter().enumerate().filter(|(at, _)| self.stuck[*at]) {
+            let part = &mut of_part[parts[at]];
+            part.extend(self.scene.doubts(node).into_iter().map(&mut number));
+            if !matches!(node.thread.on, On::Futex { .. } | On::Thread { .. } | On::Child { .. }) {
+                let of_all = of_all
+                    .get_or_insert_with(|| self.scene.doubts_of_all().into_iter().map(&mut number).collect());
+                part.extend(of_all.iter().copied());
+            }
+        }
+        let mut vertices: Vec<Vec<usize>> = vec![Vec::new(); count];
+        parts.iter().enumerate().for_each(|(vertex, part)| vertices[*part].push(vertex));
+        // What a part leads to has a lower number.
+        for part in 0..count {
+            let next: BTreeSet<usize> =
+                vertices[part].iter().flat_map(|vertex| &edges[*vertex]).map(|next| parts[*next]).collect();
+            let mut doubts = std::mem::take(&mut of_part[part]);
+            for next in next.into_iter().filter(|next| *next != part) {
+                doubts.extend(of_part[next].iter().copied());
+            }
+            of_part[part] = doubts.into_iter().take(DOUBTS).collect();
+        }
+        let told = |at: usize| of_part[parts[at]].iter().map(|doubt| texts[*doubt].clone()).collect();
+        (0..self.nodes.len()).map(told).collect()
+    }
+
+    fn conclude_one(&self, at: usize, cycle: bool, doubts: Vec<String>, names: &Names) -> Option<Stuck> {
+        let Node { process, owner, thread, wait } = &self.nodes[at];
+        let wait = wait.as_ref()?;
+        let mut wakers: Vec<i32> = Vec::new();
+        let is_futex = matches!(thread.on, On::Futex { .. });
+        for waker in self.wakers(at).iter().filter(|waker| !is_futex || **waker != at) {
+            let pid = self.nodes[*waker].process.pid;
+            // Those of one process stand beside each other.
+            if wakers.last() != Some(&pid) {
+                wakers.push(pid);
+            }
+        }
+        let sockets = self.scene.sockets_of(thread, wait, names);
+        let (reads, writes) = self.scene.pipes_of(thread, wait, sockets.is_empty());
+        let at_socket = sockets.iter().find(|end| end.own).or(sockets.first());
+        let own_socket = at_socket.is_some_and(|end| end.own);
+        let writes_to = |pipe: &&u64| self.scene.has(*owner, Thing::Writer(**pipe));
+        let own = reads.iter().find(writes_to).filter(|_| writes.is_empty());
+        // What it has the other end of tells more than what it has not.
+        let pipe = own.or(reads.last()).or(writes.last()).filter(|_| own.is_some() || !own_socket);
+        let at_socket = at_socket.filter(|_| pipe.is_none());
+        let to_write = match &thread.on {
+            On::Write { .. } => true,
+            _ => at_socket.map_or(reads.is_empty() && !writes.is_empty(), |end| end.writes),
+        };
+        let to_read = !to_write && writes.is_empty() && (pipe.is_some() || at_socket.is_some());
+        let both_ends = at_socket.is_some_and(|end| {
+            let peer = self.scene.sockets.get(&end.ino).and_then(|socket| socket.other_end());
+            !end.writes && sockets.iter().any(|other| Some(other.ino) == peer)
+        });
+        let because = match &thread.on {
+            On::Futex { .. } => self.scene.inherited(process, thread, names).unwrap_or(Because::Cycle),
+            // Whatever the others do: it would have to do it itself.
+            _ if own.is_some() || to_read && at_socket.is_some_and(|end| end.own) => Because::OwnWriteEnd,
+            _ if to_write && wakers == [process.pid] => Because::NoReaderRuns,
+            _ if cycle => Because::Cycle,
+            On::Thread { .. } => Because::StuckThread,
+            On::Child { .. } => Because::StuckChild,
+            On::Lock { .. } => Because::StuckHolder,
+            _ if to_write || !writes.is_empty() => Because::NoReaderRuns,
+            _ => Because::NoWriter,
+        };
+        let ring = if cycle { self.ring(at) } else { Vec::new() };
+        Some(Stuck {
+            pid: process.pid,
+            tid: thread.tid,
+            because,
+            pipe: pipe.copied(),
+            socket: at_socket.map(|end| end.ino),
+            writes: to_write,
+            both_ends,
+            wakers,
+            ring,
+            doubts,
+        })
+    }
+
+    /// The shortest way from a thread over those that could wake it back to itself.
+    fn ring(&self, at: usize) -> Vec<i32> {
+        let mut came_from: HashMap<usize, usize> = HashMap::new();
+        let mut pending = VecDeque::from([at]);
+        let mut steps = self.steps.borrow_mut();
+        while let Some(next) = pending.pop_front() {
+            let is_futex = matches!(self.nodes[next].thread.on, On::Futex { .. });
+            let wakers = self.wakers(next);
+            if (!is_futex || next != at) && wakers.binary_search(&at).is_ok() {
                 let mut way = vec![next];
                 while let Some(before) =
                     way.last().filter(|last| **last != at).and_then(|last| came_from.get(last))
                 {
                     way.push(*before);
                 }
-                return way.iter().rev().map(|at| nodes[*at].thread.tid).collect();
+                return way.iter().rev().map(|at| self.nodes[*at].thread.tid).collect();
             }
-            came_from.entry(waker).or_insert_with(|| {
-                pending.push_back(waker);
-                next
-            });
+            // Among thousands a ring that is not told is none too few.
+            let Some(left) = steps.checked_sub(wakers.len()) else { break };
+            *steps = left;
+            for waker in wakers.iter().copied() {
+                came_from.entry(waker).or_insert_with(|| {
+                    pending.push_back(waker);
+                    next
+                });
+            }
+        }
+        Vec::new()
+    }
+}
+
+/// The strongly connected components of a graph, as the number of each vertex's, and how many there are.
+/// What a component leads to has a lower number (Tarjan 1972, without recursion).
+fn components(edges: &[Vec<usize>]) -> (Vec<usize>, usize) {
+    const NONE: usize = usize::MAX;
+    let mut part = vec![NONE; edges.len()];
+    let mut index = vec![NONE; edges.len()];
+    let mut low = vec![0; edges.len()];
+    let (mut parts, mut seen) = (0, 0);
+    let mut open: Vec<usize> = Vec::new();
+    // A vertex, and how many of its edges were followed.
+    let mut way: Vec<(usize, usize)> = Vec::new();
+    for root in 0..edges.len() {
+        if index[root] == NONE {
+            way.push((root, 0));
+        }
+        while let Some((at, followed)) = way.last_mut() {
+            let at = *at;
+            if index[at] == NONE {
+                (index[at], low[at]) = (seen, seen);
+                seen += 1;
+                open.push(at);
+            }
+            if let Some(next) = edges[at].get(*followed).copied() {
+                *followed += 1;
+                if index[next] == NONE {
+                    way.push((next, 0));
+                } else if part[next] == NONE {
+                    low[at] = low[at].min(index[next]);
+                }
+                continue;
+            }
+            way.pop();
+            if let Some((before, _)) = way.last() {
+                low[*before] = low[*before].min(low[at]);
+            }
+            if low[at] == index[at] {
+                while let Some(member) = open.pop() {
+                    part[member] = parts;
+                    if member == at {
+                        break;
+                    }
+                }
+                parts += 1;
+            }
         }
     }
-    Vec::new()
+    (part, parts)
 }
 
-/// Whether a process has such an fd. One whose table may not be read may have any.
-fn may_have(process: &Process, is: impl Fn(&Fd) -> bool) -> bool {
-    process.fds.as_ref().is_none_or(|fds| fds.iter().any(is))
-}
+#[cfg(test)]
+mod tests {
+    use super::components;
 
-/// The threads of a process; `None` if not all are known, so that one may run.
-fn threads_of(nodes: &[Node<'_>], process: &Process) -> Option<Vec<usize>> {
-    let threads: Vec<usize> = (0..nodes.len()).filter(|at| nodes[*at].process.pid == process.pid).collect();
-    (!threads.is_empty() && threads.len() >= process.threads as usize).then_some(threads)
+    #[test]
+    fn a_component_leads_to_lower_ones() {
+        // 0 -> 1 <-> 2 -> 3, and 4 alone with itself.
+        let (part, count) = components(&[vec![1], vec![2], vec![1, 3], vec![], vec![4]]);
+        assert_eq!((count, &part[..]), (4, &[2, 1, 1, 0, 3][..]));
+        assert_eq!(components(&[]), (Vec::new(), 0));
+    }
 }

@@ -1,7 +1,9 @@
 //! The fd table of a process: `/proc/PID/fd` and `/proc/PID/fdinfo`.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 
 use nix::libc;
 
@@ -20,8 +22,12 @@ wire_struct! {
         pub(crate) cloexec: bool,
         /// What two fds of one eventfd have in common; 0 for everything else.
         pub(crate) event: u64,
+        /// The inode, of what has no other name: all of one kind may have the same.
+        pub(crate) ino: u64,
         /// Whether a lock on the file is held through this fd.
         pub(crate) locks: bool,
+        /// These locks, as `/proc/locks` has them, without their number.
+        pub(crate) held: Vec<String>,
         /// Whether fds are on their way in it (`SCM_RIGHTS`, unix(7)), of a socket.
         pub(crate) carries: bool,
     }
@@ -59,10 +65,10 @@ pub(crate) fn pipe_of(target: &str) -> Option<u64> {
     target.strip_prefix("pipe:[")?.strip_suffix(']')?.parse().ok()
 }
 
-/// The fds of `pid` that are these pipes and sockets. `None` if its table may not be read; empty if
+/// The fds of `pid` that are these pipes, sockets and the like. `None` if its table may not be read; empty if
 /// it is gone.
-pub(crate) fn ends_of(pid: Pid, targets: &[String]) -> Option<Vec<Fd>> {
-    match read_those(pid, |target| targets.iter().any(|wanted| wanted == target)) {
+pub(crate) fn ends_of(pid: Pid, targets: &HashSet<&str>) -> Option<Vec<Fd>> {
+    match read_those(pid, |target| targets.contains(target)) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
         fds => Some(fds.unwrap_or_default()),
     }
@@ -99,25 +105,32 @@ fn read_those(pid: Pid, wanted: impl Fn(&str) -> bool) -> io::Result<Vec<Fd>> {
 
 fn look(pid: Pid, fd: i32, target: String) -> Option<Fd> {
     let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?;
-    Some(parse(fd, target, &info))
+    let mut fd = parse(fd, target, &info);
+    // Before Linux 5.14 fdinfo has no inode.
+    if fd.ino == 0 && (fd.locks || fd.event != 0 || fd.is_epoll()) {
+        fd.ino = fs::metadata(format!("/proc/{pid}/fd/{}", fd.fd)).map_or(0, |file| file.ino());
+    }
+    Some(fd)
 }
 
 pub(super) fn parse(fd: i32, target: String, info: &str) -> Fd {
     let flags = flags(info).unwrap_or(0);
-    let event = info.lines().find_map(|line| line.strip_prefix("eventfd-id:"));
+    let value = |name: &str| info.lines().find_map(|line| line.strip_prefix(name));
+    let locks = info.lines().filter_map(|line| line.strip_prefix("lock:"));
+    let held: Vec<String> =
+        locks.map(|lock| lock.split_ascii_whitespace().skip(1).collect::<Vec<_>>().join(" ")).collect();
     Fd {
         fd,
         target,
         access: flags & libc::O_ACCMODE,
         cloexec: flags & libc::O_CLOEXEC != 0,
         // Since Linux 5.2; before, eventfds cannot be told apart.
-        event: event.and_then(|id| id.trim().parse::<u64>().ok()).map_or(0, |id| id + 1),
-        locks: info.lines().any(|line| line.starts_with("lock:")),
+        event: value("eventfd-id:").and_then(|id| id.trim().parse::<u64>().ok()).map_or(0, |id| id + 1),
+        ino: value("ino:").and_then(|ino| ino.trim().parse().ok()).unwrap_or(0),
+        locks: !held.is_empty(),
+        held,
         // Since Linux 5.6; of a socket that listens, those in connections that nobody has accepted.
-        carries: info
-            .lines()
-            .find_map(|line| line.strip_prefix("scm_fds:"))
-            .is_some_and(|count| count.trim() != "0"),
+        carries: value("scm_fds:").is_some_and(|count| count.trim() != "0"),
     }
 }
 
@@ -146,6 +159,10 @@ mod tests {
                     lock:\t1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF\n";
         let fd = parse(7, "/tmp/x".to_owned(), info);
         assert!(fd.cloexec && fd.locks && fd.writes() && !fd.reads());
+        assert_eq!(
+            (fd.ino, &fd.held[..]),
+            (3, &["FLOCK ADVISORY WRITE 359 00:13:11691 0 EOF".to_owned()][..])
+        );
         let fd = parse(8, "anon_inode:[eventfd]".to_owned(), "flags:\t02\neventfd-id: 0\n");
         assert_eq!((fd.event, fd.locks, fd.cloexec), (1, false, false));
         assert!(fd.reads() && fd.writes());

@@ -125,7 +125,7 @@ proptest! {
         let maps = Maps::parse(&text);
         let _ = maps.locate(0);
         let _ = maps.locate(u64::MAX);
-        maps.is_shared(u64::MAX);
+        maps.is_private(u64::MAX);
     }
 
     #[test]

@@ -22,8 +22,8 @@ wire_struct! {
 pub(crate) struct Maps {
     ranges: Vec<Range>,
     modules: Vec<Module>,
-    /// Beginning and end of the memory that other processes may have mapped too.
-    shared: Vec<(u64, u64)>,
+    /// Beginning and end of the memory that no other process can have mapped: it is of no file.
+    private: Vec<(u64, u64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -54,8 +54,8 @@ impl Maps {
         let mut maps = Maps::default();
         for line in text.lines() {
             let Some((start, end, shared, path)) = parse_line(line) else { continue };
-            if shared {
-                maps.shared.push((start, end));
+            if !shared && !path.starts_with('/') {
+                maps.private.push((start, end));
             }
             let last = maps.ranges.last().filter(|last| last.end == start).map(|last| last.module);
             let module = match (path, last) {
@@ -89,9 +89,9 @@ impl Maps {
         self.modules.iter().find(|known| known.path == module).map(|module| module.base)
     }
 
-    /// Whether other processes may have mapped the memory at this address too.
-    pub(crate) fn is_shared(&self, address: u64) -> bool {
-        self.shared.iter().any(|(start, end)| (*start..*end).contains(&address))
+    /// Whether no other process can have mapped the memory at this address.
+    pub(crate) fn is_private(&self, address: u64) -> bool {
+        self.private.iter().any(|(start, end)| (*start..*end).contains(&address))
     }
 
     /// Finds the module that an address lies in.
@@ -141,13 +141,15 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_shared_if_its_permissions_say_so() {
+    fn memory_is_private_if_it_is_of_no_file() {
         let maps = Maps::parse(
             "7f000000-7f001000 rw-p 00000000 00:00 0 \n\
-             7f001000-7f002000 rw-s 00000000 00:01 4 /dev/zero (deleted)\n",
+             7f001000-7f002000 rw-s 00000000 00:01 4 /dev/zero (deleted)\n\
+             7f002000-7f003000 r--p 00000000 00:01 5 /memfd:x (deleted)\n",
         );
-        assert!(!maps.is_shared(0x7f000010));
-        assert!(maps.is_shared(0x7f001010));
-        assert!(!maps.is_shared(0x7f002000));
+        assert!(maps.is_private(0x7f000010));
+        assert!(!maps.is_private(0x7f001010));
+        assert!(!maps.is_private(0x7f002010));
+        assert!(!maps.is_private(0x7f003000));
     }
 }

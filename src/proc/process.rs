@@ -177,9 +177,36 @@ pub(super) fn caught(status: &str) -> impl Iterator<Item = i32> {
     (1..=64).filter(move |signal| set >> (signal - 1) & 1 == 1 && !faults.contains(signal))
 }
 
+/// Whether `/proc` hides processes of other users from this one (`hidepid`, proc(5)).
+pub(crate) fn are_hidden() -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    hides(&mounts)
+}
+
+/// Whether a list of mounts (proc_pid_mountinfo(5)) has a `/proc` that does not show everybody.
+fn hides(mounts: &str) -> bool {
+    let of_proc = |line: &&str| line.split(' ').nth(4) == Some("/proc");
+    let options = mounts.lines().filter(of_proc).filter_map(|line| line.rsplit(' ').next());
+    let levels =
+        options.flat_map(|options| options.split(',')).filter_map(|option| option.strip_prefix("hidepid="));
+    levels.into_iter().any(|level| !matches!(level, "0" | "off"))
+}
+
 /// The user that a process runs as, from `/proc/PID/status`: the effective uid.
 pub(crate) fn effective_uid(pid: Pid) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     line.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::hides;
+
+    #[test]
+    fn a_proc_that_hides_processes_says_so() {
+        let mount = |options| format!("22 27 0:21 / /proc rw,relatime - proc proc {options}\n");
+        assert!(!hides(&mount("rw")) && !hides(&mount("rw,hidepid=0")) && !hides(""));
+        assert!(hides(&mount("rw,hidepid=2")) && hides(&mount("rw,hidepid=invisible")));
+    }
 }

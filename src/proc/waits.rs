@@ -33,8 +33,8 @@ wire_enum! {
         /// The first of several fds to be ready; as fd, `POLLIN`-style events, fd, events, ..
         Poll { fds: Vec<i32>, forever: bool },
         /// The same through an epoll instance. The inodes tell whether an fd of its interest list is
-        /// still the file that was put there; 0 if the kernel does not say.
-        Epoll { epoll: i32, fds: Vec<i32>, inodes: Vec<u64>, forever: bool },
+        /// still the file that was put there; 0 if the kernel does not say. `exact`: it says so of each.
+        Epoll { epoll: i32, fds: Vec<i32>, inodes: Vec<u64>, exact: bool, forever: bool },
         /// The end of a child: its pid, or -1 for any.
         Child { pid: i32 },
         /// A word of memory.
@@ -64,6 +64,10 @@ wire_struct! {
         /// The syscall by name, `running`, `stopped`, or `syscall 423` for one that is not in the tables.
         pub(crate) syscall: String,
         pub(crate) on: On,
+        /// The locks that are in its way, as `/proc/locks` has them, without their number.
+        pub(crate) behind: Vec<String>,
+        /// Who traces it; 0 if nobody does.
+        pub(crate) tracer: i32,
         /// The kernel function it sleeps in.
         pub(crate) wchan: Option<String>,
         /// The line of `/proc/PID/task/TID/syscall` and the counts of switches: its fingerprint.
@@ -227,8 +231,10 @@ const NAMED: &[(libc::c_long, &str)] = named!(
 
 /// How many threads of one process are looked at.
 pub(crate) const THREADS: usize = 256;
-/// How many fds of one poll set are kept.
+/// How many fds of one poll set are kept. A larger one is not known.
 const SET: usize = 1024;
+/// How many entries of a poll set are read: most of a large one may be left out (poll(2)).
+const ENTRIES: usize = 64 * 1024;
 
 /// Looks at every thread of a process, the first one first. Empty if the process is gone.
 pub(crate) fn read(pid: Pid) -> Vec<Thread> {
@@ -256,6 +262,8 @@ fn read_thread(pid: Pid, tid: Pid, tids: &[Pid], native: bool, maps: &mut Option
         state: field("State").chars().next().unwrap_or('?').to_string(),
         syscall: String::new(),
         on: On::Other,
+        behind: Vec::new(),
+        tracer: field("TracerPid").parse().unwrap_or(0),
         wchan: None,
         moment: String::new(),
         settled: false,
@@ -280,7 +288,17 @@ fn read_thread(pid: Pid, tid: Pid, tids: &[Pid], native: bool, maps: &mut Option
                 None => thread.syscall = name(number, native),
                 Some((_, name, kind)) => {
                     (*name).clone_into(&mut thread.syscall);
-                    thread.on = on(*kind, &arguments, pid, tids, maps);
+                    // In a PID namespace of its own it names children and threads by other numbers.
+                    let nested = field("NSpid").split_ascii_whitespace().nth(1).is_some();
+                    let by_pid = *kind == Kind::Wait4 || arguments[0] == u64::from(libc::P_PID);
+                    thread.on = match on(*kind, &arguments, pid, tids, maps) {
+                        On::Child { pid } if pid > 0 && nested && by_pid => On::Other,
+                        on => on,
+                    };
+                    if matches!(thread.on, On::Lock { .. }) {
+                        let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+                        thread.behind = in_the_way(&locks, pid);
+                    }
                 }
             }
         }
@@ -388,9 +406,9 @@ fn on(kind: Kind, arguments: &[u64; 6], pid: Pid, tids: &[Pid], maps: &mut Optio
             libc::F_SETLKW | libc::F_OFD_SETLKW => On::Lock { fd: int(a) },
             _ => On::Fd { fd: int(a) },
         },
-        Kind::Poll => On::Poll { fds: poll_set(pid, a, b), forever: int(c) < 0 },
-        Kind::Ppoll => On::Poll { fds: poll_set(pid, a, b), forever: c == 0 },
-        Kind::Select => On::Poll { fds: select_set(pid, int(a), [b, c, d]), forever: e == 0 },
+        Kind::Poll => poll(poll_set(pid, a, b), int(c) < 0),
+        Kind::Ppoll => poll(poll_set(pid, a, b), c == 0),
+        Kind::Select => poll(select_set(pid, int(a), [b, c, d]), e == 0),
         Kind::Epoll => epoll(pid, int(a), int(d) < 0),
         Kind::Epoll2 => epoll(pid, int(a), d == 0),
         // 0 and below -1 are process groups: any child, as far as we can tell.
@@ -425,29 +443,35 @@ fn futex(
         return On::Other;
     }
     let shared = operation & libc::FUTEX_PRIVATE_FLAG == 0;
+    let maps = maps.get_or_insert_with(|| Maps::read(pid).unwrap_or_default());
+    // The kernel finds the word of such a call by its file, if it lies in one.
+    let private = maps.is_private(address);
     // glibc's pthread_join waits for the word in which the kernel clears a thread's id when the
     // thread ends; it is the one shared futex with a thread id for its value.
     let tid = int(value);
-    if shared && command != libc::FUTEX_LOCK_PI && tid != pid && tids.contains(&tid) {
+    let joins = shared && private && timeout == 0 && command != libc::FUTEX_LOCK_PI;
+    if joins && tid != pid && tids.contains(&tid) {
         let word = sys::read_memory(pid, address, 4).and_then(|word| word.try_into().ok());
         if word.map(i32::from_ne_bytes) == Some(tid) {
             return On::Thread { tid };
         }
     }
-    let maps = maps.get_or_insert_with(|| Maps::read(pid).unwrap_or_default());
-    On::Futex {
-        address,
-        place: maps.locate(address),
-        shared: shared && maps.is_shared(address),
-        forever: timeout == 0,
-    }
+    On::Futex { address, place: maps.locate(address), shared: shared && !private, forever: timeout == 0 }
+}
+
+/// A set that is not known, or not all of it, may be ended by anything.
+fn poll(set: Option<Vec<i32>>, forever: bool) -> On {
+    let known = set.as_ref().is_some_and(|fds| fds.len() <= 2 * SET);
+    let mut fds = set.unwrap_or_default();
+    fds.truncate(2 * SET);
+    On::Poll { fds, forever: forever && known }
 }
 
 /// `struct pollfd` of poll(2): fd, events.
-fn poll_set(pid: Pid, address: u64, count: u64) -> Vec<i32> {
-    let count = (count as usize).min(SET);
-    let memory = sys::read_memory(pid, address, count * 8).unwrap_or_default();
-    let mut fds = Vec::with_capacity(2 * count);
+fn poll_set(pid: Pid, address: u64, count: u64) -> Option<Vec<i32>> {
+    let count = usize::try_from(count).ok().filter(|count| *count <= ENTRIES)?;
+    let memory = sys::read_memory(pid, address, count * 8)?;
+    let mut fds = Vec::new();
     for entry in memory.chunks_exact(8) {
         let [a, b, c, d, e, f, ..] = *entry else { continue };
         let fd = i32::from_ne_bytes([a, b, c, d]);
@@ -456,30 +480,66 @@ fn poll_set(pid: Pid, address: u64, count: u64) -> Vec<i32> {
             fds.extend([fd, i32::from(i16::from_ne_bytes([e, f]))]);
         }
     }
-    fds
+    Some(fds)
 }
 
 /// The three bitmaps of select(2), which the kernel overwrites only when it returns.
-fn select_set(pid: Pid, count: i32, addresses: [u64; 3]) -> Vec<i32> {
-    let count = usize::try_from(count).unwrap_or(0).min(SET);
+fn select_set(pid: Pid, count: i32, addresses: [u64; 3]) -> Option<Vec<i32>> {
+    let count = usize::try_from(count).ok().filter(|count| *count <= ENTRIES)?;
     let mut fds = Vec::new();
     let events = [libc::POLLIN, libc::POLLOUT, libc::POLLPRI];
     for (address, events) in addresses.into_iter().zip(events) {
         if address == 0 {
             continue;
         }
-        let memory = sys::read_memory(pid, address, count.div_ceil(8)).unwrap_or_default();
+        let memory = sys::read_memory(pid, address, count.div_ceil(8))?;
         let set = (0..count).filter(|fd| memory.get(fd / 8).is_some_and(|byte| byte >> (fd % 8) & 1 == 1));
         fds.extend(set.flat_map(|fd| [fd as i32, i32::from(events)]));
     }
-    fds
+    Some(fds)
 }
 
 /// The interest list of an epoll instance, from its fdinfo.
 fn epoll(pid: Pid, epoll: i32, forever: bool) -> On {
     let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{epoll}")).unwrap_or_default();
     let (fds, inodes) = parse_interests(&info);
-    On::Epoll { epoll, fds, inodes, forever }
+    let entries = info.lines().filter(|line| line.trim_start().starts_with("tfd:")).count();
+    let mut forever = forever && entries == inodes.len();
+    let mut exact = true;
+    let mut before: Option<(i32, u32)> = None;
+    // The entries of one number stand beside each other.
+    for entry in fds.chunks_exact(2) {
+        let nth = before.filter(|(fd, _)| *fd == entry[0]).map_or(0, |(_, nth)| nth + 1);
+        before = Some((entry[0], nth));
+        match sys::is_in_epoll(pid, epoll, entry[0], nth) {
+            Some(true) => {}
+            // The number is another file by now.
+            Some(false) => forever = false,
+            None => exact = false,
+        }
+    }
+    On::Epoll { epoll, fds, inodes, exact, forever }
+}
+
+/// The locks that a process waits behind, as `/proc/locks` has them (proc_locks(5)): under the number
+/// of each stand those who wait for it, behind an arrow. Of a lock that belongs to an open file the
+/// kernel does not say who waits: anybody may be meant.
+pub(super) fn in_the_way(locks: &str, pid: Pid) -> Vec<String> {
+    let mut behind = Vec::new();
+    let mut held = String::new();
+    for line in locks.lines() {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        let Some(first) = words.next() else { continue };
+        if first != "->" {
+            held = std::iter::once(first).chain(words).collect::<Vec<_>>().join(" ");
+            continue;
+        }
+        let waiter = words.nth(3).and_then(|waiter| waiter.parse::<Pid>().ok());
+        if (waiter == Some(pid) || waiter == Some(-1)) && !behind.contains(&held) {
+            behind.push(held.clone());
+        }
+    }
+    behind
 }
 
 /// Parses `tfd: 5 events: 19 data: 5 pos:0 ino:61af sdev:7` (proc_pid_fdinfo(5)).
@@ -522,7 +582,19 @@ fn text(pid: Pid, address: u64) -> String {
 mod tests {
     use nix::libc;
 
-    use super::{CALLS, Call, NAMED, moment, name, parse_interests};
+    use super::{CALLS, Call, NAMED, in_the_way, moment, name, parse_interests};
+
+    #[test]
+    fn a_lock_tells_who_waits_for_it() {
+        let locks = "1: POSIX  ADVISORY  WRITE 12 00:2a:7 0 0\n\
+                     2: FLOCK  ADVISORY  WRITE 13 00:2a:7 0 EOF\n\
+                     2: -> FLOCK  ADVISORY  WRITE 14 00:2a:7 0 EOF\n\
+                     2:  -> FLOCK  ADVISORY  WRITE 15 00:2a:7 0 EOF\n";
+        for waiter in [14, 15] {
+            assert_eq!(in_the_way(locks, waiter), ["FLOCK ADVISORY WRITE 13 00:2a:7 0 EOF"]);
+        }
+        assert!(in_the_way(locks, 12).is_empty() && in_the_way("2: -> x\n\n:", 12).is_empty());
+    }
 
     #[test]
     fn a_call_has_one_name() {

@@ -38,7 +38,7 @@ fn that_nobody_can_write_to_are_told_with_the_reason() {
 #[childproof::test]
 fn that_may_bring_something_are_never_called_proved() {
     let verdicts = verdicts("leaky", "sockets", &["not_"]);
-    assert_eq!(verdicts.len(), 12);
+    assert_eq!(verdicts.len(), 14);
     for (name, verdict) in verdicts {
         let waits = verdict["waits"].as_array().unwrap();
         assert!(!waits.is_empty(), "{name} was not looked at");

@@ -217,7 +217,7 @@ impl Snapshot {
 
     /// Looks over every process outside of the tree for these pipes and sockets.
     pub(crate) fn outside(&self, supervisor: Pid, targets: &[String]) -> Outside {
-        let mut outside = Outside { hides: process::are_hidden(), ..Outside::default() };
+        let mut outside = Outside::default();
         let mut targets: HashSet<&str> = targets.iter().map(String::as_str).collect();
         let events: HashSet<u64> = self.processes.iter().flat_map(awaited_events).collect();
         if !events.is_empty() {

@@ -28,6 +28,7 @@ use crate::lifeline::Watch;
 use crate::outcome::{End, Page, Phase};
 use crate::policy::{Settings, ThreadedFork};
 use crate::proc::fds::pipe_of;
+use crate::proc::process::are_hidden;
 use crate::proc::sockets::Socket;
 use crate::sites;
 use crate::snapshot::{Depth, Scene, Snapshot};
@@ -425,6 +426,7 @@ impl Supervisor {
                 }
             }
             facts.outside.came = now.look_again();
+            facts.outside.hides = are_hidden();
         }
         #[cfg(feature = "sites")]
         now.read_stacks();

@@ -78,7 +78,15 @@ fn a_proc_that_hides_others_is_enough() {
         &binary,
         &[&arguments[..], &["--color=never"]].concat(),
     ));
-    assert_says(&ran, &["It can never see EOF.", "outlived the test by 200 ms", "0 passed; 2 failed"]);
+    assert_says(
+        &ran,
+        &[
+            "Nothing was found that will let it see EOF.",
+            "(hidepid)",
+            "outlived the test by 200 ms",
+            "0 passed; 2 failed",
+        ],
+    );
 }
 
 #[childproof::test]

@@ -420,11 +420,11 @@ impl Scene<'_> {
             fds().any(|fd| fd.pipe() == Some(pipe) && is(fd)).then_some(pipe)
         };
         let mut wakers = stuck.wakers.clone();
-        if let Some(pipe) = waits_on(Fd::reads) {
+        let reads = waits_on(Fd::reads);
+        if let Some(pipe) = reads {
             let writers = self.writers(pipe);
             wakers.retain(|waker| writers.contains(waker));
         }
-        let reads = waits_on(Fd::reads).is_some();
         let (only, holders) = match &wakers[..] {
             [] => ("", "nobody that was found".to_owned()),
             [waker] if *waker == stuck.pid => ("only ", "itself".to_owned()),
@@ -439,8 +439,10 @@ impl Scene<'_> {
                 let holds = if stuck.wakers.len() > 1 { "hold" } else { "holds" };
                 format!("waits for the lock on `{file}` that {holders} {holds}")
             }
-            _ if stuck.socket.is_some() => self.clause_of_socket(stuck)?,
-            On::Write { .. } | On::Poll { .. } | On::Epoll { .. } if stuck.pipe.is_some() && !reads => {
+            _ if stuck.socket.is_some() => self.clause_of_socket(stuck, only, &holders)?,
+            On::Write { .. } | On::Poll { .. } | On::Epoll { .. }
+                if stuck.pipe.is_some() && reads.is_none() =>
+            {
                 let full = self.facts.pipe(stuck.pipe?).and_then(PipeState::queue);
                 let full = full.map_or_else(String::new, |queue| format!(" ({queue})"));
                 format!(
@@ -549,27 +551,32 @@ impl Scene<'_> {
         before: &str,
     ) -> Option<String> {
         let ends = self.ends(writer, pipe, Fd::writes);
-        let who = if writer.is_test { "the test".to_owned() } else { format!("pid {}", writer.pid) };
-        let place = origin_of_inode(&self.names.origins, pipe).and_then(|origin| origin.place.as_deref());
-        let place = place.map_or_else(String::new, |place| format!(" (made at {place})"));
-        if ends.is_empty() {
-            return None;
-        }
-        let ends = fds(&ends);
+        let ends = self.ends_of(writer, &ends, pipe)?;
         Some(match process.fd(0).and_then(Fd::pipe) == Some(pipe) {
             true if before == READING => {
-                format!("drop `child.stdin`, {ends} of {who}{place}, before {before}; or write to it first.")
+                format!("drop `child.stdin`, {ends}, before {before}; or write to it first.")
             }
             true => format!(
-                "drop the child's stdin, {ends} of {who}{place}, before `wait()`: that closes only a `child.stdin` \
-                 which was not taken out."
+                "drop the child's stdin, {ends}, before `wait()`: that closes only a `child.stdin` which was not \
+                 taken out."
             ),
             false => format!(
-                "close the write end that pid {} waits on, {ends} of {who}{place}, before {before}: drop \
-                 the owner.",
+                "close the write end that pid {} waits on, {ends}, before {before}: drop the owner.",
                 process.pid
             ),
         })
+    }
+
+    /// `fd 4 of the test (made at src/a.rs:1:2)`; `None` if there is no such fd.
+    pub(super) fn ends_of(&self, process: &Process, ends: &[i32], inode: u64) -> Option<String> {
+        let who = if process.is_test { "the test".to_owned() } else { format!("pid {}", process.pid) };
+        let place = self.place_of(inode).map_or_else(String::new, |place| format!(" (made at {place})"));
+        (!ends.is_empty()).then(|| format!("{} of {who}{place}", fds(ends)))
+    }
+
+    /// The line that made a pipe or a socket.
+    fn place_of(&self, inode: u64) -> Option<&str> {
+        origin_of_inode(&self.names.origins, inode)?.place.as_deref()
     }
 
     /// What a thread waits for in a futex, behind the word `waits`.
@@ -599,8 +606,7 @@ impl Scene<'_> {
         if process.is_test {
             return format!("drop the owner of the write end, fd {fds}, before reading to the end.");
         }
-        let place = origin_of_inode(&self.names.origins, pipe).and_then(|origin| origin.place.as_deref());
-        let place = place.map_or_else(String::new, |place| format!(" ({place})"));
+        let place = self.place_of(pipe).map_or_else(String::new, |place| format!(" ({place})"));
         format!("create the write end, fd {fds}, with O_CLOEXEC{place}, so that the program never gets it.")
     }
 

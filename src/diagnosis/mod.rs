@@ -208,7 +208,6 @@ impl Verdict {
         causes
     }
 
-    /// Where the process `pid` was made.
     /// The program that a process came from whose parent has ended, and where that was started.
     pub(crate) fn ended_parent(&self, pid: i32) -> Option<(&Ended, &Origin)> {
         let ended = self.ended.iter().find(|ended| ended.orphan == pid)?;
@@ -290,7 +289,6 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
         });
     }
     let pipes = stray::pipes(&facts);
-    let unread = ends::unread(&facts);
     Verdict {
         findings,
         warnings,

@@ -1,7 +1,6 @@
 //! What is to be said of waits at sockets.
 
 use super::explain::{Scene, fds, list};
-use super::origin_of_inode;
 use super::stuck::Stuck;
 use crate::facts::Process;
 use crate::proc::fds::Fd;
@@ -88,26 +87,16 @@ impl Scene<'_> {
     /// then.
     pub(super) fn fix_of_socket(&self, socket: u64, writer: &Process) -> Option<String> {
         let ends = self.holders(self.facts.socket(socket)?.other_end()?, writer);
-        if ends.is_empty() {
-            return None;
-        }
-        let who = if writer.is_test { "the test".to_owned() } else { format!("pid {}", writer.pid) };
-        let place = origin_of_inode(&self.names.origins, socket).and_then(|origin| origin.place.as_deref());
-        let place = place.map_or_else(String::new, |place| format!(" (made at {place})"));
+        let ends = self.ends_of(writer, &ends, socket)?;
         Some(format!(
-            "call `shutdown(Shutdown::Write)` on {} of {who}{place} before reading to the end; or write to it first.",
-            fds(&ends)
+            "call `shutdown(Shutdown::Write)` on {ends} before reading to the end; or write to it first."
         ))
     }
 
-    /// What a thread waits for at a socket, and who has its other end: `reads from ..`.
-    pub(super) fn clause_of_socket(&self, stuck: &Stuck) -> Option<String> {
+    /// What a thread waits for at a socket, and who has its other end: `reads from ..`. `only` stands
+    /// before the `holders` if there are any.
+    pub(super) fn clause_of_socket(&self, stuck: &Stuck, only: &str, holders: &str) -> Option<String> {
         let ino = stuck.socket?;
-        let holders = match &stuck.wakers[..] {
-            [] => "nobody that was found".to_owned(),
-            [waker] if *waker == stuck.pid => "itself".to_owned(),
-            wakers => list(wakers),
-        };
         Some(match (stuck.writes, &self.facts.socket(ino)?.peer) {
             (true, _) => {
                 format!("writes to socket:[{ino}], which is full and read by {holders} only")
@@ -115,10 +104,7 @@ impl Scene<'_> {
             (_, Peer::Queue { .. }) => {
                 format!("reads from socket:[{ino}], whose connection {holders} would have to accept")
             }
-            _ if stuck.wakers.is_empty() => {
-                format!("reads from socket:[{ino}], to which {holders} can write")
-            }
-            _ => format!("reads from socket:[{ino}], to which only {holders} can write"),
+            _ => format!("reads from socket:[{ino}], to which {only}{holders} can write"),
         })
     }
 

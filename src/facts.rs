@@ -249,6 +249,18 @@ impl Facts {
             && self.notes.is_empty()
     }
 
+    /// Everybody who has such an fd: the pid, the fd, and the name of one that is not of the test.
+    pub(crate) fn holders(&self, is: impl Fn(&Fd) -> bool) -> Vec<(i32, &Fd, Option<&str>)> {
+        let inside = self
+            .processes
+            .iter()
+            .flat_map(|process| process.fds.iter().flatten().map(move |fd| (process.pid, fd, None)));
+        let outside = self.outside.holders.iter().flat_map(|outsider| {
+            outsider.fds.iter().map(move |fd| (outsider.pid, fd, Some(outsider.comm.as_str())))
+        });
+        inside.chain(outside).filter(|(_, fd, _)| is(fd)).collect()
+    }
+
     /// The state of a pipe, if the kernel told it.
     pub(crate) fn pipe(&self, ino: u64) -> Option<&PipeState> {
         self.pipes.iter().find(|state| state.ino == ino)

@@ -155,13 +155,13 @@ impl Module {
             path.push(".dwp");
             let sections = split_sections(Path::new(&path))?;
             let empty = EndianSlice::new(&[], NativeEndian);
-            DwarfPackage::load(|id| Ok::<_, gimli::Error>(split_section(&sections, id)), empty).ok()
+            DwarfPackage::load(|id| Ok::<_, gimli::Error>(section(&sections, id.dwo_name())), empty).ok()
         });
         if let Some(package) = package {
             return package.find_cu(part.dwo_id, &part.parent).ok()?.map(Arc::new);
         }
         let sections = split_sections(&path_of(part.comp_dir).join(path_of(part.path)))?;
-        let mut dwarf = Dwarf::load(|id| Ok::<_, gimli::Error>(split_section(&sections, id))).ok()?;
+        let mut dwarf = Dwarf::load(|id| Ok::<_, gimli::Error>(section(&sections, id.dwo_name()))).ok()?;
         dwarf.make_dwo(&part.parent);
         Some(Arc::new(dwarf))
     }
@@ -194,10 +194,7 @@ impl Module {
 }
 
 fn dwarf(sections: &Sections) -> Dwarf<Bytes> {
-    let section = |id: SectionId| -> Result<Bytes, Infallible> {
-        Ok(EndianSlice::new(sections.get(id.name()).copied().unwrap_or_default(), NativeEndian))
-    };
-    match Dwarf::load(section) {
+    match Dwarf::load(|id: SectionId| Ok::<_, Infallible>(section(sections, Some(id.name())))) {
         Ok(dwarf) => dwarf,
         Err(never) => match never {},
     }
@@ -304,8 +301,9 @@ fn split_sections(path: &Path) -> Option<Sections> {
     Elf(sys::map_file(&File::open(path).ok()?).ok()?).sections()
 }
 
-fn split_section(sections: &Sections, id: SectionId) -> Bytes {
-    let bytes = id.dwo_name().and_then(|name| sections.get(name)).copied();
+/// A section by its name, empty if there is none.
+fn section(sections: &Sections, name: Option<&str>) -> Bytes {
+    let bytes = name.and_then(|name| sections.get(name)).copied();
     EndianSlice::new(bytes.unwrap_or_default(), NativeEndian)
 }
 

@@ -174,7 +174,8 @@ impl Snapshot {
     /// could bring. Those that are not asked about are forgotten.
     pub(crate) fn sockets(&mut self) -> Vec<Socket> {
         let mut asked: Vec<Socket> = Vec::new();
-        let waited_on: Vec<HashSet<i32>> = self.processes.iter().map(waited_on).collect();
+        let waited_on: Vec<HashSet<i32>> =
+            self.processes.iter().map(|process| waited_on(&process.tasks)).collect();
         let on_one = |(process, waited_on): (&Process, &HashSet<i32>)| {
             process.fds.iter().flatten().any(|fd| fd.socket().is_some() && waited_on.contains(&fd.fd))
         };
@@ -216,7 +217,7 @@ impl Snapshot {
     }
 
     /// Looks over every process outside of the tree for these pipes and sockets.
-    pub(crate) fn outside(&self, supervisor: Pid, targets: &[String]) -> Outside {
+    pub(crate) fn outside(&self, targets: &[String]) -> Outside {
         let mut outside = Outside::default();
         let mut targets: HashSet<&str> = targets.iter().map(String::as_str).collect();
         let events: HashSet<u64> = self.processes.iter().flat_map(awaited_events).collect();
@@ -231,7 +232,7 @@ impl Snapshot {
         for stat in self.tree.processes() {
             let inside = inside.contains(&stat.pid);
             // A kernel thread has no fds, and a zombie none any more.
-            if inside || stat.is_zombie() || stat.is_kernel_thread || stat.pid == supervisor {
+            if inside || stat.is_zombie() || stat.is_kernel_thread || stat.pid == self.supervisor {
                 continue;
             }
             match fds::ends_of(stat.readable_id(), &targets) {
@@ -263,9 +264,9 @@ fn note_tracers(processes: &mut [Process]) {
     }
 }
 
-/// The fds that some thread of a process waits on.
-fn waited_on(process: &Process) -> HashSet<i32> {
-    process.tasks.iter().flat_map(waits::Thread::fds).collect()
+/// The fds that some thread waits on.
+fn waited_on(tasks: &[waits::Thread]) -> HashSet<i32> {
+    tasks.iter().flat_map(waits::Thread::fds).collect()
 }
 
 /// The eventfds that some thread of a process waits on.
@@ -274,7 +275,7 @@ fn awaited_events(process: &Process) -> Vec<u64> {
     if events.peek().is_none() {
         return Vec::new();
     }
-    let waited_on = waited_on(process);
+    let waited_on = waited_on(&process.tasks);
     events.filter(|fd| waited_on.contains(&fd.fd)).map(|fd| fd.event).collect()
 }
 
@@ -328,7 +329,7 @@ fn look(
     let holes = if closely { process::holes(stat.pid) } else { Vec::new() };
     let hidden = if closely { hidden(id, &tasks, table.as_deref()) } else { Vec::new() };
     let more_sockets = table.is_none();
-    let waited_on: HashSet<i32> = tasks.iter().flat_map(waits::Thread::fds).collect();
+    let waited_on = waited_on(&tasks);
     let fds = table.map(|mut fds| {
         fds.retain(|fd| {
             fd.pipe().is_some_and(|ino| !scene.foreign.contains(&ino))

@@ -367,7 +367,7 @@ impl Supervisor {
         };
         let mut left = Vec::new();
         if clean {
-            facts.outside = at_end.outside(self.pid, &self.stray_pipes());
+            facts.outside = at_end.outside(&self.stray_pipes());
         } else {
             // Evidence first, then the kill.
             let mut now = Snapshot::take(scene, Depth::Waits);
@@ -416,7 +416,7 @@ impl Supervisor {
         let mut targets = self.stray_pipes();
         targets.extend(facts.pipes.iter().map(|pipe| format!("pipe:[{}]", pipe.ino)));
         targets.extend(facts.sockets.iter().flat_map(Socket::ends).map(|ino| format!("socket:[{ino}]")));
-        facts.outside = now.outside(self.pid, &targets);
+        facts.outside = now.outside(&targets);
         if now.waits_forever() {
             loop {
                 match self.wait(Some(again), false) {

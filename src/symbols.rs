@@ -45,17 +45,18 @@ pub(crate) fn names(facts: &Facts) -> Names {
     };
     for thread in threads().filter(|thread| !thread.frames.is_empty()) {
         let frames = resolver.stack(&thread.frames);
-        let called = called(&frames).filter(|name| *name != thread.syscall);
+        let (others, users) = frames.split_at(first_own(&frames));
+        let called = called(others).filter(|name| *name != thread.syscall);
         let stack = match full {
             true => frames.iter().map(|frame| describe(frame, &here)).collect(),
             false => {
-                let own = own(frames.get(first_own(&frames)..).unwrap_or_default(), 1 + CALLERS, &here);
+                let own = own(users, 1 + CALLERS, &here);
                 called.map(str::to_owned).into_iter().chain(own).collect()
             }
         };
         names.called.extend(called.map(|name| (thread.tid, name.to_owned())));
         if matches!(thread.on, On::Futex { .. }) {
-            names.awaited.extend(awaited(&frames).map(|kind| (thread.tid, kind)));
+            names.awaited.extend(awaited(others).map(|kind| (thread.tid, kind)));
         }
         names.lines.extend(line_in(&frames, &here).map(|line| (thread.tid, line)));
         if runtimes::waits(&paths(&frames), &thread.name) {
@@ -82,8 +83,8 @@ fn first_own(frames: &[Frame]) -> usize {
 }
 
 /// What the user called of others' code, be it std or libc.
-fn called(frames: &[Frame]) -> Option<&str> {
-    let others = || frames[..first_own(frames)].iter().rev().filter(|frame| frame.line.function.is_some());
+fn called(others: &[Frame]) -> Option<&str> {
+    let others = || others.iter().rev().filter(|frame| frame.line.function.is_some());
     let runs_code = |frame: &&Frame| frame.line.function.as_deref().is_some_and(only_runs_code);
     let called = others().find(|frame| !frame.is_plumbing && !runs_code(frame));
     let called = called.or_else(|| others().find(|frame| !frame.is_plumbing)).or_else(|| others().next());
@@ -106,9 +107,8 @@ fn only_runs_code(name: &str) -> bool {
     parts.iter().any(|part| name.contains(part))
 }
 
-/// What a thread waits for that is in a futex call.
-fn awaited(frames: &[Frame]) -> Option<Awaited> {
-    let others = &frames[..first_own(frames)];
+/// What a thread waits for that is in a futex call, by what the user called.
+fn awaited(others: &[Frame]) -> Option<Awaited> {
     let name = |frame: &Frame| frame.line.function.clone().unwrap_or_default();
     let system = others.iter().take_while(|frame| frame.is_system).count();
     let library = others[..system].iter().map(|frame| public_name(&name(frame)).to_owned());

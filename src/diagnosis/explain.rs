@@ -415,7 +415,7 @@ impl Scene<'_> {
         let (process, thread) = self.find(stuck.tid)?;
         // Of a set of fds, the pipe is one; others may be woken through the rest.
         let waits_on = |is: fn(&Fd) -> bool| {
-            let pipe = stuck.pipe.filter(|_| matches!(thread.on, On::Poll { .. } | On::Epoll { .. }))?;
+            let pipe = stuck.pipe.filter(|_| thread.on.is_set())?;
             let fds = || thread.fds().into_iter().filter_map(|fd| process.fd(fd));
             fds().any(|fd| fd.pipe() == Some(pipe) && is(fd)).then_some(pipe)
         };
@@ -498,7 +498,7 @@ impl Scene<'_> {
     /// The same for the pipe that a thread waits on to read.
     fn mistake(&self, stuck: &Stuck) -> Option<&Strayed<'_>> {
         let (_, thread) = self.find(stuck.tid)?;
-        let reads = matches!(thread.on, On::Read { .. } | On::Poll { .. } | On::Epoll { .. });
+        let reads = matches!(thread.on, On::Read { .. }) || thread.on.is_set();
         self.open_by_mistake(stuck.pipe.filter(|_| reads)?)
     }
 

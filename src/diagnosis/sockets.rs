@@ -121,7 +121,7 @@ impl Scene<'_> {
             let at = socket.name.as_deref().map_or_else(String::new, |name| format!(" ({name})"));
             return Some((format!("the test waits until somebody connects to {what}{at}."), None));
         }
-        let is_set = matches!(thread.on, On::Poll { .. } | On::Epoll { .. });
+        let is_set = thread.on.is_set();
         let writes = matches!(thread.on, On::Write { .. }) || is_set && socket.is_full;
         let (peer, until) = match &socket.peer {
             Peer::Socket { ino } if writes => (*ino, "reads from the other end, or closes it"),

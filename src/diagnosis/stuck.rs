@@ -604,12 +604,13 @@ impl<'a> Scene<'a> {
     /// one way of it, and the edge of the other is over: what has data is not waited for to be read,
     /// and what is empty has room.
     fn pipes_of(&self, thread: &Thread, wait: &Wait, alone: bool) -> (Vec<u64>, Vec<u64>) {
+        let (mut reads, mut writes) = (wait.reads.clone(), wait.writes.clone());
+        if !thread.on.is_set() {
+            return (reads, writes);
+        }
         let queued = |pipe: &u64| self.pipes.get(pipe).and_then(|state| state.queued);
-        let is_set = matches!(thread.on, On::Poll { .. } | On::Epoll { .. });
-        let mut reads = wait.reads.clone();
-        reads.retain(|pipe| !is_set || queued(pipe).is_none_or(|count| count == 0));
-        let mut writes = wait.writes.clone();
-        writes.retain(|pipe| !is_set || queued(pipe).is_none_or(|count| count > 0));
+        reads.retain(|pipe| queued(pipe).is_none_or(|count| count == 0));
+        writes.retain(|pipe| queued(pipe).is_none_or(|count| count > 0));
         // It may wait for the end of the other side only.
         match reads.is_empty() && writes.is_empty() && alone {
             true => (wait.reads.clone(), wait.writes.clone()),
@@ -620,8 +621,7 @@ impl<'a> Scene<'a> {
     /// The same for sockets, each with what it is waited for, but for those that a runtime put into a
     /// set for itself.
     fn sockets_of(&self, thread: &Thread, wait: &Wait, names: &Names) -> Vec<AtSocket> {
-        let is_set = matches!(thread.on, On::Poll { .. } | On::Epoll { .. });
-        if !is_set {
+        if !thread.on.is_set() {
             return wait.sockets.clone();
         }
         let way = |end: &AtSocket| {

@@ -36,7 +36,7 @@ impl Scene<'_> {
             }
             On::Epoll { .. } if self.in_runtime(thread) => self.runtime_waits(test, thread),
             _ if thread.fds().iter().any(|fd| self.socket(test, *fd).is_some()) => {
-                let is_set = matches!(thread.on, On::Poll { .. } | On::Epoll { .. });
+                let is_set = thread.on.is_set();
                 let is_users = |fd: &i32| {
                     let socket = self.socket(test, *fd);
                     socket.is_some_and(|socket| !(is_set && is_of_runtime(&self.names.origins, socket.ino)))

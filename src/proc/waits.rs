@@ -79,6 +79,13 @@ wire_struct! {
     }
 }
 
+impl On {
+    /// Whether it is a set of fds, any of which may end the wait.
+    pub(crate) fn is_set(&self) -> bool {
+        matches!(self, On::Poll { .. } | On::Epoll { .. })
+    }
+}
+
 impl Thread {
     /// Whether it is blocked in something that no clock ends.
     pub(crate) fn waits_forever(&self) -> bool {

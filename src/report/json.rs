@@ -196,17 +196,11 @@ fn socket(verdict: &Verdict, socket: &Socket) -> Value {
         Peer::Nobody => (None, None),
         Peer::Unknown { why } => (None, Some(why)),
     };
-    let held = |pid: i32, fd: &Fd, outside: Option<&str>| {
+    let held = |(pid, fd, outside): (i32, &Fd, Option<&str>)| {
         let Fd { fd, access, cloexec, .. } = *fd;
         holder(&Holder { pid, fd, access, cloexec }, outside)
     };
-    let is_this = |fd: &&Fd| fd.socket() == Some(socket.ino);
-    let inside = facts.processes.iter().flat_map(|process| {
-        process.fds.iter().flatten().filter(is_this).map(|fd| held(process.pid, fd, None))
-    });
-    let outside = facts.outside.holders.iter().flat_map(|outsider| {
-        outsider.fds.iter().filter(is_this).map(|fd| held(outsider.pid, fd, Some(&outsider.comm)))
-    });
+    let holders = facts.holders(|fd| fd.socket() == Some(socket.ino));
     let origin = verdict.origin_of_inode(socket.ino);
     json!({
         "inode": socket.ino,
@@ -218,7 +212,7 @@ fn socket(verdict: &Verdict, socket: &Socket) -> Value {
         "peer_unknown": why,
         "created_at": origin.and_then(|origin| origin.place.as_deref()),
         "created": origin.map(made),
-        "holders": inside.chain(outside).collect::<Value>(),
+        "holders": list(holders, held),
     })
 }
 

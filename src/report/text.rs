@@ -457,7 +457,7 @@ impl Text {
         let mut told: Vec<u64> = Vec::new();
         let mut hidden = 0;
         for (process, thread) in facts.tasks() {
-            let is_set = matches!(thread.on, On::Poll { .. } | On::Epoll { .. });
+            let is_set = thread.on.is_set();
             let sockets = thread.fds().into_iter().filter_map(|fd| facts.socket(process.fd(fd)?.socket()?));
             for socket in sockets.collect::<Vec<_>>() {
                 // What a runtime put into its set for itself is nothing that a task waits at.
@@ -778,14 +778,7 @@ fn stack(verdict: &Verdict, thread: &Thread) -> String {
 /// A line for each end of a pipe that somebody has.
 fn end_lines(verdict: &Verdict, pipe: u64) -> Vec<String> {
     let facts = &verdict.facts;
-    let mut holders: Vec<(i32, &Fd, &str)> = Vec::new();
-    for process in &facts.processes {
-        holders.extend(process.fds.iter().flatten().map(|fd| (process.pid, fd, "")));
-    }
-    for outsider in &facts.outside.holders {
-        holders.extend(outsider.fds.iter().map(|fd| (outsider.pid, fd, outsider.comm.as_str())));
-    }
-    holders.retain(|(_, fd, _)| fd.pipe() == Some(pipe));
+    let mut holders = facts.holders(|fd| fd.pipe() == Some(pipe));
     // Readers first.
     holders.sort_by_key(|(_, fd, _)| !fd.reads());
     let blocked: Vec<(i32, i32)> = facts
@@ -797,7 +790,7 @@ fn end_lines(verdict: &Verdict, pipe: u64) -> Vec<String> {
     let mut lines = Vec::new();
     for (pid, fd, outside) in holders.iter().take(LISTED) {
         let mut line = format!("{:<5} end  {pid} fd {}", end(fd.access), fd.fd);
-        if !outside.is_empty() {
+        if let Some(outside) = outside {
             let _ = write!(line, " `{}`, outside of the test", escape::text(outside));
         }
         line += no_cloexec(fd.fd, fd.cloexec);
@@ -851,25 +844,15 @@ fn socket_line(facts: &Facts, socket: &Socket) -> String {
 /// A line for each fd that is this socket or its other end.
 fn socket_end_lines(verdict: &Verdict, socket: &Socket) -> Vec<String> {
     let facts = &verdict.facts;
-    let holders = |ino: u64| {
-        let mut holders: Vec<(i32, &Fd, &str)> = Vec::new();
-        for process in &facts.processes {
-            holders.extend(process.fds.iter().flatten().map(|fd| (process.pid, fd, "")));
-        }
-        for outsider in &facts.outside.holders {
-            holders.extend(outsider.fds.iter().map(|fd| (outsider.pid, fd, outsider.comm.as_str())));
-        }
-        holders.retain(|(_, fd, _)| fd.socket() == Some(ino));
-        holders
-    };
+    let holders = |ino: u64| facts.holders(|fd| fd.socket() == Some(ino));
     let is_blocked = |pid: i32, fd: i32| {
         facts.tasks().any(|(process, thread)| process.pid == pid && thread.fds().contains(&fd))
     };
     let mut lines = Vec::new();
-    let mut list = |end: &str, inode: &str, holders: Vec<(i32, &Fd, &str)>| {
+    let mut list = |end: &str, inode: &str, holders: Vec<(i32, &Fd, Option<&str>)>| {
         for (pid, fd, outside) in holders.iter().take(LISTED) {
             let mut line = format!("{end}  {pid} fd {}{inode}", fd.fd);
-            if !outside.is_empty() {
+            if let Some(outside) = outside {
                 let _ = write!(line, " `{}`, outside of the test", escape::text(outside));
             }
             line += no_cloexec(fd.fd, fd.cloexec);

@@ -96,22 +96,22 @@ fn of_tasks_are_told_without_the_runtimes_own() {
         (
             "task_that_reads_its_own_socket",
             &[
-                "waits for data on a unix stream socket: fds 9 and 11, both ends of one pair, are in its poll set.",
-                "fix: have somebody write to the one of fds 9 and 11 that is not awaited;",
+                "waits for data on a unix stream socket: fds 9 and 10, both ends of one pair, are in its poll set.",
+                "fix: have somebody write to the one of fds 9 and 10 that is not awaited;",
             ][..],
         ),
         (
             "task_that_fills_its_own_socket",
             &[
-                "writes to a unix stream socket that is full, and only itself could read fd 11, the other end.",
-                "fix: read fd 11 in another task, or close it",
+                "writes to a unix stream socket that is full, and only itself could read fd 10, the other end.",
+                "fix: read fd 10 in another task, or close it",
             ],
         ),
         (
             "task_that_reads_its_own_pipe",
             &[
-                "waits for EOF on a pipe whose only write end is its own fd 11.",
-                "drop the owner of the write end, fd 11,",
+                "waits for EOF on a pipe whose only write end is its own fd 10.",
+                "drop the owner of the write end, fd 10,",
             ],
         ),
         ("task_that_is_never_woken", &[", and none of its tasks can go on. (same in 2 snapshots)"]),

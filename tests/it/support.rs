@@ -55,8 +55,10 @@ impl Fixture {
     }
 
     /// A command that runs one target with these arguments, without the environment of the
-    /// harness that runs this test.
+    /// harness that runs this test, and without the fds that were open before it: reports tell fds
+    /// by their numbers.
     pub(crate) fn command(&self, target: &str, arguments: &[&str]) -> Command {
+        close_given_fds();
         // Under `nohup` SIGHUP is ignored, and would be in everything that is started here.
         let mut command = Command::new("env");
         command.arg("--default-signal=HUP").arg(self.binary(target));
@@ -165,6 +167,20 @@ pub(crate) fn as_nobody(fixture: &Fixture, target: &str, arguments: &[&str]) -> 
     let mut command = through_shell(&like, script, &binary, arguments);
     command.current_dir("/");
     command
+}
+
+/// Closes what this process was given beyond its standard streams. What it opened itself is
+/// close-on-exec, and stays.
+fn close_given_fds() {
+    for entry in fs::read_dir("/proc/self/fdinfo").unwrap() {
+        let Ok(fd) = entry.unwrap().file_name().to_string_lossy().parse::<i32>() else { continue };
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
+        let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+        if fd > 2 && flags.is_some_and(|flags| flags & nix::libc::O_CLOEXEC == 0) {
+            let _ = nix::unistd::close(fd);
+        }
+    }
 }
 
 fn nix_lock(file: &File) -> nix::fcntl::Flock<File> {

@@ -41,6 +41,9 @@ impl Log {
 /// Has nothing to find.
 pub(crate) fn prepare() {}
 
+/// Has no stacks to cut.
+pub(crate) fn begin_body(_: &impl Sized) {}
+
 /// Has nothing to trace with, and says so.
 pub(crate) fn trace() {
     eprintln!("childproof: nothing is traced: {}", UNKNOWN.unwrap_or_default());

@@ -225,7 +225,10 @@ fn origin(site: &Site, resolver: &mut Resolver<'_>) -> Origin {
         callers: own(above, CALLERS, here),
         functions: frames.iter().filter_map(|frame| frame.line.function.clone()).collect(),
         of_runtime: runtimes::is_own_socket(&paths(&frames)),
-        stack: if full { frames.iter().map(|frame| describe(frame, here)).collect() } else { Vec::new() },
+        stack: match full {
+            true => frames.iter().skip_while(is_recorder).map(|frame| describe(frame, here)).collect(),
+            false => Vec::new(),
+        },
     }
 }
 
@@ -345,6 +348,11 @@ fn is_std(file: &Path) -> bool {
     file.starts_with("/rustc/")
         || file.starts_with("library/")
         || file.to_str().is_some_and(|file| file.contains("/lib/rustlib/src/"))
+}
+
+/// Whether a frame lies between the function that was called and the unwinder.
+fn is_recorder(frame: &&Frame) -> bool {
+    frame.line.function.as_deref().is_some_and(|function| function.starts_with("childproof::sites::"))
 }
 
 /// Whether a file is of this library's source.

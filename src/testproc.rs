@@ -133,6 +133,8 @@ impl TestProcess {
 /// asked for, and the harness's own frames are not shown (`library/std/src/sys/backtrace.rs`).
 #[inline(never)]
 fn __rust_begin_short_backtrace(body: impl FnOnce() -> ExitCode) -> ExitCode {
+    let here = 0_u8;
+    sites::begin_body(&here);
     let code = body();
     // As std does it: no tail call, which would leave no frame.
     std::hint::black_box(());

@@ -92,6 +92,8 @@ fn come_with_the_whole_stack_when_asked_for() {
     let (std, own) =
         (ran.stdout.find("std::process::Command>::spawn at "), ran.stdout.find("  lines::command at "));
     assert!(std.is_some() && std < own, "{}", ran.all());
+    // From the call that was recorded to the body, with nothing of the harness around them.
+    assert!(!ran.all().contains("childproof::sites") && !ran.all().contains("catch_unwind"), "{}", ran.all());
 }
 
 /// `CHILDPROOF_TRACE=fds`: each pipe as it comes and goes, with its lines.

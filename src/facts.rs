@@ -197,6 +197,8 @@ wire_struct! {
 wire_enum! {
     /// Facts as they are sent: of a clean test only what differs from another's.
     pub(crate) enum Answer {
+        /// There is more to come, and it is no clean test's: what was left is looked at now.
+        Looking {},
         Clean { pid: i32, session: i32, body_time: Option<Duration>, time: Duration },
         Other { facts: Box<Facts> },
     }
@@ -212,10 +214,12 @@ impl Answer {
         }
     }
 
-    pub(crate) fn facts(self) -> Facts {
+    /// What came of the test; `None` if that is still to come.
+    pub(crate) fn facts(self) -> Option<Facts> {
         match self {
-            Answer::Other { facts } => *facts,
-            Answer::Clean { pid, session, body_time, time } => Facts {
+            Answer::Looking {} => None,
+            Answer::Other { facts } => Some(*facts),
+            Answer::Clean { pid, session, body_time, time } => Some(Facts {
                 pid,
                 session,
                 body: Body::Passed,
@@ -223,7 +227,7 @@ impl Answer {
                 end: End::Exited { code: 0 },
                 time,
                 ..Facts::lost(String::new())
-            },
+            }),
         }
     }
 }

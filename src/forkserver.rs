@@ -26,7 +26,7 @@ use crate::channel::Channel;
 use crate::facts::{Answer, Facts};
 use crate::kill;
 use crate::lifeline::{Lifeline, Watch};
-use crate::proc::process::Stat;
+use crate::proc::process::{self, Stat};
 use crate::registry;
 use crate::supervisor::{self, Job, Served, Supervisor, Then, World};
 use crate::sys::{self, Children, Fork, Pid, Signals};
@@ -163,9 +163,16 @@ impl ForkServer {
 
     /// Runs one test in a supervisor, with its output going to `stdout` and `stderr`.
     ///
-    /// Calls `slow` once if the test runs for more than 60 s. Waits for the test's timeout, its
-    /// grace and a kill's limit, and no longer.
-    pub(crate) fn run(&self, job: &Job, output: &[BorrowedFd<'_>], slow: impl FnOnce()) -> Facts {
+    /// Calls `slow` once if the test runs for more than 60 s, and `looking` when something was left
+    /// that the supervisor looks at. Waits for the test's timeout, its grace and a kill's limit, and
+    /// no longer.
+    pub(crate) fn run(
+        &self,
+        job: &Job,
+        output: &[BorrowedFd<'_>],
+        slow: impl FnOnce(),
+        looking: impl Fn(),
+    ) -> Facts {
         let slot = match self.slot() {
             Ok(slot) => slot,
             Err(error) => return Facts::lost(format!("no supervisor: {error}")),
@@ -176,27 +183,31 @@ impl ForkServer {
         let begin = Instant::now();
         let settings = &job.settings;
         let limit = settings.timeout.map(|limit| limit + settings.grace + kill::LIMIT + PATIENCE);
-        let announce = Duration::from_secs(60);
-        let mut answered =
-            sys::readable(&slot.channel, Some(limit.map_or(announce, |limit| limit.min(announce))));
-        if !answered {
-            if limit.is_none_or(|limit| limit > announce) {
-                slow();
+        let mut slow = Some((Duration::from_secs(60), slow));
+        let facts = loop {
+            let until = slow.as_ref().map(|(at, _)| *at).into_iter().chain(limit).min();
+            let left = until.map(|until| until.saturating_sub(begin.elapsed()));
+            if !sys::readable(&slot.channel, left) {
+                if limit.is_none_or(|limit| until < Some(limit))
+                    && let Some((_, slow)) = slow.take()
+                {
+                    slow();
+                    continue;
+                }
+                let kill = Request::Kill { pid: slot.pid }.encode();
+                let _ = lock(&self.control).send(&kill, &[]);
+                return Facts::lost(format!("supervisor {} does not answer and was killed", slot.pid));
             }
-            answered = sys::readable(&slot.channel, limit.map(|limit| limit.saturating_sub(begin.elapsed())));
-        }
-        if !answered {
-            let kill = Request::Kill { pid: slot.pid }.encode();
-            let _ = lock(&self.control).send(&kill, &[]);
-            return Facts::lost(format!("supervisor {} does not answer and was killed", slot.pid));
-        }
-        let facts = match slot.channel.receive() {
-            Ok(Some((bytes, _))) => Answer::decode(&bytes).map(Answer::facts),
-            Ok(None) => return Facts::lost(format!("supervisor {} was killed", slot.pid)),
-            Err(error) => return Facts::lost(format!("lost supervisor {}: {error}", slot.pid)),
-        };
-        let Some(facts) = facts else {
-            return Facts::lost(format!("supervisor {} sent an unreadable answer", slot.pid));
+            let answer = match slot.channel.receive() {
+                Ok(Some((bytes, _))) => Answer::decode(&bytes),
+                Ok(None) => return Facts::lost(format!("supervisor {} was killed", slot.pid)),
+                Err(error) => return Facts::lost(format!("lost supervisor {}: {error}", slot.pid)),
+            };
+            match answer.map(Answer::facts) {
+                Some(Some(facts)) => break facts,
+                Some(None) => looking(),
+                None => return Facts::lost(format!("supervisor {} sent an unreadable answer", slot.pid)),
+            }
         };
         if facts.survivors.is_empty() {
             lock(&self.idle).push(slot);
@@ -411,7 +422,7 @@ impl Server {
             sys::ignore_signal(signal);
         }
         let stat = Stat::of_self().ok_or_else(|| io::Error::other("cannot read `/proc/self/stat`"))?;
-        let title = sys::Argv::at(stat.argv);
+        let title = sys::Argv::at(process::argv_of_self().unwrap_or_default());
         // Whatever is matched by name, this process must not be: it kills what a killed supervisor
         // leaves. So its title has no word in it, of ours or of a test's.
         title.show(TITLE);

@@ -633,8 +633,12 @@ pub(crate) fn guard(
         Err(error) => return lost(format!("cannot wait for the serial key: {error}")),
     };
     let slow = || println!("test {} has been running for over 60 seconds", job.name);
+    #[cfg(feature = "sites")]
+    let looking = || crate::symbols::get_ready(registry::registered_as(job.index, &job.name));
+    #[cfg(not(feature = "sites"))]
+    let looking = || ();
     if no_capture {
-        let facts = server.run(job, &[sys::borrow(1), sys::borrow(2)], slow);
+        let facts = server.run(job, &[sys::borrow(1), sys::borrow(2)], slow, looking);
         return (judge(job, facts), String::new());
     }
     let kept = lock(captures).pop();
@@ -642,7 +646,7 @@ pub(crate) fn guard(
         Ok(capture) => capture,
         Err(error) => return lost(format!("cannot make a file for its output: {error}")),
     };
-    let facts = server.run(job, &[capture.as_fd()], slow);
+    let facts = server.run(job, &[capture.as_fd()], slow, looking);
     let verdict = judge(job, facts);
     let output = read(&capture).unwrap_or_else(|error| format!("[its output cannot be read: {error}]"));
     // Somebody may still write to it if something was left; and then it is not the next test's.

@@ -119,6 +119,12 @@ impl Test {
     }
 }
 
+/// Finds the test that has this place in the order of registration and this name.
+pub(crate) fn registered_as(index: u64, name: &str) -> Option<&'static Test> {
+    let found = registered().get(usize::try_from(index).ok()?).copied();
+    found.filter(|test| name.ends_with(test.name))
+}
+
 /// Lists every registered test in the order of registration.
 pub(crate) fn registered() -> Vec<&'static Test> {
     let mut tests = Vec::with_capacity(COUNT.load(Ordering::Relaxed));

@@ -114,10 +114,11 @@ impl Snapshot {
                 thread.settled = same && waits::has_not_run(process.pid, thread);
             }
         }
-        let now = Tree::read();
-        let is_known =
-            |stat: &Stat| self.tree.get(stat.pid).is_some_and(|old| old.start_ticks == stat.start_ticks);
-        !now.below(self.supervisor, &[]).into_iter().all(is_known)
+        let newcomers = self.tree.newcomers();
+        let came: HashSet<Pid> = newcomers.iter().map(|stat| stat.pid).collect();
+        let known = self.tree.below(self.supervisor, &[]).into_iter().cloned();
+        let now = Tree::of(known.chain(newcomers));
+        now.below(self.supervisor, &[]).into_iter().any(|stat| came.contains(&stat.pid))
     }
 
     /// Reads the stacks of the test process and its forks.

@@ -366,6 +366,10 @@ impl Supervisor {
             ending = self.wait(Some(until), false);
         };
         let mut left = Vec::new();
+        if !clean || !self.stray_pipes().is_empty() {
+            // The harness gets ready meanwhile. If it is gone, that will show.
+            let _ = self.slot.send(&Answer::Looking {}.encode(), &[]);
+        }
         if clean {
             facts.outside = at_end.outside(&self.stray_pipes());
         } else {

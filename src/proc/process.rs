@@ -26,28 +26,17 @@ pub(crate) struct Stat {
     pub(crate) threads: u32,
     /// Clock ticks between boot and the start of the process. With the pid, its identity.
     pub(crate) start_ticks: u64,
-    /// Where argv begins and ends in the process's memory; 0 if it may not be read.
-    pub(crate) argv: (usize, usize),
 }
 
 impl Stat {
     /// Reads the line of one process; `None` if there is no such process (any more).
     pub(crate) fn read(pid: Pid) -> Option<Stat> {
-        Stat::read_from(&format!("/proc/{pid}/stat"))
+        line(&format!("/proc/{pid}/stat"), Stat::parse)
     }
 
     /// Reads the line of this process.
     pub(crate) fn of_self() -> Option<Stat> {
-        Stat::read_from("/proc/self/stat")
-    }
-
-    /// Reads a line in one go: the kernel makes it for each read anew, and there may be thousands.
-    fn read_from(path: &str) -> Option<Stat> {
-        /// More than 52 numbers and a name take.
-        const LINE: usize = 2048;
-        let mut line = [0; LINE];
-        let length = fs::File::open(path).ok()?.read(&mut line).ok()?;
-        Stat::parse(line.get(..length)?)
+        line("/proc/self/stat", Stat::parse)
     }
 
     /// Whether the process is dead and only waits to be reaped. One whose first thread has exited
@@ -91,11 +80,9 @@ impl Stat {
             is_kernel_thread: false,
             threads: 0,
             start_ticks: 0,
-            argv: (0, 0),
         };
-        let mut last = 0;
-        // The fields are numbered as in the man page; those up to 22 are always there.
-        for (number, field) in (3..).zip(rest.trim_ascii().split(' ')) {
+        // The fields are numbered as in the man page.
+        for (number, field) in (3..).zip(rest.trim_ascii_start().split(' ')) {
             match number {
                 3 => stat.state = field.chars().next()?,
                 4 => stat.ppid = field.parse().ok()?,
@@ -107,15 +94,37 @@ impl Stat {
                     stat.is_kernel_thread = flags & PF_KTHREAD != 0;
                 }
                 20 => stat.threads = field.parse().ok()?,
-                22 => stat.start_ticks = field.parse().ok()?,
-                48 => stat.argv.0 = field.parse().unwrap_or(0),
-                49 => stat.argv.1 = field.parse().unwrap_or(0),
+                // There are more. Thousands of lines may have to be read, and this is the last of use.
+                22 => {
+                    stat.start_ticks = field.trim_ascii_end().parse().ok()?;
+                    return Some(stat);
+                }
                 _ => {}
             }
-            last = number;
         }
-        (last >= 22).then_some(stat)
+        None
     }
+}
+
+/// Reads a line of `stat` in one go: the kernel makes it for each read anew.
+fn line<T>(path: &str, parse: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
+    /// More than 52 numbers and a name take.
+    const LINE: usize = 2048;
+    let mut line = [0; LINE];
+    let length = fs::File::open(path).ok()?.read(&mut line).ok()?;
+    parse(line.get(..length)?)
+}
+
+/// Where argv begins and ends in this process's memory (fields 48 and 49 of proc_pid_stat(5)).
+pub(crate) fn argv_of_self() -> Option<(usize, usize)> {
+    line("/proc/self/stat", argv)
+}
+
+/// The same of any line. The first field behind the name is the third.
+pub(super) fn argv(line: &[u8]) -> Option<(usize, usize)> {
+    let close = line.iter().rposition(|byte| *byte == b')')?;
+    let mut fields = std::str::from_utf8(line.get(close + 1..)?).ok()?.split_ascii_whitespace().skip(48 - 3);
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
 /// The most of a command line that is kept, in bytes. A process may show megabytes.

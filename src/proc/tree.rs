@@ -3,8 +3,9 @@
 //! `/proc/PID/task/TID/children` would be quicker, but kernels without `CONFIG_PROC_CHILDREN`
 //! lack it, and it may skip children that come and go while it is read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::os::unix::fs::DirEntryExt;
 
 use super::process::Stat;
 use crate::sys::Pid;
@@ -13,20 +14,32 @@ use crate::sys::Pid;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tree {
     processes: HashMap<Pid, Stat>,
+    /// The inodes that `/proc` has for the processes: with the pid an identity, and it is in the list.
+    inodes: Vec<(Pid, u64)>,
 }
 
 impl Tree {
     /// Reads every process that may be read. What vanishes meanwhile is left out.
     pub(crate) fn read() -> Tree {
-        let Ok(entries) = fs::read_dir("/proc") else {
-            return Tree::default();
-        };
-        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        Tree::of(pids.filter_map(Stat::read))
+        let mut tree = Tree::default();
+        // Each as soon as it is listed: what comes meanwhile has a higher number, and is met later.
+        for (pid, inode) in listed() {
+            tree.inodes.push((pid, inode));
+            tree.processes.extend(Stat::read(pid).map(|stat| (pid, stat)));
+        }
+        tree
     }
 
     pub(crate) fn of(processes: impl IntoIterator<Item = Stat>) -> Tree {
-        Tree { processes: processes.into_iter().map(|stat| (stat.pid, stat)).collect() }
+        let processes = processes.into_iter().map(|stat| (stat.pid, stat)).collect();
+        Tree { processes, inodes: Vec::new() }
+    }
+
+    /// Reads the processes that have come since this was read.
+    pub(crate) fn newcomers(&self) -> Vec<Stat> {
+        let known: HashSet<(Pid, u64)> = self.inodes.iter().copied().collect();
+        let new = listed().filter(|listed| !known.contains(listed));
+        new.filter_map(|(pid, _)| Stat::read(pid)).collect()
     }
 
     /// Every process that was read, in no order.
@@ -55,5 +68,35 @@ impl Tree {
             found.extend(next);
         }
         found
+    }
+}
+
+/// The processes that `/proc` lists, with the inode of each.
+fn listed() -> impl Iterator<Item = (Pid, u64)> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.ino())))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+    use std::process::{Command, Stdio};
+
+    use super::Tree;
+
+    #[test]
+    fn a_newcomer_is_told_from_who_was_there() {
+        let spawn = || Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let mut old = spawn();
+        let tree = Tree::read();
+        let mut new = spawn();
+        let came: Vec<i32> = tree.newcomers().into_iter().map(|stat| stat.pid).collect();
+        for child in [&mut old, &mut new] {
+            drop(child.stdin.take());
+            child.wait().unwrap();
+        }
+        let is_new = |pid: u32| came.contains(&(pid as i32));
+        assert_eq!((is_new(std::process::id()), is_new(old.id()), is_new(new.id())), (false, false, true));
     }
 }

@@ -60,20 +60,23 @@ use crate::testproc::TestProcess;
 #[derive(Default)]
 pub struct Harness {
     policy: Policy,
-    #[allow(clippy::vec_box, reason = "they move on into entries, which are small where none is added")]
-    added: Vec<Box<Added>>,
+    added: Vec<Added>,
 }
 
 /// A test that was added by hand. Small: all of them are copied for every test that is forked.
 struct Added {
-    name: String,
-    /// `None`: nothing of its own.
-    policy: Option<Box<Policy>>,
+    name: Box<str>,
     body: Box<dyn Fn() -> ExitCode + Send + Sync>,
-    /// Why it is not to be run, if it is not.
-    ignore: Option<String>,
+    /// What few tests have.
+    more: Option<Box<More>>,
     /// Where it was added.
     place: &'static Location<'static>,
+}
+
+enum More {
+    Policy(Policy),
+    /// It cannot be run, for a reason.
+    Ignored(String),
 }
 
 impl Harness {
@@ -106,9 +109,9 @@ impl Harness {
         T: Termination,
     {
         let body = Box::new(move || body().report());
-        let policy = (policy != Policy::new()).then(|| Box::new(policy));
+        let more = (policy != Policy::new()).then(|| Box::new(More::Policy(policy)));
         let place = Location::caller();
-        self.added.push(Box::new(Added { name: name.into(), policy, body, ignore: None, place }));
+        self.added.push(Added { name: name.into().into(), body, more, place });
         self
     }
 
@@ -116,9 +119,9 @@ impl Harness {
     #[track_caller]
     pub fn ignored(mut self, name: impl Into<String>, reason: impl Display) -> Self {
         let body = Box::new(|| ExitCode::FAILURE);
-        let ignore = Some(reason.to_string());
+        let more = Some(Box::new(More::Ignored(reason.to_string())));
         let place = Location::caller();
-        self.added.push(Box::new(Added { name: name.into(), policy: None, body, ignore, place }));
+        self.added.push(Added { name: name.into().into(), body, more, place });
         self
     }
 
@@ -132,11 +135,7 @@ impl Harness {
         let Harness { policy, added } = self;
         // As they were registered. What takes memory, as sorting them does, waits until the fork
         // server is there: what was touched before is copied for every test.
-        let entries: Vec<Entry> = registry::registered()
-            .into_iter()
-            .map(Entry::Registered)
-            .chain(added.into_iter().map(Entry::Added))
-            .collect();
+        let entries = Entries { registered: registry::registered(), added };
         if let Some(mut test) = forkserver::pending() {
             // `main` has run since the fork, and what it opened is not the body's.
             test.rebase();
@@ -174,7 +173,8 @@ impl Harness {
         };
         let arguments = arguments(&options);
         let Some(server) = server else {
-            let trials = order.iter().map(|index| list_entry(&entries[*index], &options)).collect();
+            let entries = order.iter().filter_map(|index| entries.get(*index));
+            let trials = entries.map(|entry| list_entry(entry, &options)).collect();
             let _ = libtest_mimic::run(&arguments, trials);
             return ExitCode::SUCCESS;
         };
@@ -267,51 +267,76 @@ fn of_target(path: &Path, target: &str) -> PathBuf {
 }
 
 /// One test of the run.
-enum Entry {
-    Registered(&'static Test),
-    Added(Box<Added>),
+struct Entries {
+    registered: Vec<&'static Test>,
+    added: Vec<Added>,
 }
 
-impl Entry {
-    fn name(&self) -> String {
+impl Entries {
+    fn get(&self, index: usize) -> Option<Entry<'_>> {
+        match self.registered.get(index) {
+            Some(test) => Some(Entry::Registered(test)),
+            None => self.added.get(index - self.registered.len()).map(Entry::Added),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Entry<'_>> {
+        (0..).map_while(|index| self.get(index))
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Entry<'a> {
+    Registered(&'static Test),
+    Added(&'a Added),
+}
+
+impl<'a> Entry<'a> {
+    fn name(self) -> String {
         match self {
             Entry::Registered(test) => test.full_name(),
-            Entry::Added(added) => added.name.clone(),
+            Entry::Added(added) => added.name.to_string(),
         }
     }
 
     /// The file and the line that it is in.
-    fn place(&self) -> (&'static str, u32) {
+    fn place(self) -> (&'static str, u32) {
         match self {
             Entry::Registered(test) => test.place,
             Entry::Added(added) => (added.place.file(), added.place.line()),
         }
     }
 
-    fn ignore(&self) -> Option<&str> {
+    fn ignore(self) -> Option<&'a str> {
         match self {
             Entry::Registered(test) => test.attribute.ignore,
-            Entry::Added(added) => added.ignore.as_deref(),
+            Entry::Added(added) => match added.more.as_deref() {
+                Some(More::Ignored(reason)) => Some(reason),
+                _ => None,
+            },
         }
     }
 
-    fn should_panic(&self) -> Option<&'static str> {
+    fn should_panic(self) -> Option<&'static str> {
         match self {
             Entry::Registered(test) => test.attribute.should_panic,
             Entry::Added(_) => None,
         }
     }
 
-    fn policy(&self) -> Policy {
+    fn policy(self) -> Policy {
         match self {
             Entry::Registered(test) => test.attribute.policy(),
-            Entry::Added(added) => added.policy.as_deref().cloned().unwrap_or_default(),
+            Entry::Added(added) => match added.more.as_deref() {
+                Some(More::Policy(policy)) => policy.clone(),
+                _ => Policy::new(),
+            },
         }
     }
 
     /// Whether it is left out of this run, and why. Nobody can ask for an added test that cannot
     /// run here.
-    fn left_out(&self, options: &Options) -> Option<&str> {
+    fn left_out(self, options: &Options) -> Option<&'a str> {
         let asked_for = options.ignored || options.include_ignored;
         match self {
             Entry::Registered(_) if asked_for => None,
@@ -319,13 +344,13 @@ impl Entry {
         }
     }
 
-    fn selected(&self, options: &Options) -> bool {
+    fn selected(self, options: &Options) -> bool {
         options.selects(&self.name(), self.ignore().is_some(), self.should_panic().is_some())
     }
 }
 
 /// Runs the body that this process was forked for.
-fn run_body(test: &TestProcess, entries: &[Entry]) -> ! {
+fn run_body(test: &TestProcess, entries: &Entries) -> ! {
     match entries.get(test.index()) {
         Some(Entry::Registered(found)) => test.run(found.body, found.attribute.should_panic),
         Some(Entry::Added(added)) => test.run(&added.body, None),
@@ -355,7 +380,7 @@ const NAME: usize = 1000;
 
 /// Refuses names that could not be told apart, listed or selected. Gives the order of the tests:
 /// the registered ones by name, as libtest has it, then the added ones as they were added.
-fn check(entries: &[Entry], options: &Options) -> Result<Vec<usize>, String> {
+fn check(entries: &Entries, options: &Options) -> Result<Vec<usize>, String> {
     let names: Vec<String> = entries.iter().map(Entry::name).collect();
     if let Some(name) = names.iter().find(|name| name.is_empty() || name.contains(escape::rearranges)) {
         return Err(format!(
@@ -367,12 +392,13 @@ fn check(entries: &[Entry], options: &Options) -> Result<Vec<usize>, String> {
         let begin: String = name.chars().take(40).collect();
         return Err(format!("the test name `{begin}..` is too long: expected at most {NAME} characters"));
     }
-    let mut order: Vec<usize> = (0..entries.len()).collect();
+    let mut order: Vec<usize> = (0..names.len()).collect();
     order.sort_by_key(|index| &names[*index]);
     if let Some(pair) = order.windows(2).find(|pair| names[pair[0]] == names[pair[1]]) {
         return Err(format!("two tests are called `{}`: names must differ", names[pair[0]]));
     }
-    order.sort_by_key(|index| matches!(entries[*index], Entry::Added(_)).then_some(*index));
+    let first_added = entries.registered.len();
+    order.sort_by_key(|index| (*index >= first_added).then_some(*index));
     let off = [
         ("json", options.json.is_some() && !cfg!(feature = "json")),
         ("junit", options.junit.is_some() && !cfg!(feature = "junit")),
@@ -401,14 +427,14 @@ fn arguments(options: &Options) -> Arguments {
     }
 }
 
-fn list_entry(entry: &Entry, options: &Options) -> Trial {
+fn list_entry(entry: Entry<'_>, options: &Options) -> Trial {
     let name = if entry.selected(options) { entry.name() } else { FILTERED.to_owned() };
     Trial::test(name, || Ok(())).with_ignored_flag(entry.ignore().is_some())
 }
 
 /// Everything that the tests of one run share.
 struct Run {
-    entries: Vec<Entry>,
+    entries: Entries,
     /// The order in which they run, if they are not shuffled.
     order: Vec<usize>,
     policy: Policy,
@@ -461,18 +487,18 @@ fn rounds(run: &Arc<Run>, arguments: &Arguments) -> bool {
 }
 
 fn trial(run: &Arc<Run>, index: usize, round: u64) -> Trial {
-    let entry = &run.entries[index];
-    if !entry.selected(&run.options) {
+    let selected = run.entries.get(index).filter(|entry| entry.selected(&run.options));
+    let Some(name) = selected.map(Entry::name) else {
         return Trial::test(FILTERED, || Ok(()));
-    }
+    };
     let run = Arc::clone(run);
-    Trial::ignorable_test(entry.name(), move || run.one(index, round))
+    Trial::ignorable_test(name, move || run.one(index, round))
 }
 
 impl Run {
     /// Runs one test, from the queue to the report.
     fn one(&self, index: usize, round: u64) -> Result<Completion, Failed> {
-        let entry = &self.entries[index];
+        let entry = self.entries.get(index).ok_or("there is no such test")?;
         let name = entry.name();
         if let Some(reason) = entry.left_out(&self.options) {
             self.write_json(|| ignored_line(&name));

@@ -73,7 +73,9 @@ pub struct Test {
     pub(crate) module: &'static str,
     pub(crate) name: &'static str,
     pub(crate) body: fn() -> ExitCode,
-    pub(crate) attribute: Attribute,
+    /// Elsewhere: it has no addresses in it, or few, so that nobody writes to where it lies. What was written
+    /// to is copied for every test that is forked, and there may be thousands of these.
+    pub(crate) attribute: &'static Attribute,
     /// The file as the compiler was given it, and the line.
     pub(crate) place: (&'static str, u32),
     next: AtomicPtr<Test>,
@@ -92,7 +94,7 @@ impl Test {
         name: &'static str,
         body: fn() -> ExitCode,
         place: (&'static str, u32),
-        attribute: Attribute,
+        attribute: &'static Attribute,
     ) -> Test {
         let next = AtomicPtr::new(std::ptr::null_mut());
         Test { module, name, body, attribute, place, next, index: AtomicUsize::new(0) }

@@ -271,7 +271,7 @@ fn write_test(
                     use ::core::{file as __childproof_file, line as __childproof_line};
                     #place
                 },
-                #private::Attribute { #fields ..#private::Attribute::NONE },
+                const { &#private::Attribute { #fields ..#private::Attribute::NONE } },
             )
         };
         #outer

@@ -13,9 +13,6 @@ use crate::proc::sockets::Socket;
 use crate::proc::waits::{On, Thread};
 use crate::report::escape;
 
-/// What mends the wait for a child that writes what nobody reads.
-pub(super) const READ_FIRST: &str = "read what the child writes to its end before waiting for the child: \
-                                     `Child::wait_with_output` or `Command::output` do both.";
 
 /// What a parent does that waits for a child's output.
 const READING: &str = "reading to the end";
@@ -384,9 +381,13 @@ impl Scene<'_> {
                 return Some((sentence, fix));
             }
         }
-        let fix = if kinds.contains(&Kind::Child) && kinds.contains(&Kind::Write) {
-            READ_FIRST
-        } else if let (Some(first), 1) = (awaited.first().filter(|kind| !kind.is_held()), kinds.len()) {
+        if kinds.contains(&Kind::Write) && kinds.len() > 1 {
+            let fix = members().find_map(|member| self.fix_of_writer(member));
+            if fix.is_some() {
+                return Some((sentence, fix));
+            }
+        }
+        let fix = if let (Some(first), 1) = (awaited.first().filter(|kind| !kind.is_held()), kinds.len()) {
             Awaited::fix(Some(first))
         } else if kinds.contains(&Kind::Child) {
             "close the end that the child waits on before waiting for the child: drop its owner."
@@ -518,6 +519,29 @@ impl Scene<'_> {
                 ),
             })
             .collect()
+    }
+
+    /// What lets a writer go on whose pipe is full, and whose reader waits for something else.
+    fn fix_of_writer(&self, writer: &Stuck) -> Option<String> {
+        let pipe = writer.pipe.filter(|_| writer.writes)?;
+        let (reader, thread) = writer.ring.get(1).and_then(|tid| self.find(*tid))?;
+        self.fix_of_full(pipe, reader, &thread.on)
+    }
+
+    /// The same, by what the reader of the pipe waits on.
+    pub(super) fn fix_of_full(&self, pipe: u64, reader: &Process, on: &On) -> Option<String> {
+        let ends = self.ends_of(reader, &self.ends(reader, pipe, Fd::reads), pipe)?;
+        Some(match on {
+            On::Child { .. } => format!(
+                "read {ends} to its end before waiting for the child: `Child::wait_with_output` or `Command::output` \
+                 do both."
+            ),
+            On::Read { fd } => format!(
+                "read {ends} while fd {fd} is read, in a thread of its own: `Child::wait_with_output` and \
+                 `Command::output` read both at once."
+            ),
+            _ => format!("read {ends} all the while: in a thread of its own, or with `poll`."),
+        })
     }
 
     /// What ends the wait of a reader whose pipe is open in somebody who waits for its end.

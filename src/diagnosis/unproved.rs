@@ -168,7 +168,7 @@ impl Scene<'_> {
         let waits_at = |fd: i32| child.pipe(fd).filter(|pipe| self.holders_but(child, *pipe) == [test.pid]);
         child.tasks.iter().find_map(|thread| match thread.on {
             On::Stopped => self.fix_of_stopped(&[child.pid]),
-            On::Write { fd } => waits_at(fd).map(|_| super::explain::READ_FIRST.to_owned()),
+            On::Write { fd } => self.fix_of_full(waits_at(fd)?, test, &On::Child { pid: child.pid }),
             On::Read { fd } => self.fix_of_pipe(child, waits_at(fd)?, test, "waiting for its end"),
             _ => None,
         })

@@ -46,6 +46,7 @@ const STUCK: &[(&str, &[&str])] = &[
     ("three_locks_in_a_ring", &["cycle", "cycle", "cycle", "cycle"]),
     ("pipe_whose_writer_is_a_stuck_thread", &["cycle", "own_write_end"]),
     ("output_of_a_child_that_waits_for_input", &["cycle", "cycle"]),
+    ("reader_of_one_output_while_the_other_is_full", &["cycle", "cycle"]),
     ("thread_that_reads_the_output_of_a_child_whose_stdin_is_kept", &["cycle", "cycle", "cycle"]),
     ("child_that_fills_its_output_and_has_it_twice", &["cycle", "cycle"]),
     ("message_of_a_thread_that_waits_for_a_stuck_child", &["cycle", "own_write_end", "stuck_child"]),

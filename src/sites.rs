@@ -40,8 +40,11 @@ use trace::{is_traced, say};
 /// Why no line is known, if that is so.
 pub(crate) const UNKNOWN: Option<&str> = None;
 
-/// How many calls of one test are kept, and how many frames of each.
+/// How many calls of one test are kept: the first [`FIRST`], and the last ones. What a test sets up at its
+/// beginning stays, and so does what it did just before its end.
 const CALLS: usize = 4096;
+const FIRST: usize = CALLS / 2;
+/// How many frames of each are kept.
 const FRAMES: usize = 32;
 /// The kernel's room for the name of a thread.
 const THREAD: usize = 16;
@@ -75,7 +78,8 @@ const NAMES: [(Call, &str); 6] = [
 pub(crate) struct Log {
     /// The supervisor's pid: what it does itself is not recorded.
     owner: AtomicU32,
-    used: AtomicU32,
+    /// How many calls there were.
+    calls: AtomicU64,
     entries: [Entry; CALLS],
 }
 
@@ -97,6 +101,15 @@ struct Entry {
     /// The arguments of the program that was started, each with its NUL, and one more at the end.
     command: [AtomicU8; COMMAND],
     frames: [AtomicU64; FRAMES],
+}
+
+/// Where a call is kept, by how many were made before it.
+fn place_of(before: u64) -> usize {
+    let last = (CALLS - FIRST) as u64;
+    match before.checked_sub(CALLS as u64) {
+        None => before as usize,
+        Some(more) => FIRST + (more % last) as usize,
+    }
 }
 
 impl Call {
@@ -130,14 +143,22 @@ impl Log {
 
     /// Forgets the test before.
     pub(crate) fn reset(&self) {
-        let used = self.used.load(Ordering::Acquire) as usize;
-        if used == 0 {
-            return;
+        if self.calls.load(Ordering::Acquire) > 0 {
+            self.kept().for_each(|entry| entry.call.store(0, Ordering::Relaxed));
+            self.calls.store(0, Ordering::Release);
         }
-        for entry in self.entries.iter().take(used) {
-            entry.call.store(0, Ordering::Relaxed);
-        }
-        self.used.store(0, Ordering::Release);
+    }
+
+    /// The calls that are kept, in the order in which they were made. No entry is touched that none has
+    /// reached: that would take memory.
+    fn kept(&self) -> impl DoubleEndedIterator<Item = &Entry> {
+        let calls = self.calls.load(Ordering::Acquire);
+        let used = calls.min(CALLS as u64) as usize;
+        let (first, last) = self.entries[..used].split_at(used.min(FIRST));
+        // The place of the next call is that of the oldest.
+        let oldest = if used == CALLS { place_of(calls) - FIRST } else { 0 };
+        let (newer, older) = last.split_at(oldest);
+        first.iter().chain(older).chain(newer)
     }
 
     /// The calls that made one of `keys` (whether it is a process, and its pid or inode), and the
@@ -163,10 +184,9 @@ impl Log {
 
     /// Every call that was written to its end and is wanted.
     fn entries(&self, wanted: impl Fn(&Call, &Entry) -> bool) -> Vec<Site> {
-        let used = self.used.load(Ordering::Acquire) as usize;
         // The test was a fork of this process: what is mapped here was mapped there.
         let mut maps = None;
-        let entries = self.entries.iter().take(used).filter_map(|entry| {
+        let entries = self.kept().filter_map(|entry| {
             let (call, name) = entry.call().filter(|(call, _)| wanted(call, entry))?;
             let maps = maps.get_or_insert_with(|| Maps::read(std::process::id() as Pid).unwrap_or_default());
             Some(entry.site(*call, name, maps))
@@ -176,7 +196,7 @@ impl Log {
 
     /// Whether there was room for every call of the test.
     pub(crate) fn is_complete(&self) -> bool {
-        (self.used.load(Ordering::Acquire) as usize) < CALLS
+        self.calls.load(Ordering::Acquire) <= CALLS as u64
     }
 
     /// Takes an entry and writes the stack of the caller into it. Async-signal-safe but for the
@@ -190,12 +210,8 @@ impl Log {
         if maker == self.owner.load(Ordering::Relaxed) {
             return None;
         }
-        let at = self.used.fetch_add(1, Ordering::AcqRel) as usize;
-        let Some(entry) = self.entries.get(at) else {
-            // Full: what comes is not recorded, and the count must not run over.
-            self.used.store(CALLS as u32, Ordering::Release);
-            return None;
-        };
+        let entry = self.entries.get(place_of(self.calls.fetch_add(1, Ordering::AcqRel)))?;
+        entry.call.store(0, Ordering::Release);
         entry.maker.store(maker, Ordering::Relaxed);
         entry.threads.store(0, Ordering::Relaxed);
         entry.execed.store(0, Ordering::Relaxed);

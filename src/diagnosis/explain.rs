@@ -13,7 +13,6 @@ use crate::proc::sockets::Socket;
 use crate::proc::waits::{On, Thread};
 use crate::report::escape;
 
-
 /// What a parent does that waits for a child's output.
 const READING: &str = "reading to the end";
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use nix::errno::Errno;
 use nix::libc;
 
-use super::{CALLS, Call, Entry, KeepErrno, Log, log};
+use super::{Call, Entry, KeepErrno, Log, log};
 
 /// libc's own function, found behind ours.
 struct Next(AtomicPtr<c_void>, &'static CStr);
@@ -141,13 +141,12 @@ unsafe fn record_exec(arguments: Words) {
     let Some(log) = log() else { return };
     // SAFETY: `getpid` has no preconditions.
     let pid = unsafe { libc::getpid() } as u64;
-    let used = (log.used.load(Ordering::Acquire) as usize).min(CALLS);
     let is_ours = |entry: &&Entry| {
         entry.call.load(Ordering::Acquire) == Call::Fork as u32
             && entry.keys[0].load(Ordering::Relaxed) == pid
     };
     // The last of that pid: numbers come again.
-    if let Some(entry) = log.entries.iter().take(used).rev().find(is_ours) {
+    if let Some(entry) = log.kept().rev().find(is_ours) {
         // SAFETY: an exec is called with an array of strings, which the kernel reads next.
         unsafe { entry.note_command(arguments) };
         entry.execed.store(1, Ordering::Release);

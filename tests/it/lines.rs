@@ -84,6 +84,20 @@ fn say_which_fds_are_expected() {
     assert!(ran.stdout.contains("test result: FAILED. 1 passed; 1 failed"), "{}", ran.all());
 }
 
+/// What was set up at the beginning, and what was made just before the end.
+#[childproof::test]
+fn are_known_of_the_first_and_the_last_calls_of_thousands() {
+    let source = fs::read_to_string(root().join(SOURCE)).unwrap();
+    let line = |mark: &str| {
+        let at = source.lines().position(|line| line.ends_with(mark)).unwrap() + 1;
+        format!("{SOURCE}:{at}")
+    };
+    let (places, ran) = places(&["pipes_among_thousands"]);
+    let expected = [line("// BEGUN"), "unknown".to_owned(), line("// ENDED")];
+    assert_eq!(places["pipes_among_thousands"], expected, "{}", ran.all());
+    assert!(ran.stdout.contains("more pipes and processes than are recorded"), "{}", ran.all());
+}
+
 #[childproof::test]
 fn come_with_the_whole_stack_when_asked_for() {
     let fixture = Fixture::build("leaky");

@@ -77,23 +77,34 @@ fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
 }
 
 /// Sends SIGKILL to each of these processes that still is the one that was seen.
+///
+/// They are stopped first: who sees the other end of its pipe go would else tell of that, in the
+/// output of the test and as if it were the cause.
 fn signal_all(alive: &[&Stat], killed: &mut Killed) -> Vec<OwnedFd> {
     let mut watched = Vec::new();
-    for stat in alive {
-        let Ok(pidfd) = sys::pidfd_open(stat.pid) else {
-            continue;
-        };
-        let still = Stat::read(stat.pid).is_some_and(|now| now.start_ticks == stat.start_ticks);
-        if still && sys::pidfd_send_signal(&pidfd, libc::SIGKILL).is_ok() {
-            if !killed.signalled.contains(&stat.pid) {
-                killed.signalled.push(stat.pid);
+    for few in alive.chunks(WATCHED) {
+        let pinned: Vec<(Pid, OwnedFd)> =
+            few.iter().filter_map(|stat| Some((stat.pid, pin(stat)?))).collect();
+        for signal in [libc::SIGSTOP, libc::SIGKILL] {
+            for (pid, pidfd) in &pinned {
+                let sent = sys::pidfd_send_signal(pidfd, signal).is_ok();
+                if sent && signal == libc::SIGKILL && !killed.signalled.contains(pid) {
+                    killed.signalled.push(*pid);
+                }
             }
-            if watched.len() < WATCHED {
-                watched.push(pidfd);
-            }
+        }
+        if watched.is_empty() {
+            watched = pinned.into_iter().map(|(_, pidfd)| pidfd).collect();
         }
     }
     watched
+}
+
+/// Opens a process, if it still is the one that was seen.
+fn pin(stat: &Stat) -> Option<OwnedFd> {
+    let pidfd = sys::pidfd_open(stat.pid).ok()?;
+    let still = Stat::read(stat.pid).is_some_and(|now| now.start_ticks == stat.start_ticks);
+    still.then_some(pidfd)
 }
 
 /// Reaps every dead child of this process but those in `except`, killing their groups first.

@@ -325,3 +325,14 @@ fn has_no_colours_in_a_file_unless_they_are_wanted() {
     let Some((seen, _)) = on_a_terminal("stock", &["--nocapture"], &[], "> \"$OUT\"") else { return };
     assert!(seen.contains(COLOURED), "{seen}");
 }
+
+/// Each would tell of the other's end, as if that were the cause.
+#[childproof::test]
+fn has_nothing_that_the_kill_itself_has_caused() {
+    let fixture = Fixture::build("leaky");
+    for _ in 0..12 {
+        let ran = fixture.run("waits", &["--exact", "writer_that_complains", "--color=never"]);
+        assert!(ran.stdout.contains("HUNG  writer_that_complains"), "{}", ran.all());
+        assert!(!ran.all().contains("I/O error"), "{}", ran.all());
+    }
+}

@@ -14,7 +14,7 @@ use crate::proc::waits::{On, Thread};
 use crate::report::escape;
 
 /// What a parent does that waits for a child's output.
-const READING: &str = "reading to the end";
+pub(super) const READING: &str = "reading to the end";
 
 /// The most waits that are explained one by one.
 const EXPLAINED: usize = 4;
@@ -205,6 +205,20 @@ impl Scene<'_> {
                         format!("{who} waits at a pipe {held}, {crowd}. {}", can_never("see EOF")),
                         Some(fix),
                     ),
+                    None if self.wait_elsewhere(&others, stuck.pipe?) => {
+                        let sentence = format!(
+                            "pid {pid} waits for data or EOF on a pipe {held}. {}",
+                            can_never("get either")
+                        );
+                        let mut all = [&[pid], &others[..]].concat();
+                        all.sort_unstable();
+                        let fix = format!(
+                            "have one of pids {} write before it reads. And close, in each, its own write end of the \
+                             pipe that it reads: with that open it sees no EOF even then.",
+                            list(&all)
+                        );
+                        (sentence, Some(fix))
+                    }
                     None => {
                         let sentence =
                             format!("{who} waits for EOF on a pipe {held}. {}", can_never("see EOF"));
@@ -243,6 +257,12 @@ impl Scene<'_> {
             }
         };
         Some(Finding { cause: None, sentence, fix, allow: None })
+    }
+
+    /// Whether one of these processes waits at another pipe than this.
+    fn wait_elsewhere(&self, pids: &[i32], pipe: u64) -> bool {
+        let mut others = self.stuck.iter().filter(|stuck| pids.contains(&stuck.pid));
+        others.any(|stuck| stuck.pipe.is_some_and(|other| other != pipe))
     }
 
     fn inherited_lock(
@@ -371,7 +391,14 @@ impl Scene<'_> {
             return Some((sentence, Some(mistake.fix())));
         }
         if kinds == BTreeSet::from([Kind::Child, Kind::Read]) {
-            let fix = members().find_map(|member| self.fix_of_reader(member, "waiting for its end"));
+            // What the test itself can close comes before what some program has open.
+            let is_own = |tid: Option<&i32>| {
+                let writer = tid.and_then(|tid| self.find(*tid));
+                writer.is_some_and(|(process, _)| process.is_test || process.forked_without_exec)
+            };
+            let own = members().filter(|member| is_own(member.ring.get(1)));
+            let fix =
+                own.chain(members()).find_map(|member| self.fix_of_reader(member, "waiting for its end"));
             return Some((sentence, fix));
         }
         if kinds.iter().all(|kind| matches!(kind, Kind::Read | Kind::Thread)) {
@@ -535,11 +562,14 @@ impl Scene<'_> {
                 "read {ends} to its end before waiting for the child: `Child::wait_with_output` or `Command::output` \
                  do both."
             ),
-            On::Read { fd } => format!(
+            On::Read { fd } if reader.pipe(*fd).is_some() => format!(
                 "read {ends} while fd {fd} is read, in a thread of its own: `Child::wait_with_output` and \
                  `Command::output` read both at once."
             ),
-            _ => format!("read {ends} all the while: in a thread of its own, or with `poll`."),
+            _ => format!(
+                "read {ends} all the while, in a thread of its own or with `poll`; or have it write to a file, or \
+                 to `Stdio::null()`."
+            ),
         })
     }
 
@@ -576,18 +606,36 @@ impl Scene<'_> {
         let ends = self.ends(writer, pipe, Fd::writes);
         let ends = self.ends_of(writer, &ends, pipe)?;
         Some(match process.fd(0).and_then(Fd::pipe) == Some(pipe) {
+            true if before == READING && self.reads_a_part(writer) => format!(
+                "write to the child's stdin, {ends}, all that it waits for: the end of the line too, and flush what \
+                 buffers it; or drop it, so that the child sees its end. What a program writes to a pipe, it may keep \
+                 until its buffer is full."
+            ),
             true if before == READING => {
                 format!("drop `child.stdin`, {ends}, before {before}; or write to it first.")
             }
             true => format!(
-                "drop the child's stdin, {ends}, before `wait()`: that closes only a `child.stdin` which was not \
-                 taken out."
+                "drop what writes to the child's stdin, {ends}, before {before} or for the end of its output. \
+                 (`Child::wait` drops only a `child.stdin` that was not taken out.)"
             ),
             false => format!(
                 "close the write end that pid {} waits on, {ends}, before {before}: drop the owner.",
                 process.pid
             ),
         })
+    }
+
+    /// Whether a thread of a process reads a line or a number of bytes, or whatever comes first: it need not
+    /// wait for EOF.
+    pub(super) fn reads_a_part(&self, process: &Process) -> bool {
+        self.calls(process, &["read_line", "read_until", "read_exact", "::read"])
+    }
+
+    /// Whether a thread of a process is in one of these functions.
+    pub(super) fn calls(&self, process: &Process, functions: &[&str]) -> bool {
+        let called = |thread: &Thread| self.names.called.get(&thread.tid);
+        let mut calls = process.tasks.iter().filter_map(called);
+        calls.any(|called| functions.iter().any(|function| called.ends_with(function)))
     }
 
     /// `fd 4 of the test (made at src/a.rs:1:2)`; `None` if there is no such fd.

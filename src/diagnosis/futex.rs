@@ -63,12 +63,13 @@ impl Awaited {
     pub(super) fn fix(kind: Option<&Awaited>) -> &'static str {
         match kind {
             Some(Awaited::Message) => {
-                "a sender is alive and never used: drop it before the `recv`. A clone of it that waits in another \
-                 thread, or that this thread keeps itself, counts too."
+                "a sender is alive, and nobody is left to send with it: drop it before the `recv`, or before the join \
+                 of who receives. A clone of it that waits in another thread, or that this thread keeps itself, \
+                 counts too."
             }
             Some(Awaited::Room) => {
-                "a receiver is alive and never used: receive from it in another thread, drop it, or make the \
-                 channel larger."
+                "a receiver is alive, and nobody is left to receive from it: do that in another thread, drop it, or \
+                 make the channel larger."
             }
             Some(Awaited::Condvar) => {
                 "nobody that could notify it runs: look which `notify` was left out, or came before the wait \

@@ -94,10 +94,12 @@ impl Scene<'_> {
             let who = plural(users.len(), "thread");
             format!("{who} of pid {pid} {ending}: {}. {never}", clauses.join("; "))
         };
-        Some((sentence, Some(self.fix_of_crowd(if causes.is_empty() { &users } else { &causes }))))
+        let fix = self.fix_of_crowd(if causes.is_empty() { &users } else { &causes }, !joining.is_empty());
+        Some((sentence, Some(fix)))
     }
 
-    fn fix_of_crowd(&self, causes: &[&Stuck]) -> String {
+    /// What lets such threads go on; `joined`: somebody waits for the end of one of them.
+    fn fix_of_crowd(&self, causes: &[&Stuck], joined: bool) -> String {
         let kinds: BTreeSet<Option<&Awaited>> =
             causes.iter().map(|stuck| self.names.awaited.get(&stuck.tid)).collect();
         // Who waits for a lock may wait for one that has something else to wait for.
@@ -113,6 +115,11 @@ impl Scene<'_> {
         match other {
             None if locks.len() > 1 => {
                 "take locks in the same order everywhere, and join no thread while holding what it needs."
+                    .to_owned()
+            }
+            None if joined && kinds.contains(&Some(&Awaited::Lock)) => {
+                "let go of a lock before the join of a thread that needs it. If who joins does not hold it, look who \
+                 took it and did not give it back: the same thread, or a guard that was forgotten."
                     .to_owned()
             }
             None => Awaited::fix(kinds.into_iter().flatten().next()).to_owned(),

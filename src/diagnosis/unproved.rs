@@ -1,6 +1,6 @@
 //! What is to be said of a test that waits for what somebody else could still bring.
 
-use super::explain::Scene;
+use super::explain::{READING, Scene, fds};
 use super::{Finding, Strayed, is_of_runtime};
 use crate::facts::{PipeState, Process};
 use crate::proc::fds::Fd;
@@ -58,7 +58,53 @@ impl Scene<'_> {
             On::Read { .. } | On::Poll { .. } | On::Epoll { .. } => self.reads_from(test, thread)?,
             _ => return None,
         };
+        let (mut sentence, mut fix) = (sentence, fix);
+        if let Some((more, mends)) = self.waits_for_test(test, thread) {
+            sentence += &more;
+            fix = fix.or(mends);
+        }
         Some(Finding { cause: None, sentence, fix, allow: None })
+    }
+
+    /// Who waits for the test meanwhile, at a pipe: whatever the test waits for, that comes first.
+    fn waits_for_test(&self, test: &Process, thread: &Thread) -> Option<(String, Option<String>)> {
+        let others = self.facts.processes.iter().filter(|process| process.pid != test.pid);
+        let mut tasks = others.flat_map(|process| process.tasks.iter().map(move |task| (process, task)));
+        tasks.find_map(|(process, task)| match task.on {
+            On::Write { fd } => {
+                let pipe = process.pipe(fd)?;
+                let ends = self.ends(test, pipe, Fd::reads);
+                let readers = self.holders_of(process, |fd| fd.reads() && fd.pipe() == Some(pipe));
+                let queue = self.facts.pipe(pipe).and_then(PipeState::queue);
+                let queue = queue.map_or_else(String::new, |queue| format!(" ({queue})"));
+                (readers == [test.pid]).then(|| {
+                    let sentence = format!(
+                        " Pid {} writes to a pipe that is full{queue}, and only the test could read that: {}.",
+                        self.name(process.pid),
+                        fds(&ends)
+                    );
+                    (sentence, self.fix_of_full(pipe, test, &thread.on))
+                })
+            }
+            On::Read { fd } => {
+                let pipe = process.pipe(fd)?;
+                let writers = self.holders_of(process, |fd| fd.writes() && fd.pipe() == Some(pipe));
+                let name = self.name(process.pid);
+                if writers == [test.pid] {
+                    let ends = fds(&self.ends(test, pipe, Fd::writes));
+                    let sentence = format!(" Pid {name} reads from a pipe that only the test could write to: {ends}.");
+                    return Some((sentence, self.fix_of_pipe(process, pipe, test, READING)));
+                }
+                let mistake = self.open_by_mistake(pipe).filter(|_| thread.on == On::Child { pid: process.pid })?;
+                let sentence = format!(
+                    " It reads from a pipe that is open for writing in pid {}, only because no O_CLOEXEC kept it back.",
+                    self.name(mistake.process.pid)
+                );
+                self.told.borrow_mut().push(mistake.ino);
+                Some((sentence, Some(mistake.fix())))
+            }
+            _ => None,
+        })
     }
 
     /// Of pipes that somebody else has open for writing.
@@ -74,22 +120,47 @@ impl Scene<'_> {
         let only = mistake.map_or("", |_| ", only because no O_CLOEXEC kept it back");
         self.told.borrow_mut().extend(mistake.map(|mistake| mistake.ino));
         let unwatched = self.unwatched(&holders);
+        let part = self.reads_a_part(test) && mistake.is_none();
+        let what = if part {
+            "nothing was written to it, nor has it ended"
+        } else {
+            "it sees EOF only when that is closed"
+        };
         let sentence = format!(
-            "the test reads from a pipe that is open for writing in {names}{only}: it sees EOF only when that is \
-             closed.{unwatched}"
+            "the test reads from a pipe that is open for writing in {names}{only}: {what}.{unwatched}"
         );
-        let background = || {
-            let background = "a program that stays in the background keeps what it inherited: redirect its \
-                              output, or end it before reading to the end.";
+        let fix = mistake.map(Strayed::fix).or_else(|| self.fix_of_stopped(&holders));
+        let fix = fix.or_else(|| {
+            // With one `read` a lifeline is watched, too.
+            let is_data = part && !self.calls(test, &["::read"]);
+            is_data.then(|| {
+                "look why it writes nothing: what a program writes to a pipe, it may keep until its buffer is full."
+                    .to_owned()
+            })
+        });
+        let fix = fix.unwrap_or_else(|| {
+            let close = self.fix_of_fork_that_writes(&pipes, &holders);
             let watch = if unwatched.is_empty() {
                 ""
             } else {
                 " One that is to end with its parent has to read its lifeline, in a thread of its own."
             };
-            format!("{background}{watch}")
-        };
-        let fix = mistake.map(Strayed::fix).or_else(|| self.fix_of_stopped(&holders));
-        Some((sentence, Some(fix.unwrap_or_else(background))))
+            let background = "a program that stays in the background keeps what it inherited: redirect its output, \
+                              or end it before reading to the end.";
+            format!("{}{watch}", close.as_deref().unwrap_or(background))
+        });
+        Some((sentence, Some(fix)))
+    }
+
+    /// What is to be closed in the only process that has one of these pipes open for writing, a fork.
+    fn fix_of_fork_that_writes(&self, pipes: &[u64], holders: &[i32]) -> Option<String> {
+        let [pid] = holders else { return None };
+        let mut processes = self.facts.processes.iter();
+        let fork = processes.find(|process| process.pid == *pid && process.forked_without_exec)?;
+        let ends = pipes.iter().map(|pipe| (*pipe, self.ends(fork, *pipe, Fd::writes)));
+        let (pipe, ends) = ends.into_iter().find(|(_, ends)| !ends.is_empty())?;
+        let ends = self.ends_of(fork, &ends, pipe)?;
+        Some(format!("close {ends}, right after the fork if it is not to write there; or end it before."))
     }
 
     /// Of an async runtime: what its tasks may wait for.

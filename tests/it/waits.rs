@@ -47,6 +47,9 @@ const STUCK: &[(&str, &[&str])] = &[
     ("pipe_whose_writer_is_a_stuck_thread", &["cycle", "own_write_end"]),
     ("output_of_a_child_that_waits_for_input", &["cycle", "cycle"]),
     ("reader_of_one_output_while_the_other_is_full", &["cycle", "cycle"]),
+    ("two_crossed_forks_that_keep_all_ends", &["own_write_end", "own_write_end", "stuck_child"]),
+    ("lock_held_over_a_join", &["cycle", "cycle"]),
+    ("request_of_half_a_line", &["cycle", "cycle"]),
     ("thread_that_reads_the_output_of_a_child_whose_stdin_is_kept", &["cycle", "cycle", "cycle"]),
     ("child_that_fills_its_output_and_has_it_twice", &["cycle", "cycle"]),
     ("message_of_a_thread_that_waits_for_a_stuck_child", &["cycle", "own_write_end", "stuck_child"]),
@@ -119,7 +122,7 @@ fn of_hundreds_are_found_in_time() {
 #[childproof::test]
 fn that_may_end_are_never_called_proved() {
     let verdicts = verdicts("leaky", "waits", &["not_"]);
-    assert_eq!(verdicts.len(), 34);
+    assert_eq!(verdicts.len(), 35);
     for (name, verdict) in verdicts {
         let waits = verdict["waits"].as_array().unwrap();
         assert!(!waits.is_empty(), "{name} was not looked at");
@@ -141,6 +144,7 @@ fn are_reported_as_a_reader_needs_them() {
         "not_stuck_test_that_stops_itself",
         "not_stuck_reader_of_a_writer_that_is_stopped",
         "not_stuck_writer_to_a_reader_that_is_stopped",
+        "not_stuck_client_of_a_server_whose_output_is_full",
         "threads_that_still_run",
         "forks_that_wait_for_one_lock",
     ]);

@@ -45,6 +45,17 @@ impl Scene<'_> {
             };
             return Some((format!("the runtime of pid {pid} waits, {who} {never}"), None));
         }
+        if let [only] = &users[..]
+            && self.find(only.tid).is_some_and(|(_, thread)| matches!(thread.on, On::Child { .. }))
+        {
+            let ending = match stuck.proved() {
+                true => "It can never go on.",
+                false => "Nothing was found that will let it go on.",
+            };
+            let who = self.name_of(process, only.tid);
+            // What is to be mended is the child.
+            return Some((format!("{who} of pid {pid} {}. {ending} {never}", self.does(only)?), None));
+        }
         // Whoever waits for the end of another is not the cause.
         let joins = |stuck: &&Stuck| {
             self.find(stuck.tid).is_some_and(|(_, thread)| {

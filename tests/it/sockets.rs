@@ -127,7 +127,7 @@ fn of_tasks_are_told_without_the_runtimes_own() {
             "not_stuck_task_that_waits_for_a_child_whose_stdin_is_kept",
             &[
                 "the runtime of the test waits for the end of pid # `cat` (fd ",
-                "fix: drop the child's stdin, fd ",
+                "fix: drop what writes to the child's stdin, fd 10 ",
             ],
         ),
     ] {

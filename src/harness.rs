@@ -684,7 +684,7 @@ pub(crate) fn guard(
 
 fn judge(job: &Job, facts: Facts) -> Verdict {
     #[cfg(feature = "sites")]
-    let names = crate::symbols::names(&facts);
+    let names = crate::symbols::names(&facts, registry::registered_as(job.index, &job.name));
     #[cfg(not(feature = "sites"))]
     let names = diagnosis::Names::default();
     diagnosis::conclude(&job.name, &job.settings, facts, names)

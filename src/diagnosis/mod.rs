@@ -427,10 +427,11 @@ fn counts(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
     }
 }
 
-/// `: `worker-3` (tid 3391), tid 3392 without a name`.
+/// `: `worker-3` (tid 3391), tid 3392 (no name so far)`.
 fn running(facts: &Facts) -> String {
     let named = |thread: &Running| match thread.name.as_str() {
-        "" => format!("tid {} without a name", thread.tid),
+        // It may only just have been started: std's threads name themselves.
+        "" => format!("tid {} (no name so far)", thread.tid),
         name => format!("`{name}` (tid {})", thread.tid),
     };
     let mut names: Vec<String> = facts.running.iter().map(named).collect();

@@ -178,6 +178,7 @@ impl Harness {
             let _ = libtest_mimic::run(&arguments, trials);
             return ExitCode::SUCCESS;
         };
+        say_that_no_xml_is_written("");
         for path in options.json.iter_mut().chain(options.junit.as_mut().map(|(_, path)| path)) {
             *path = of_target(path, &target());
         }
@@ -614,6 +615,20 @@ fn ignored_line(_: &str) -> String {
     String::new()
 }
 
+/// Says that Bazel's variable is without effect where the feature is off; `more` is what it needs besides.
+/// Bazel sets it for every test: that is no error.
+pub(crate) fn say_that_no_xml_is_written(more: &str) {
+    let is_set = std::env::var_os("XML_OUTPUT_FILE").is_some_and(|path| !path.is_empty());
+    if is_set && !cfg!(feature = "junit") {
+        // Written and not printed: libtest catches what is printed.
+        let _ = writeln!(
+            io::stderr(),
+            "childproof: `XML_OUTPUT_FILE` is set and nothing is written there: that needs childproof's feature \
+             `junit`, which is off in this build{more}"
+        );
+    }
+}
+
 /// There is none without the feature: `check` has refused `--junit` then.
 #[cfg(not(feature = "junit"))]
 enum Junit {}
@@ -684,7 +699,7 @@ pub(crate) fn guard(
 
 fn judge(job: &Job, facts: Facts) -> Verdict {
     #[cfg(feature = "sites")]
-    let names = crate::symbols::names(&facts);
+    let names = crate::symbols::names(&facts, || registry::registered_as(job.index, &job.name));
     #[cfg(not(feature = "sites"))]
     let names = diagnosis::Names::default();
     diagnosis::conclude(&job.name, &job.settings, facts, names)

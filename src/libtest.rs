@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use crate::forkserver::{self, ForkServer, Takeover};
-use crate::harness::guard;
+use crate::harness::{guard, say_that_no_xml_is_written};
 use crate::policy::{self, Policy};
 use crate::registry::Test;
 use crate::report;
@@ -75,6 +75,7 @@ impl Test {
 
 fn start() -> Result<ForkServer, String> {
     forkserver::second_net();
+    say_that_no_xml_is_written(", and a target with `harness = false`");
     let server = ForkServer::exec(Takeover::Late);
     HARNESS.store(std::process::id(), Ordering::Relaxed);
     sys::at_exit(end);

@@ -122,6 +122,12 @@ impl Module {
         self.symbols.at(self.base.checked_add(offset)?)
     }
 
+    /// Where the function begins that an offset lies in, as an offset.
+    pub(crate) fn begin(&self, offset: u64) -> Option<u64> {
+        let symbol = self.symbols.find(self.base.checked_add(offset)?)?;
+        symbol.address.checked_sub(self.base)
+    }
+
     /// The functions at an address.
     fn frames(&self, context: &Context<Bytes>, address: u64) -> Option<Vec<Line>> {
         let mut found = context.find_frames(address);
@@ -354,6 +360,12 @@ impl Symbols {
 
     /// The name of the symbol that an address lies in.
     fn at(&self, address: u64) -> Option<String> {
+        let name = self.names.get(self.find(address)?.name..)?;
+        name.split(|byte| *byte == 0).next().map(demangled)
+    }
+
+    /// The symbol that an address lies in.
+    fn find(&self, address: u64) -> Option<Symbol> {
         let page = usize::try_from(address >> PAGE).ok()?;
         let pages = self.pages.get(..=page.min(self.pages.len().checked_sub(1)?))?;
         for last in pages.iter().rev() {
@@ -365,8 +377,7 @@ impl Symbols {
                 .max_by_key(|symbol| (symbol.address, symbol.size));
             // The nearest one: there is nothing that lies in another.
             if let Some(symbol) = begun {
-                let name = self.names.get(symbol.name..)?.split(|byte| *byte == 0).next()?;
-                return (address - symbol.address < symbol.size.max(1)).then(|| demangled(name));
+                return (address - symbol.address < symbol.size.max(1)).then_some(symbol);
             }
         }
         None

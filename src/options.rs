@@ -130,7 +130,7 @@ impl Options {
                 .transpose()?;
             self.shuffle = (is_on("RUST_TEST_SHUFFLE") || seed.is_some()).then_some(seed);
         }
-        // Bazel sets it for every test, also for one that was built without the feature.
+        // Bazel sets it for every test, also for one that was built without the feature: that is only said.
         if let (None, true) = (&self.junit, cfg!(feature = "junit")) {
             let path = get("XML_OUTPUT_FILE").filter(|path| !path.is_empty());
             self.junit = path.map(|path| ("XML_OUTPUT_FILE=", path.into()));

@@ -28,7 +28,7 @@ struct Frame {
 }
 
 /// Gives the addresses in a test's facts their names.
-pub(crate) fn names(facts: &Facts) -> Names {
+pub(crate) fn names(facts: &Facts, test: impl FnOnce() -> Option<&'static Test>) -> Names {
     let threads = || facts.tasks().map(|(_, thread)| thread);
     if facts.sites.is_empty() && threads().next().is_none() {
         return Names::default();
@@ -37,7 +37,9 @@ pub(crate) fn names(facts: &Facts) -> Names {
     let maps = Maps::read(std::process::id() as i32).unwrap_or_default();
     let here = std::env::current_dir().unwrap_or_default();
     let full = std::env::var_os("CHILDPROOF_BACKTRACE").is_some_and(|value| value == "full");
-    let mut resolver = Resolver { maps: &maps, known: HashMap::new(), here: &here, full };
+    let body = test().and_then(|test| body(test, &maps));
+    let has_lines = body.as_ref().is_some_and(|body| body.has_lines(&maps));
+    let mut resolver = Resolver { full, body, has_lines, ..Resolver::new(&maps, &here) };
     let mut names = Names {
         full,
         origins: facts.sites.iter().map(|site| origin(site, &mut resolver)).collect(),
@@ -65,6 +67,9 @@ pub(crate) fn names(facts: &Facts) -> Names {
         }
         names.stacks.insert(thread.tid, stack);
     }
+    let is_nowhere = |origin: &Origin| origin.place.is_none() && origin.function.is_none();
+    resolver.lineless |= names.origins.iter().any(is_nowhere);
+    names.lineless = resolver.lineless && !resolver.has_lines;
     names
 }
 
@@ -82,7 +87,7 @@ pub(crate) fn get_ready(test: Option<&Test>) {
 #[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
 pub(crate) fn line_of(site: &Site, maps: &Maps) -> String {
     let here = std::env::current_dir().unwrap_or_default();
-    let mut resolver = Resolver { maps, known: HashMap::new(), here: &here, full: false };
+    let mut resolver = Resolver::new(maps, &here);
     origin(site, &mut resolver).at()
 }
 
@@ -95,10 +100,12 @@ fn first_own(frames: &[Frame]) -> usize {
 
 /// What the user called of others' code, be it std or libc.
 fn called(others: &[Frame]) -> Option<&str> {
-    let others = || others.iter().rev().filter(|frame| frame.line.function.is_some());
-    let runs_code = |frame: &&Frame| frame.line.function.as_deref().is_some_and(only_runs_code);
-    let called = others().find(|frame| !frame.is_plumbing && !runs_code(frame));
-    let called = called.or_else(|| others().find(|frame| !frame.is_plumbing)).or_else(|| others().next());
+    let says = |frame: &&Frame| {
+        let name = frame.line.function.as_deref();
+        name.is_some_and(|name| !only_runs_code(name)) && !is_by_us(frame)
+    };
+    let others = || others.iter().rev().filter(says);
+    let called = others().find(|frame| !frame.is_plumbing).or_else(|| others().next());
     called.and_then(|frame| frame.line.function.as_deref().map(public_name))
 }
 
@@ -252,9 +259,41 @@ struct Resolver<'a> {
     here: &'a Path,
     /// Everything is wanted, the harness's own frames too.
     full: bool,
+    body: Option<Body>,
+    /// A function that may be the user's had no file.
+    lineless: bool,
+    /// One that is the user's had, or the test's own.
+    has_lines: bool,
+}
+
+/// The function by which a test is called. In an optimised build the user's own is a part of it.
+struct Body {
+    /// The program, and where in it the function begins.
+    begin: Address,
+    /// The path of the user's function.
+    path: String,
+}
+
+fn body(test: &Test, maps: &Maps) -> Option<Body> {
+    Some(Body {
+        begin: maps.locate(test.body as usize as u64)?,
+        path: format!("{}::{}", test.module, test.name),
+    })
 }
 
 impl Resolver<'_> {
+    fn new<'a>(maps: &'a Maps, here: &'a Path) -> Resolver<'a> {
+        Resolver {
+            maps,
+            known: HashMap::new(),
+            here,
+            full: false,
+            body: None,
+            lineless: false,
+            has_lines: false,
+        }
+    }
+
     /// The frames of a stack, up to the harness's own below the body.
     fn stack(&mut self, addresses: &[Address]) -> Vec<Frame> {
         let mut stack = Vec::new();
@@ -262,18 +301,43 @@ impl Resolver<'_> {
             let Resolver { maps, full, .. } = *self;
             let frames = self.known.entry(address.clone()).or_insert_with(|| resolve(address, maps, full));
             let is_harness = |frame: &Frame| {
-                frame
-                    .line
-                    .function
-                    .as_deref()
-                    .is_some_and(|function| function.contains("testproc::TestProcess"))
+                let function = frame.line.function.as_deref().unwrap_or_default();
+                function.contains("childproof::testproc::")
             };
             if !self.full && frames.iter().any(is_harness) {
                 break;
             }
+            if let [.., frame] = &frames[..]
+                && frame.line.file.is_none()
+                && let Some(body) = self.body.as_ref().filter(|body| body.is_at(address))
+                && !stack.iter().any(|frame: &Frame| frame.line.function.as_ref() == Some(&body.path))
+            {
+                let line = Line { function: Some(body.path.clone()), ..Line::default() };
+                stack.push(Frame { line, ..frame.clone() });
+                self.lineless = true;
+                continue;
+            }
+            self.has_lines |= frames.iter().any(|frame| is_users(frame) && !is_of_registry(frame));
+            self.lineless |= frames.iter().any(is_lineless);
             stack.extend(frames.iter().cloned());
         }
         stack
+    }
+}
+
+impl Body {
+    fn has_lines(&self, maps: &Maps) -> bool {
+        let within = Address { offset: self.begin.offset + 1, ..self.begin.clone() };
+        resolve(&within, maps, false).iter().any(|frame| frame.line.file.is_some())
+    }
+
+    fn is_at(&self, address: &Address) -> bool {
+        // A return address: the call is before it.
+        let call = address.offset.saturating_sub(1);
+        let mut modules = lock(&MODULES);
+        self.begin.module == address.module
+            && module(&mut modules, &address.module).and_then(|module| module.begin(call))
+                == Some(self.begin.offset)
     }
 }
 
@@ -337,7 +401,7 @@ fn is_users(frame: &Frame) -> bool {
     let Some(file) = frame.line.file.as_deref() else { return false };
     let function = frame.line.function.as_deref().unwrap_or_default();
     // With line tables alone, a function that was inlined has no path.
-    let ours = is_ours(file) || function.starts_with("childproof::") || function.starts_with("<childproof::");
+    let ours = is_ours(file) || is_by_us(&frame);
     let interposed = [
         "fork",
         "pipe",
@@ -366,6 +430,12 @@ fn is_recorder(frame: &&Frame) -> bool {
     frame.line.function.as_deref().is_some_and(|function| function.starts_with("childproof::sites::"))
 }
 
+/// Whether a function is of this library, by its name.
+fn is_by_us(frame: &&Frame) -> bool {
+    let function = frame.line.function.as_deref().unwrap_or_default();
+    function.starts_with("childproof::") || function.starts_with("<childproof::")
+}
+
 /// Whether a file is of this library's source.
 fn is_ours(file: &Path) -> bool {
     file.starts_with(concat!(env!("CARGO_MANIFEST_DIR"), "/src/"))
@@ -380,6 +450,13 @@ fn is_named_by_user(frame: &Frame) -> bool {
         && !frame.is_plumbing
         && !function.ends_with("::main")
         && !others.iter().any(|other| function.starts_with(other))
+}
+
+/// Whether a frame may be of the user's code, and has not even the name of a file.
+fn is_lineless(frame: &Frame) -> bool {
+    !frame.is_system
+        && frame.line.file.is_none()
+        && (frame.line.function.is_none() || is_named_by_user(frame))
 }
 
 /// Whether a frame is in a crate that cargo has fetched.

@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use std::fs;
 use std::io::Write;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
@@ -36,6 +37,9 @@ pub(crate) fn count() -> u32 {
     }
 }
 
+/// Milliseconds that a thread has to name itself.
+const NAMING: u32 = 10;
+
 /// The threads that run code of the program, but for `own`. Not async-signal-safe.
 pub(crate) fn running(own: Pid) -> Vec<Running> {
     let name = |tid: Pid| {
@@ -43,15 +47,25 @@ pub(crate) fn running(own: Pid) -> Vec<Running> {
         Some(String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name)).into_owned())
     };
     let inherited = name(own);
+    // A thread has the name of the one that made it until it is given another.
+    let own_name = |tid: Pid| name(tid).filter(|name| Some(name) != inherited.as_ref()).unwrap_or_default();
     let mut running = Vec::new();
     let _ = sys::list_numbers(c"/proc/self/task", |tid, task| {
         if tid == own || is_exiting(task, tid) {
             return;
         }
-        // A thread has the name of the one that made it until it is given another.
-        let name = name(tid).filter(|name| Some(name) != inherited.as_ref());
-        running.push(Running { tid, name: name.unwrap_or_default() });
+        running.push(Running { tid, name: own_name(tid) });
     });
+    // std's threads name themselves, and one that was only just started has not come to it.
+    for _ in 0..NAMING {
+        if running.iter().all(|thread| !thread.name.is_empty()) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        for thread in running.iter_mut().filter(|thread| thread.name.is_empty()) {
+            thread.name = own_name(thread.tid);
+        }
+    }
     running
 }
 

@@ -85,18 +85,22 @@ fn allow(leaked: &[&Process]) -> Option<String> {
 
 fn fix(process: &Process, facts: &Facts, ended: &[Ended], names: &Names) -> String {
     let pid = process.pid;
+    let origin = origin_of_process(&names.origins, pid);
+    let by_test = origin.is_some_and(|origin| origin.maker == facts.pid);
+    let is_child = by_test || !process.adopted && process.lineage.first() == Some(&facts.pid);
     // The test and all it starts are in the supervisor's session, unless they leave it.
-    if is_daemon(process, facts) {
+    let has_left = is_daemon(process, facts);
+    if has_left && !is_child {
         return format!(
             "pid {pid} made itself a daemon (it left the session): stop it the way it is meant to be stopped, \
              by its command or its pid file, and wait until it is gone."
         );
     }
-    if process.pgid == pid {
+    // Who has made a session has a group as well, but nobody else may be in it.
+    let is_alone = || facts.processes.iter().all(|other| other.pid == pid || other.pgid != pid);
+    if process.pgid == pid && !(has_left && is_alone()) {
         return format!("pid {pid} leads its own process group: `killpg({pid}, SIGTERM)`, then wait for it.");
     }
-    let origin = origin_of_process(&names.origins, pid);
-    let by_test = origin.is_some_and(|origin| origin.maker == facts.pid);
     if process.adopted && !by_test {
         let parent = ended.iter().find(|ended| ended.orphan == pid);
         let origin = parent.and_then(|ended| origin_of_process(&names.origins, ended.parent));
@@ -119,7 +123,7 @@ fn fix(process: &Process, facts: &Facts, ended: &[Ended], names: &Names) -> Stri
             "`kill({pid}, SIGKILL)` and `waitpid({pid})` before the test ends, also when it panics."
         );
     }
-    if by_test || process.lineage.first() == Some(&facts.pid) {
+    if is_child {
         return "call `kill` and `wait` on its `Child` before the test ends, also when the test panics: \
                 dropping a `Child` does neither."
             .to_owned();

@@ -107,9 +107,8 @@ impl Origin {
         match (&self.place, &self.function) {
             (Some(place), Some(function)) => format!("at {place} {function}"),
             (Some(place), None) => format!("at {place}"),
-            (None, Some(function)) => {
-                format!("in {function} (set `debug = \"line-tables-only\"` in the profile for its line)")
-            }
+            // How to get the line is said once, by `lineless`.
+            (None, Some(function)) => format!("in {function}"),
             (None, None) => "by code without debug information".to_owned(),
         }
     }
@@ -122,6 +121,8 @@ pub(crate) struct Names {
     pub(crate) origins: Vec<Origin>,
     /// Whether the stacks are whole, as `CHILDPROOF_BACKTRACE=full` asks for.
     pub(crate) full: bool,
+    /// Whether the test binary has no lines of the user's code.
+    pub(crate) lineless: bool,
     /// The frames of a thread, the innermost first.
     pub(crate) stacks: HashMap<i32, Vec<String>>,
     /// The line of the user's own code that a thread is in: `tests/server.rs:31:10`.
@@ -254,6 +255,7 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     stray::allow(&mut facts, settings, &names.origins);
     let strays = stray::fold(&facts);
     facts.notes.extend(stuck::too_many(&facts));
+    facts.notes.extend(lineless(&names));
     let stuck = stuck::find(&facts, &names);
     let mut findings = Vec::new();
     let strayed = ends::strayed(&facts, &names);
@@ -301,6 +303,12 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
         names,
         ..Verdict::clean(name, facts)
     }
+}
+
+/// What would name lines where none is known.
+fn lineless(names: &Names) -> Option<String> {
+    let words = "the test binary has no debug information: `debug = \"line-tables-only\"` in its profile gives lines.";
+    names.lineless.then(|| words.to_owned())
 }
 
 /// Where the process `pid` was made.
@@ -419,10 +427,11 @@ fn counts(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
     }
 }
 
-/// `: `worker-3` (tid 3391), tid 3392 without a name`.
+/// `: `worker-3` (tid 3391), tid 3392 (no name so far)`.
 fn running(facts: &Facts) -> String {
     let named = |thread: &Running| match thread.name.as_str() {
-        "" => format!("tid {} without a name", thread.tid),
+        // It may only just have been started: std's threads name themselves.
+        "" => format!("tid {} (no name so far)", thread.tid),
         name => format!("`{name}` (tid {})", thread.tid),
     };
     let mut names: Vec<String> = facts.running.iter().map(named).collect();

@@ -648,7 +648,10 @@ fn groups(verdict: &Verdict) -> Vec<Group<'_>> {
         let origin = verdict.origin_of_inode(stray.fd.ino);
         let same = |group: &&mut Group<'_>| match (group.origin, origin) {
             (Some(one), Some(other)) => {
-                one.place.is_some() && one.place == other.place && one.call == other.call
+                // The function will do where no line is known.
+                let is_known =
+                    one.place.is_some() || one.function.is_some() && one.function == other.function;
+                is_known && one.place == other.place && one.call == other.call
             }
             _ => false,
         };

@@ -155,3 +155,39 @@ fn are_traced_however_a_pipe_is_closed() {
     expected.insert(2, " (close)".to_owned());
     assert_eq!(closed, expected, "{}", ran.all());
 }
+
+/// A release build has none, unless its profile says so: the function is named, where it is known, and once
+/// what would name the line.
+#[childproof::test]
+fn are_not_known_without_debug_information() {
+    const HINT: &str = "  note: the test binary has no debug information: `debug = \"line-tables-only\"` in \
+                        its profile gives lines.\n";
+    let fixture = Fixture::build("bare");
+    let report = |test: &str| fixture.run("inlined", &["--exact", test, "--color=never"]).stdout;
+    for (test, places) in [
+        ("hangs", &["           in inlined::hangs\n"][..]),
+        ("hangs_below", &["           in inlined::below < inlined::hangs_below\n"]),
+        (
+            "leaves_a_pipe_and_two_processes",
+            &[
+                "  spawned in inlined::leaves_a_pipe_and_two_processes (posix_spawnp)\n",
+                "  both created in inlined::leaves_a_pipe_and_two_processes (pipe)\n",
+            ],
+        ),
+        // Whatever was inlined there.
+        ("leaves_a_process_in_a_thread", &["  spawned by code without debug information (posix_spawnp)\n"]),
+        ("panics", &["FAIL  panics "]),
+    ] {
+        let text = report(test);
+        for place in places {
+            assert!(text.contains(place), "no {place:?} in\n{text}");
+        }
+        assert_eq!(text.matches(HINT).count(), usize::from(test != "panics"), "{text}");
+        // What is the harness's, or only calls the body, is nobody's place.
+        for other in ["childproof::testproc", "call_once", "start_main"] {
+            assert!(!text.contains(other), "{other} in\n{text}");
+        }
+    }
+    let ran = Fixture::build("leaky").run("lines", &["--color=never"]);
+    assert!(!ran.stdout.contains("no debug information"), "{}", ran.all());
+}

@@ -186,3 +186,15 @@ fn for_locks_that_are_held_for_a_moment_are_told_too() {
         ],
     );
 }
+
+/// Where a thread has no name so far, nothing is said that will be wrong in a moment.
+#[childproof::test]
+fn of_a_thread_that_has_only_started_are_told_with_its_name() {
+    let arguments = ["--exact", "thread_that_has_only_started", "--repeat=20"];
+    let text = Fixture::build("leaky").run("waits", &arguments).stdout;
+    let told = text.matches("1 thread still ran when the body came back: ").count();
+    let named = text.matches("came back: `worker-1` (tid ").count();
+    // It gets some time for it, and may need more on a loaded machine.
+    assert_eq!(named + text.matches(" (no name so far).").count(), told, "{text}");
+    assert!(told == 20 && named >= 15, "{named} of {told}\n{text}");
+}

@@ -31,6 +31,10 @@ wire_struct! {
         pub(crate) class: Class,
         /// The ancestors up to the test process, nearest first, as far as they were seen.
         pub(crate) lineage: Vec<i32>,
+        /// Its parent when it was last looked at, be it the supervisor.
+        pub(crate) parent: i32,
+        /// Its children that have ended and were not waited for.
+        pub(crate) dead_children: Vec<i32>,
         /// Whether its parent exited before it did.
         pub(crate) adopted: bool,
         pub(crate) is_test: bool,
@@ -116,6 +120,8 @@ wire_struct! {
         pub(crate) hides: bool,
         /// A process of the test came between two looks.
         pub(crate) came: bool,
+        /// An end of a pipe or a socket came to a process of the test between two looks.
+        pub(crate) moved: bool,
     }
 }
 

@@ -26,6 +26,8 @@ pub(crate) struct Snapshot {
     tree: Tree,
     processes: Vec<Process>,
     supervisor: Pid,
+    /// As in the [`Scene`].
+    foreign: Vec<u64>,
 }
 
 /// What is known of a test before anybody looks.
@@ -71,7 +73,12 @@ impl Snapshot {
             .map(|stat| look(stat, &tree, scene, uptime, depth, &mut left))
             .collect();
         note_tracers(&mut processes);
-        Snapshot { tree, processes, supervisor: scene.supervisor }
+        let dead: Vec<&Stat> = tree.processes().filter(|stat| stat.is_zombie()).collect();
+        for process in &mut processes {
+            let own = dead.iter().filter(|stat| stat.ppid == process.pid);
+            process.dead_children = own.map(|stat| stat.pid).collect();
+        }
+        Snapshot { tree, processes, supervisor: scene.supervisor, foreign: scene.foreign.clone() }
     }
 
     /// The processes besides the test process itself, as they were.
@@ -106,8 +113,9 @@ impl Snapshot {
     /// a thread that was not there then proves nothing.
     ///
     /// Tells whether there is a process that the first look has not seen. One that forks and ends, again
-    /// and again, may escape both, but what it was stays behind as a zombie of the supervisor's.
-    pub(crate) fn look_again(&mut self) -> bool {
+    /// and again, may escape both, but what it was stays behind as a zombie of the supervisor's. And tells
+    /// whether somebody has an end now that he had not then: the tables were read one after the other.
+    pub(crate) fn look_again(&mut self) -> (bool, bool) {
         for process in &mut self.processes {
             let same = waits::count(process.pid) == process.tasks.len();
             for thread in &mut process.tasks {
@@ -118,7 +126,30 @@ impl Snapshot {
         let came: HashSet<Pid> = newcomers.iter().map(|stat| stat.pid).collect();
         let known = self.tree.below(self.supervisor, &[]).into_iter().cloned();
         let now = Tree::of(known.chain(newcomers));
-        now.below(self.supervisor, &[]).into_iter().any(|stat| came.contains(&stat.pid))
+        let has_come = now.below(self.supervisor, &[]).into_iter().any(|stat| came.contains(&stat.pid));
+        (has_come, self.have_moved())
+    }
+
+    /// Whether an fd has come to a process since its table was read, over a socket or by pidfd_getfd(2): to one
+    /// that has run, or that has only to receive it.
+    fn have_moved(&self) -> bool {
+        let target = |fd: &Fd| fd.pipe().or_else(|| fd.socket());
+        let all = self.processes.iter().flat_map(|process| process.fds.iter().flatten());
+        let known: HashSet<u64> = all.filter_map(target).filter(|ino| !self.foreign.contains(ino)).collect();
+        self.processes.iter().any(|process| {
+            let Some(before) = &process.fds else { return false };
+            let receives = process.more_sockets || before.iter().any(|fd| fd.socket().is_some());
+            if !receives && process.tasks.iter().all(|thread| thread.settled) {
+                return false;
+            }
+            let had: HashSet<(Option<u64>, i32, bool)> =
+                before.iter().map(|fd| (target(fd), fd.access, fd.carries)).collect();
+            let Ok(now) = fds::read(process.pid) else { return false };
+            now.iter().any(|fd| {
+                let is_known = target(fd).is_some_and(|ino| known.contains(&ino));
+                is_known && !had.contains(&(target(fd), fd.access, fd.carries))
+            })
+        })
     }
 
     /// Reads the stacks of the test process and its forks.
@@ -347,6 +378,8 @@ fn look(
         adopted: stat.ppid == supervisor && stat.pid != test,
         is_test: stat.pid == test,
         lineage,
+        parent: stat.ppid,
+        dead_children: Vec::new(),
         comm: stat.comm.clone(),
         state: stat.state.to_string(),
         pgid: stat.pgid,

@@ -429,7 +429,7 @@ impl Supervisor {
                     Event::Children | Event::Request => {}
                 }
             }
-            facts.outside.came = now.look_again();
+            (facts.outside.came, facts.outside.moved) = now.look_again();
             facts.outside.hides = are_hidden();
         }
         #[cfg(feature = "sites")]

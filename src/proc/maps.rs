@@ -1,5 +1,6 @@
 //! Which file an address of a process belongs to: `/proc/PID/maps`.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 
@@ -52,6 +53,7 @@ impl Maps {
     /// Parses the lines of the file (proc_pid_maps(5)). Lines that cannot be read are left out.
     pub(crate) fn parse(text: &str) -> Maps {
         let mut maps = Maps::default();
+        let mut known: HashMap<&str, usize> = HashMap::new();
         for line in text.lines() {
             let Some((start, end, shared, path)) = parse_line(line) else { continue };
             if !shared && !path.starts_with('/') {
@@ -61,20 +63,15 @@ impl Maps {
             let module = match (path, last) {
                 // The zeroed statics of a module lie in an anonymous mapping right behind it.
                 ("", Some(module)) => module,
-                (path, _) if path.starts_with('/') => maps.module(path, start),
+                (path, _) if path.starts_with('/') => *known.entry(path).or_insert_with(|| {
+                    maps.modules.push(Module { path: path.to_owned(), base: start });
+                    maps.modules.len() - 1
+                }),
                 _ => continue,
             };
             maps.ranges.push(Range { start, end, module });
         }
         maps
-    }
-
-    fn module(&mut self, path: &str, start: u64) -> usize {
-        if let Some(known) = self.modules.iter().position(|module| module.path == path) {
-            return known;
-        }
-        self.modules.push(Module { path: path.to_owned(), base: start });
-        self.modules.len() - 1
     }
 
     /// Finds where a place of a module lies in this process.

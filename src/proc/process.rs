@@ -160,10 +160,12 @@ pub(crate) fn arguments(mut bytes: &[u8]) -> Vec<String> {
 pub(crate) fn holes(pid: Pid) -> Vec<String> {
     let mut holes = Vec::new();
     let status = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
-    let names: Vec<String> = caught(&String::from_utf8_lossy(&status))
-        .filter_map(|signal| nix::sys::signal::Signal::try_from(signal).ok())
-        .map(|signal| signal.to_string())
-        .collect();
+    let name = |signal| match nix::sys::signal::Signal::try_from(signal) {
+        Ok(signal) => signal.to_string(),
+        // SIGRTMIN is 34: glibc has the two before for itself.
+        Err(_) => format!("SIGRTMIN+{}", signal - RTMIN),
+    };
+    let names: Vec<String> = caught(&String::from_utf8_lossy(&status)).map(name).collect();
     /// How many are named.
     const NAMED: usize = 3;
     if !names.is_empty() {
@@ -177,13 +179,15 @@ pub(crate) fn holes(pid: Pid) -> Vec<String> {
     holes
 }
 
-/// The signals that a process handles, but for those that a fault of its own raises.
+/// The first signal for real time that a program can have (signal(7)).
+const RTMIN: i32 = 34;
+
+/// The signals that a process handles, but for those that std does, for faults, and the C library.
 pub(super) fn caught(status: &str) -> impl Iterator<Item = i32> {
-    let faults = [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGTRAP, libc::SIGABRT];
+    let others = [libc::SIGSEGV, libc::SIGBUS, 32, 33];
     let set = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
     let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0);
-    // glibc keeps 32 and 33 for itself: `Signal` has no name for them.
-    (1..=64).filter(move |signal| set >> (signal - 1) & 1 == 1 && !faults.contains(signal))
+    (1..=64).filter(move |signal| set >> (signal - 1) & 1 == 1 && !others.contains(signal))
 }
 
 /// Whether `/proc` hides processes of other users from this one (`hidepid`, proc(5)).

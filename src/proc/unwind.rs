@@ -19,8 +19,10 @@ use crate::sys::{self, ChildState, Children, Pid};
 
 /// The most frames of one thread.
 const FRAMES: usize = 64;
-/// How long a thread may take to stop. One that is in an uninterruptible wait does not.
+/// How long threads may take to stop, all together, and how long each may then. One that is in an
+/// uninterruptible wait does not.
 const STOP: Duration = Duration::from_millis(100);
+const STOP_EACH: Duration = Duration::from_millis(2);
 /// The most of a module's unwind tables that is read, in bytes.
 const TABLES: u64 = 64 << 20;
 
@@ -29,6 +31,8 @@ const TABLES: u64 = 64 << 20;
 #[derive(Default)]
 pub(crate) struct Unwinder {
     modules: HashMap<(String, u64), Option<Tables>>,
+    /// How long threads took to stop so far.
+    stopping: Duration,
 }
 
 /// The unwind tables of one module, as they lie in memory.
@@ -42,7 +46,10 @@ impl Unwinder {
     /// The addresses of a thread's frames, the innermost first. Empty if it may not be traced.
     /// Stops the thread for good.
     pub(crate) fn frames(&mut self, pid: Pid, tid: Pid, maps: &Maps) -> Vec<Address> {
-        let Some(mut registers) = registers(tid) else { return Vec::new() };
+        let begin = Instant::now();
+        let found = registers(tid, STOP.saturating_sub(self.stopping).max(STOP_EACH));
+        self.stopping += begin.elapsed();
+        let Some(mut registers) = found else { return Vec::new() };
         let mut context = UnwindContext::new();
         let mut frames = Vec::new();
         while let Some(address) = maps.locate(registers.pc) {
@@ -104,11 +111,11 @@ mod arch {
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn registers(tid: Pid) -> Option<Registers> {
+fn registers(tid: Pid, patience: Duration) -> Option<Registers> {
     use nix::sys::ptrace;
     let thread = nix::unistd::Pid::from_raw(tid);
     ptrace::seize(thread, ptrace::Options::empty()).ok()?;
-    let stopped = ptrace::interrupt(thread).is_ok() && has_stopped(tid);
+    let stopped = ptrace::interrupt(thread).is_ok() && has_stopped(tid, patience);
     let read = if stopped { ptrace::getregs(thread).ok() } else { None };
     let (pc, numbered) = arch::read(&read?);
     let mut values = [None; REGISTERS];
@@ -120,13 +127,13 @@ fn registers(tid: Pid) -> Option<Registers> {
 
 /// On other machines the report says that no stack was read.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn registers(_: Pid) -> Option<Registers> {
+fn registers(_: Pid, _: Duration) -> Option<Registers> {
     None
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn has_stopped(tid: Pid) -> bool {
-    let until = Instant::now() + STOP;
+fn has_stopped(tid: Pid, patience: Duration) -> bool {
+    let until = Instant::now() + patience;
     loop {
         match sys::waitid(Some(tid), libc::WSTOPPED) {
             Ok(Children::Ready(child)) => return matches!(child.state, ChildState::Trapped(_)),

@@ -11,6 +11,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 
 use nix::libc;
 
@@ -252,11 +253,18 @@ pub(crate) fn read(pid: Pid) -> Vec<Thread> {
     tids.truncate(THREADS);
     // The numbers of a 32-bit program on a 64-bit kernel are another table's.
     let native = is_native(pid);
-    let mut maps = None;
-    tids.iter().filter_map(|tid| read_thread(pid, *tid, &tids, native, &mut maps)).collect()
+    let mut once = Once { maps: None, locks: None };
+    tids.iter().filter_map(|tid| read_thread(pid, *tid, &tids, native, &mut once)).collect()
 }
 
-fn read_thread(pid: Pid, tid: Pid, tids: &[Pid], native: bool, maps: &mut Option<Maps>) -> Option<Thread> {
+/// What is read at most once for all threads of a process.
+struct Once {
+    maps: Option<Maps>,
+    /// `/proc/locks`.
+    locks: Option<String>,
+}
+
+fn read_thread(pid: Pid, tid: Pid, tids: &[Pid], native: bool, once: &mut Once) -> Option<Thread> {
     let task = format!("/proc/{pid}/task/{tid}");
     let status = fs::read(format!("{task}/status")).ok()?;
     let status = String::from_utf8_lossy(&status);
@@ -298,13 +306,20 @@ fn read_thread(pid: Pid, tid: Pid, tids: &[Pid], native: bool, maps: &mut Option
                     // In a PID namespace of its own it names children and threads by other numbers.
                     let nested = field("NSpid").split_ascii_whitespace().nth(1).is_some();
                     let by_pid = *kind == Kind::Wait4 || arguments[0] == u64::from(libc::P_PID);
-                    thread.on = match on(*kind, &arguments, pid, tids, maps) {
+                    thread.on = match on(*kind, &arguments, pid, tids, &mut once.maps) {
                         On::Child { pid } if pid > 0 && nested && by_pid => On::Other,
                         on => on,
                     };
-                    if matches!(thread.on, On::Lock { .. }) {
-                        let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-                        thread.behind = in_the_way(&locks, pid);
+                    // Somebody was asked to make the call in its place (seccomp_unotify(2)).
+                    if thread.wchan.as_ref().is_some_and(|wchan| wchan.contains("seccomp")) {
+                        thread.on = On::Other;
+                    }
+                    if let On::Lock { fd } = thread.on {
+                        let read = || fs::read_to_string("/proc/locks").unwrap_or_default();
+                        thread.behind = in_the_way(once.locks.get_or_insert_with(read), pid);
+                        let file = fs::metadata(format!("/proc/{pid}/fd/{fd}")).map(|file| file.ino());
+                        // The number of the file system is not always the one that `stat` shows.
+                        thread.behind.retain(|lock| file.as_ref().is_ok_and(|ino| is_on(lock, *ino)));
                     }
                 }
             }
@@ -547,6 +562,12 @@ pub(super) fn in_the_way(locks: &str, pid: Pid) -> Vec<String> {
         }
     }
     behind
+}
+
+/// Whether a lock is on the file with this inode: `FLOCK ADVISORY WRITE 13 00:2a:7 0 EOF`.
+fn is_on(lock: &str, ino: u64) -> bool {
+    let file = lock.split(' ').nth(4).and_then(|file| file.rsplit(':').next());
+    file.is_some_and(|number| number.parse() == Ok(ino))
 }
 
 /// Parses `tfd: 5 events: 19 data: 5 pos:0 ino:61af sdev:7` (proc_pid_fdinfo(5)).

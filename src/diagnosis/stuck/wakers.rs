@@ -137,9 +137,8 @@ impl<'a> Scene<'a> {
             leads_out: false,
         };
         for (at, process) in scene.processes.iter().enumerate() {
-            if let Some(parent) = process.lineage.first() {
-                scene.children.entry(*parent).or_default().push(at);
-            }
+            // Whose child it was is another question: its parent may have ended since.
+            scene.children.entry(process.parent).or_default().push(at);
             let Some(fds) = &process.fds else {
                 scene.blind.push(at);
                 continue;
@@ -255,6 +254,10 @@ impl<'a> Scene<'a> {
                 self.add_set(sets, &mut wait, nodes, at, fds)?;
                 // Whoever has the instance may put another fd into it, which is ready.
                 wait.meddlers.insert(self.set(sets, nodes, Source::Holders(Thing::Epoll))?);
+            }
+            // The kernel has one for it and does not give it: who traces that is still to let go of it.
+            On::Child { pid } if process.dead_children.iter().any(|dead| *pid < 0 || dead == pid) => {
+                return None;
             }
             On::Child { pid } if *pid < 0 => {
                 let children = self.set(sets, nodes, Source::Children(process.pid))?;
@@ -489,7 +492,9 @@ impl<'a> Scene<'a> {
         let name = names.locks.get(&thread.tid).map_or("", String::as_str);
         let of_std = name.starts_with("std::") && !name.starts_with("std::io::stdio::stdin");
         // The user's code runs under the panic hook's, and keeps guards of stdout's and stderr's.
-        let runs_users = name.starts_with("std::io::stdio::") || name == "std::panicking::HOOK";
+        let runs_users = ["std::io::stdio::", "std::panicking::HOOK", "std::sys::backtrace::lock::"]
+            .iter()
+            .any(|lock| name.starts_with(lock));
         match crowd {
             Some(false) => None,
             _ if alone && (of_std || kind == Some(&Awaited::CLibrary)) => Some(Because::InheritedLock),
@@ -525,6 +530,9 @@ impl<'a> Scene<'a> {
         // They might hold anything, and be anybody's children.
         if outside.came {
             doubts.push("a process came between two looks".to_owned());
+        }
+        if outside.moved {
+            doubts.push("an fd was passed on between two looks".to_owned());
         }
         if outside.hides {
             doubts.push("/proc does not show the processes of other users (hidepid)".to_owned());

@@ -1,5 +1,7 @@
 //! Ends of pipes that are where nobody meant them to be, or that nobody watches.
 
+use std::collections::HashSet;
+
 use super::{Finding, Names, Origin, origin_of_inode};
 use crate::facts::{Class, Facts, Process};
 use crate::proc::fds::{Fd, end};
@@ -15,7 +17,8 @@ pub(crate) struct Unread {
 
 /// Finds the read ends at end-of-file.
 pub(super) fn unread(facts: &Facts) -> Vec<Unread> {
-    let at_end = |ino: u64| facts.pipes.iter().any(|pipe| pipe.ino == ino && pipe.no_writer);
+    let ended: HashSet<u64> = facts.pipes.iter().filter(|pipe| pipe.no_writer).map(|pipe| pipe.ino).collect();
+    let at_end = |ino: u64| ended.contains(&ino);
     let leaked = facts.processes.iter().filter(|process| process.class == Class::Leaked && !process.is_test);
     leaked
         .filter_map(|process| {

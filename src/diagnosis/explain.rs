@@ -725,6 +725,12 @@ pub(super) fn fds(numbers: &[i32]) -> String {
 
 /// `3`, `3 and 4`, `3, 4 and 5`.
 pub(super) fn list(numbers: &[i32]) -> String {
+    /// How many are told.
+    const MOST: usize = 12;
+    if let Some((told, more)) = numbers.split_at_checked(MOST).filter(|(_, more)| !more.is_empty()) {
+        let told: Vec<String> = told.iter().map(i32::to_string).collect();
+        return format!("{} and {} more", told.join(", "), more.len());
+    }
     let mut text = String::new();
     for (at, number) in numbers.iter().enumerate() {
         if at > 0 {

@@ -930,7 +930,13 @@ fn other_end(access: i32, holders: &[Holder], facts: &Facts) -> String {
     };
     let (same, other): (Vec<&Holder>, Vec<&Holder>) =
         holders.iter().partition(|holder| holder.access == access);
-    let list = |holders: &[&Holder]| holders.iter().map(|holder| name(holder)).collect::<Vec<_>>().join(", ");
+    let list = |holders: &[&Holder]| {
+        let mut names: Vec<String> = holders.iter().take(LISTED).map(|holder| name(holder)).collect();
+        if let Some(more) = holders.len().checked_sub(LISTED).filter(|more| *more > 0) {
+            names.push(format!(".. and {more} more"));
+        }
+        names.join(", ")
+    };
     let mut text = if other.is_empty() {
         "other end: nobody here".to_owned()
     } else {

@@ -64,9 +64,14 @@ wire_struct! {
 }
 
 impl Process {
+    /// Its fds, as far as they may be read.
+    pub(crate) fn known_fds(&self) -> &[Fd] {
+        self.fds.as_deref().unwrap_or_default()
+    }
+
     /// One of its fds, by its number: that is how they are sorted.
     pub(crate) fn fd(&self, fd: i32) -> Option<&Fd> {
-        let fds = self.fds.as_ref()?;
+        let fds = self.known_fds();
         fds.get(fds.binary_search_by_key(&fd, |known| known.fd).ok()?)
     }
 
@@ -240,8 +245,11 @@ impl Answer {
 
 impl Facts {
     /// Every thread that was looked at, with its process.
-    pub(crate) fn tasks(&self) -> impl Iterator<Item = (&Process, &Thread)> {
-        self.processes.iter().flat_map(|process| process.tasks.iter().map(move |thread| (process, thread)))
+    ///
+    /// Boxed, as is what `holders` is asked with: in a debug build each use would compile all of it anew.
+    pub(crate) fn tasks(&self) -> Box<dyn Iterator<Item = (&Process, &Thread)> + '_> {
+        let of_all = self.processes.iter();
+        Box::new(of_all.flat_map(|process| process.tasks.iter().map(move |thread| (process, thread))))
     }
 
     /// Whether the body passed, the process returned, and nothing at all was left: what nearly every
@@ -260,11 +268,11 @@ impl Facts {
     }
 
     /// Everybody who has such an fd: the pid, the fd, and the name of one that is not of the test.
-    pub(crate) fn holders(&self, is: impl Fn(&Fd) -> bool) -> Vec<(i32, &Fd, Option<&str>)> {
+    pub(crate) fn holders(&self, is: &dyn Fn(&Fd) -> bool) -> Vec<(i32, &Fd, Option<&str>)> {
         let inside = self
             .processes
             .iter()
-            .flat_map(|process| process.fds.iter().flatten().map(move |fd| (process.pid, fd, None)));
+            .flat_map(|process| process.known_fds().iter().map(move |fd| (process.pid, fd, None)));
         let outside = self.outside.holders.iter().flat_map(|outsider| {
             outsider.fds.iter().map(move |fd| (outsider.pid, fd, Some(outsider.comm.as_str())))
         });

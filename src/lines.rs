@@ -75,7 +75,7 @@ impl Module {
             sections.get(".symtab").copied().unwrap_or_default(),
             sections.get(".strtab").copied().unwrap_or_default(),
         );
-        let dwarf = dwarf(&sections);
+        let dwarf = dwarf(&sections, plain);
         let ranges = Ranges::read(&dwarf).unwrap_or_default();
         Some(Module {
             path: path.to_owned(),
@@ -111,7 +111,7 @@ impl Module {
             Some(Unit::Entangled) | None => None,
         };
         let all = || {
-            let whole = self.whole.get_or_init(|| Context::from_dwarf(dwarf(&self.sections)).ok());
+            let whole = self.whole.get_or_init(|| Context::from_dwarf(dwarf(&self.sections, plain)).ok());
             self.frames(whole.as_ref()?, address)
         };
         alone.or_else(all).unwrap_or_else(|| vec![symbol()])
@@ -167,7 +167,7 @@ impl Module {
             return package.find_cu(part.dwo_id, &part.parent).ok()?.map(Arc::new);
         }
         let sections = split_sections(&path_of(part.comp_dir).join(path_of(part.path)))?;
-        let mut dwarf = Dwarf::load(|id| Ok::<_, gimli::Error>(section(&sections, id.dwo_name()))).ok()?;
+        let mut dwarf = dwarf(&sections, SectionId::dwo_name);
         dwarf.make_dwo(&part.parent);
         Some(Arc::new(dwarf))
     }
@@ -191,7 +191,7 @@ impl Module {
             return None;
         }
         let bytes = self.sections.get(".debug_info")?.get(at..at.checked_add(length)?)?;
-        let mut dwarf = dwarf(&self.sections);
+        let mut dwarf = dwarf(&self.sections, plain);
         dwarf.debug_info = DebugInfo::from(EndianSlice::new(bytes, NativeEndian));
         // It tells of units by where they were in the whole section.
         dwarf.debug_aranges = DebugAranges::from(EndianSlice::new(&[], NativeEndian));
@@ -199,11 +199,17 @@ impl Module {
     }
 }
 
-fn dwarf(sections: &Sections) -> Dwarf<Bytes> {
-    match Dwarf::load(|id: SectionId| Ok::<_, Infallible>(section(sections, Some(id.name())))) {
+/// The debug information in sections of these names.
+fn dwarf(sections: &Sections, name: fn(SectionId) -> Option<&'static str>) -> Dwarf<Bytes> {
+    match Dwarf::load(|id| Ok::<_, Infallible>(section(sections, name(id)))) {
         Ok(dwarf) => dwarf,
         Err(never) => match never {},
     }
+}
+
+/// The name of a section that was not split off.
+fn plain(id: SectionId) -> Option<&'static str> {
+    Some(id.name())
 }
 
 /// Which unit an address belongs to, by the tables of ranges of a file.

@@ -1,7 +1,7 @@
 //! Names for addresses: function, file and line, from the debug information of the files that are
 //! mapped. Only for tests that failed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -365,13 +365,13 @@ fn resolve(address: &Address, maps: &Maps, full: bool) -> Vec<Frame> {
 }
 
 /// The files whose debug information was asked for.
-static MODULES: Mutex<BTreeMap<String, Option<Module>>> = Mutex::new(BTreeMap::new());
+static MODULES: Mutex<Vec<(String, Option<Module>)>> = Mutex::new(Vec::new());
 
-fn module<'a>(modules: &'a mut BTreeMap<String, Option<Module>>, path: &str) -> Option<&'a mut Module> {
-    if !modules.contains_key(path) {
-        modules.insert(path.to_owned(), Module::open(Path::new(path)));
+fn module<'a>(modules: &'a mut Vec<(String, Option<Module>)>, path: &str) -> Option<&'a mut Module> {
+    if !modules.iter().any(|(known, _)| known == path) {
+        modules.push((path.to_owned(), Module::open(Path::new(path))));
     }
-    modules.get_mut(path)?.as_mut()
+    modules.iter_mut().find(|(known, _)| known == path)?.1.as_mut()
 }
 
 /// Whether a file is the C library, the loader or the unwinder.

@@ -23,7 +23,7 @@ pub(super) fn unread(facts: &Facts) -> Vec<Unread> {
     leaked
         .filter_map(|process| {
             let waited_on: Vec<i32> = process.tasks.iter().flat_map(|thread| thread.fds()).collect();
-            let ends = process.fds.iter().flatten().filter(|fd| fd.reads() && !fd.writes());
+            let ends = process.known_fds().iter().filter(|fd| fd.reads() && !fd.writes());
             let ends = ends.filter(|fd| fd.pipe().is_some_and(at_end) && !waited_on.contains(&fd.fd));
             let fds: Vec<i32> = ends.map(|fd| fd.fd).collect();
             (!fds.is_empty()).then_some(Unread { pid: process.pid, fds })
@@ -52,7 +52,7 @@ impl Strayed<'_> {
 pub(super) fn strayed<'a>(facts: &'a Facts, names: &Names) -> Vec<Strayed<'a>> {
     let mut strayed: Vec<Strayed<'a>> = Vec::new();
     for process in facts.processes.iter().filter(|process| is_program(process)) {
-        for fd in process.fds.iter().flatten().filter(|fd| fd.fd > 2 && !fd.cloexec) {
+        for fd in process.known_fds().iter().filter(|fd| fd.fd > 2 && !fd.cloexec) {
             let Some(ino) = fd.pipe() else { continue };
             let same = |known: &&mut Strayed<'_>| known.ino == ino && known.process.pid == process.pid;
             if let Some(known) = strayed.iter_mut().find(same) {
@@ -64,7 +64,7 @@ pub(super) fn strayed<'a>(facts: &'a Facts, names: &Names) -> Vec<Strayed<'a>> {
             let by_mistake = |origin: &&Origin| origin.maker != process.pid && !origin.cloexec;
             let is_given =
                 |given: &Fd| given.fd <= 2 && given.pipe() == Some(ino) && given.access == fd.access;
-            if process.fds.iter().flatten().any(is_given) {
+            if process.known_fds().iter().any(is_given) {
                 // A second number for one that it was given: `exec 3>&1`.
                 continue;
             }

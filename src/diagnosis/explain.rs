@@ -1,7 +1,7 @@
 //! Says why a wait never ends, and what usually mends it.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 
 use super::ends::{Strayed, Unread};
 use super::stuck::{Because, Stuck, has_crowd_behind};
@@ -31,7 +31,7 @@ pub(super) fn find(
 ) -> Vec<u64> {
     let scene = Scene { facts, stuck, names, strayed, unread, told: RefCell::default() };
     let mut told: Vec<(Finding, Vec<i32>, Vec<u64>)> = Vec::new();
-    let mut rings: Vec<BTreeSet<i32>> = Vec::new();
+    let mut rings: Vec<HashSet<i32>> = Vec::new();
     let is_root = |stuck: &Stuck| is_root(stuck) || scene.mistake(stuck).is_some();
     let mut roots: Vec<&Stuck> = stuck.iter().filter(|stuck| is_root(stuck)).collect();
     // The wait for a futex may have to do with any other thread: told last.
@@ -42,7 +42,7 @@ pub(super) fn find(
     let mut pairs: Vec<(i32, Option<u64>)> = Vec::new();
     for root in roots {
         if root.because == Because::Cycle {
-            let ring: BTreeSet<i32> = root.ring.iter().copied().collect();
+            let ring: HashSet<i32> = root.ring.iter().copied().collect();
             // Somebody of the ring would wait without the others too.
             let told = stuck
                 .iter()
@@ -177,7 +177,7 @@ impl Scene<'_> {
             Because::OwnWriteEnd => {
                 let ends = self.ends(process, stuck.pipe?, Fd::writes);
                 let mut others = self.writers(stuck.pipe?);
-                let wakers: BTreeSet<i32> = stuck.wakers.iter().copied().collect();
+                let wakers: HashSet<i32> = stuck.wakers.iter().copied().collect();
                 others.retain(|other| *other != pid && wakers.contains(other));
                 let mut held = match (&ends[..], &others[..]) {
                     ([end], []) => format!("whose only write end is its own fd {end}"),
@@ -347,8 +347,8 @@ impl Scene<'_> {
     fn ring(&self, stuck: &Stuck, never: &str) -> Option<(String, Option<String>)> {
         let mut clauses = Vec::new();
         let mut pids: Vec<i32> = Vec::new();
-        let mut kinds = BTreeSet::new();
-        let mut awaited: BTreeSet<&Awaited> = BTreeSet::new();
+        let mut kinds: Vec<Kind> = Vec::new();
+        let mut awaited: Vec<&Awaited> = Vec::new();
         for tid in &stuck.ring {
             let member = self.stuck.iter().find(|member| member.tid == *tid)?;
             clauses.push(self.clause(member)?);
@@ -357,12 +357,15 @@ impl Scene<'_> {
             }
             let (_, thread) = self.find(*tid)?;
             awaited.extend(self.names.awaited.get(tid));
-            kinds.insert(match thread.on {
+            let kind = match thread.on {
                 On::Child { .. } => Kind::Child,
                 On::Write { .. } => Kind::Write,
                 On::Futex { .. } | On::Thread { .. } => Kind::Thread,
                 _ => Kind::Read,
-            });
+            };
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
         }
         let how = match (self.in_futex(&stuck.ring), pids.len()) {
             // Whoever could wake a futex may have nothing to do with it.
@@ -390,7 +393,7 @@ impl Scene<'_> {
         if let Some(mistake) = members().find_map(|member| self.mistake(member)) {
             return Some((sentence, Some(mistake.fix())));
         }
-        if kinds == BTreeSet::from([Kind::Child, Kind::Read]) {
+        if kinds.len() == 2 && kinds.contains(&Kind::Child) && kinds.contains(&Kind::Read) {
             // What the test itself can close comes before what some program has open.
             let is_own = |tid: Option<&i32>| {
                 let writer = tid.and_then(|tid| self.find(*tid));
@@ -413,7 +416,8 @@ impl Scene<'_> {
                 return Some((sentence, fix));
             }
         }
-        let fix = if let (Some(first), 1) = (awaited.first().filter(|kind| !kind.is_held()), kinds.len()) {
+        let fix = if let (Some(first), 1) = (awaited.iter().min().filter(|kind| !kind.is_held()), kinds.len())
+        {
             Awaited::fix(Some(first))
         } else if kinds.contains(&Kind::Child) {
             "close the end that the child waits on before waiting for the child: drop its owner."
@@ -662,7 +666,7 @@ impl Scene<'_> {
 
     /// The fds of one process that are ends of a pipe.
     pub(super) fn ends(&self, process: &Process, pipe: u64, is: impl Fn(&Fd) -> bool) -> Vec<i32> {
-        let ends = process.fds.iter().flatten().filter(|fd| fd.pipe() == Some(pipe) && is(fd));
+        let ends = process.known_fds().iter().filter(|fd| fd.pipe() == Some(pipe) && is(fd));
         ends.map(|fd| fd.fd).collect()
     }
 
@@ -686,7 +690,7 @@ impl Scene<'_> {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Child,
     Read,

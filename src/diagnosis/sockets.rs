@@ -166,7 +166,7 @@ impl Scene<'_> {
 
     /// The fds of one process that are a socket.
     fn holders(&self, socket: u64, process: &Process) -> Vec<i32> {
-        process.fds.iter().flatten().filter(|fd| fd.socket() == Some(socket)).map(|fd| fd.fd).collect()
+        process.known_fds().iter().filter(|fd| fd.socket() == Some(socket)).map(|fd| fd.fd).collect()
     }
 }
 

@@ -88,7 +88,7 @@ pub(super) fn pipes(facts: &Facts) -> Vec<Pipe> {
     let mut pipes: Vec<Pipe> = Vec::new();
     let mut places: HashMap<u64, usize> = HashMap::new();
     for process in &facts.processes {
-        for fd in process.fds.iter().flatten() {
+        for fd in process.known_fds() {
             let Some(ino) = fd.pipe() else { continue };
             let at = *places.entry(ino).or_insert_with(|| {
                 pipes.push(Pipe { ino, holders: Vec::new() });
@@ -113,7 +113,7 @@ fn holder(process: &Process, fd: &Fd) -> Holder {
 
 fn holders_of<'a>(facts: &'a Facts, target: &'a str) -> impl Iterator<Item = Holder> + 'a {
     facts.processes.iter().filter(move |process| counts(facts, process)).flat_map(move |process| {
-        let fds = process.fds.iter().flatten().filter(move |fd| fd.target == target);
+        let fds = process.known_fds().iter().filter(move |fd| fd.target == target);
         fds.map(move |fd| holder(process, fd))
     })
 }

@@ -1,7 +1,5 @@
 //! What is to be said of the threads of one process that all wait, and of an async runtime's among them.
 
-use std::collections::BTreeSet;
-
 use super::explain::{Scene, list};
 use super::stuck::{Because, Stuck};
 use super::{Awaited, plural};
@@ -111,11 +109,10 @@ impl Scene<'_> {
 
     /// What lets such threads go on; `joined`: somebody waits for the end of one of them.
     fn fix_of_crowd(&self, causes: &[&Stuck], joined: bool) -> String {
-        let kinds: BTreeSet<Option<&Awaited>> =
-            causes.iter().map(|stuck| self.names.awaited.get(&stuck.tid)).collect();
+        let kinds = || causes.iter().filter_map(|stuck| self.names.awaited.get(&stuck.tid));
         // Who waits for a lock may wait for one that has something else to wait for.
-        let other = kinds.iter().flatten().find(|kind| !kind.is_held());
-        let locks: BTreeSet<(Option<&String>, u64)> = causes
+        let other = kinds().filter(|kind| !kind.is_held()).min();
+        let locks: Vec<(Option<&String>, u64)> = causes
             .iter()
             .filter(|stuck| self.names.awaited.get(&stuck.tid) == Some(&Awaited::Lock))
             .filter_map(|stuck| match self.find(stuck.tid)?.1.on {
@@ -124,16 +121,16 @@ impl Scene<'_> {
             })
             .collect();
         match other {
-            None if locks.len() > 1 => {
+            None if locks.iter().any(|lock| Some(lock) != locks.first()) => {
                 "take locks in the same order everywhere, and join no thread while holding what it needs."
                     .to_owned()
             }
-            None if joined && kinds.contains(&Some(&Awaited::Lock)) => {
+            None if joined && kinds().any(|kind| *kind == Awaited::Lock) => {
                 "let go of a lock before the join of a thread that needs it. If who joins does not hold it, look who \
                  took it and did not give it back: the same thread, or a guard that was forgotten."
                     .to_owned()
             }
-            None => Awaited::fix(kinds.into_iter().flatten().next()).to_owned(),
+            None => Awaited::fix(kinds().min()).to_owned(),
             Some(kind) => Awaited::fix(Some(kind)).to_owned(),
         }
     }

@@ -253,7 +253,7 @@ impl Scene<'_> {
     /// Those that have such an fd, but for one process.
     pub(super) fn holders_of(&self, process: &Process, is: impl Fn(&Fd) -> bool) -> Vec<i32> {
         let others = self.facts.processes.iter().filter(|other| other.pid != process.pid);
-        let holders = others.filter(|other| other.fds.iter().flatten().any(&is));
+        let holders = others.filter(|other| other.known_fds().iter().any(&is));
         holders.take(4).map(|other| other.pid).collect()
     }
 

@@ -68,7 +68,7 @@ pub(crate) fn pipe_of(target: &str) -> Option<u64> {
 /// The fds of `pid` that are these pipes, sockets and the like. `None` if its table may not be read; empty if
 /// it is gone.
 pub(crate) fn ends_of(pid: Pid, targets: &HashSet<&str>) -> Option<Vec<Fd>> {
-    match read_those(pid, |target| targets.contains(target)) {
+    match read_those(pid, &|target| targets.contains(target)) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
         fds => Some(fds.unwrap_or_default()),
     }
@@ -81,11 +81,11 @@ pub(crate) fn ends_of(pid: Pid, targets: &HashSet<&str>) -> Option<Vec<Fd>> {
 /// `NotFound` if the process is gone, `PermissionDenied` if it may not be read (another user's,
 /// or undumpable).
 pub(crate) fn read(pid: Pid) -> io::Result<Vec<Fd>> {
-    read_those(pid, |_| true)
+    read_those(pid, &|_| true)
 }
 
 /// Reads the fds whose target is wanted; of the others no more than that.
-fn read_those(pid: Pid, wanted: impl Fn(&str) -> bool) -> io::Result<Vec<Fd>> {
+fn read_those(pid: Pid, wanted: &dyn Fn(&str) -> bool) -> io::Result<Vec<Fd>> {
     let mut fds = Vec::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
         let Some(fd) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {

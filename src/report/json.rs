@@ -200,7 +200,7 @@ fn socket(verdict: &Verdict, socket: &Socket) -> Value {
         let Fd { fd, access, cloexec, .. } = *fd;
         holder(&Holder { pid, fd, access, cloexec }, outside)
     };
-    let holders = facts.holders(|fd| fd.socket() == Some(socket.ino));
+    let holders = facts.holders(&|fd| fd.socket() == Some(socket.ino));
     let origin = verdict.origin_of_inode(socket.ino);
     json!({
         "inode": socket.ino,

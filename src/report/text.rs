@@ -1,7 +1,7 @@
 //! The report as text: the test, what leaked in numbers, the sentence that explains, the
 //! evidence, the fix, what was killed and what could not be read.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -280,9 +280,9 @@ impl Text {
 
     /// The program that processes came from, and that is not there any more; `pids` if it was started
     /// several times.
-    fn ended_parent(&mut self, verdict: &Verdict, origin: &Origin, pids: &BTreeSet<i32>) {
+    fn ended_parent(&mut self, verdict: &Verdict, origin: &Origin, pids: &HashSet<i32>) {
         let name = self.styled(Style::new().bold(), &escape::words(&origin.command_line));
-        match (pids.len(), pids.first()) {
+        match (pids.len(), pids.iter().next()) {
             (1, Some(pid)) => self.line(&format!("  `- {pid} {name}   has ended")),
             (count, _) => self.line(&format!("  `- \u{d7}{count} {name}   have ended")),
         }
@@ -781,7 +781,7 @@ fn stack(verdict: &Verdict, thread: &Thread) -> String {
 /// A line for each end of a pipe that somebody has.
 fn end_lines(verdict: &Verdict, pipe: u64) -> Vec<String> {
     let facts = &verdict.facts;
-    let mut holders = facts.holders(|fd| fd.pipe() == Some(pipe));
+    let mut holders = facts.holders(&|fd| fd.pipe() == Some(pipe));
     // Readers first.
     holders.sort_by_key(|(_, fd, _)| !fd.reads());
     let blocked: Vec<(i32, i32)> = facts
@@ -847,7 +847,7 @@ fn socket_line(facts: &Facts, socket: &Socket) -> String {
 /// A line for each fd that is this socket or its other end.
 fn socket_end_lines(verdict: &Verdict, socket: &Socket) -> Vec<String> {
     let facts = &verdict.facts;
-    let holders = |ino: u64| facts.holders(|fd| fd.socket() == Some(ino));
+    let holders = |ino: u64| facts.holders(&|fd| fd.socket() == Some(ino));
     let is_blocked = |pid: i32, fd: i32| {
         facts.tasks().any(|(process, thread)| process.pid == pid && thread.fds().contains(&fd))
     };

@@ -582,6 +582,6 @@ impl<'a> Scene<'a> {
                 || !socket.is_datagram()
                     && other_end.is_some_and(|other| self.holders.contains_key(&Thing::Socket(other)))
         };
-        process.more_sockets || !process.fds.iter().flatten().filter_map(Fd::socket).all(stays)
+        process.more_sockets || !process.known_fds().iter().filter_map(Fd::socket).all(stays)
     }
 }

@@ -64,6 +64,11 @@ wire_struct! {
 }
 
 impl Process {
+    /// Whether it runs the test's own program: it is the test process, or a fork that has not called exec.
+    pub(crate) fn runs_own_program(&self) -> bool {
+        self.is_test || self.forked_without_exec
+    }
+
     /// Its fds, as far as they may be read.
     pub(crate) fn known_fds(&self) -> &[Fd] {
         self.fds.as_deref().unwrap_or_default()
@@ -250,6 +255,12 @@ impl Facts {
     pub(crate) fn tasks(&self) -> Box<dyn Iterator<Item = (&Process, &Thread)> + '_> {
         let of_all = self.processes.iter();
         Box::new(of_all.flat_map(|process| process.tasks.iter().map(move |thread| (process, thread))))
+    }
+
+    /// How full a pipe is, in brackets and behind a space; empty if that is not known.
+    pub(crate) fn queue_of(&self, pipe: u64) -> String {
+        let queue = self.pipe(pipe).and_then(PipeState::queue);
+        queue.map_or_else(String::new, |queue| format!(" ({queue})"))
     }
 
     /// Whether the body passed, the process returned, and nothing at all was left: what nearly every

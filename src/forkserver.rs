@@ -316,11 +316,9 @@ pub(crate) fn take_over_late(run_later_constructors: impl FnOnce()) {
     let tests = registry::registered();
     let run = |test: &TestProcess| {
         let job = test.job();
-        match usize::try_from(job.index).ok().and_then(|index| tests.get(index)) {
-            Some(found) if job.name.ends_with(found.name) => {
-                test.run(found.body, found.attribute.should_panic)
-            }
-            _ => sys::exit_now(1),
+        match registry::find(&tests, job.index, &job.name) {
+            Some(found) => test.run(found.body, found.attribute.should_panic),
+            None => sys::exit_now(1),
         }
     };
     start.serve(&Then::Run(&run));

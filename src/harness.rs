@@ -675,7 +675,7 @@ pub(crate) fn guard(
     };
     let slow = || println!("test {} has been running for over 60 seconds", job.name);
     #[cfg(feature = "sites")]
-    let looking = || crate::symbols::get_ready(registry::registered_as(job.index, &job.name));
+    let looking = || crate::symbols::get_ready(registered(job));
     #[cfg(not(feature = "sites"))]
     let looking = || ();
     if no_capture {
@@ -697,9 +697,15 @@ pub(crate) fn guard(
     (verdict, output)
 }
 
+/// The registered test that a job is for.
+#[cfg(feature = "sites")]
+fn registered(job: &Job) -> Option<&'static Test> {
+    registry::find(&registry::registered(), job.index, &job.name)
+}
+
 fn judge(job: &Job, facts: Facts) -> Verdict {
     #[cfg(feature = "sites")]
-    let names = crate::symbols::names(&facts, || registry::registered_as(job.index, &job.name));
+    let names = crate::symbols::names(&facts, || registered(job));
     #[cfg(not(feature = "sites"))]
     let names = diagnosis::Names::default();
     diagnosis::conclude(&job.name, &job.settings, facts, names)

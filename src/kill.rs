@@ -85,12 +85,12 @@ fn signal_all(alive: &[&Stat], killed: &mut Killed) -> Vec<OwnedFd> {
     for few in alive.chunks(WATCHED) {
         let pinned: Vec<(Pid, OwnedFd)> =
             few.iter().filter_map(|stat| Some((stat.pid, pin(stat)?))).collect();
-        for signal in [libc::SIGSTOP, libc::SIGKILL] {
-            for (pid, pidfd) in &pinned {
-                let sent = sys::pidfd_send_signal(pidfd, signal).is_ok();
-                if sent && signal == libc::SIGKILL && !killed.signalled.contains(pid) {
-                    killed.signalled.push(*pid);
-                }
+        for (_, pidfd) in &pinned {
+            let _ = sys::pidfd_send_signal(pidfd, libc::SIGSTOP);
+        }
+        for (pid, pidfd) in &pinned {
+            if sys::pidfd_send_signal(pidfd, libc::SIGKILL).is_ok() && !killed.signalled.contains(pid) {
+                killed.signalled.push(*pid);
             }
         }
         if watched.is_empty() {

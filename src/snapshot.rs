@@ -113,9 +113,8 @@ impl Snapshot {
     /// a thread that was not there then proves nothing.
     ///
     /// Tells whether there is a process that the first look has not seen. One that forks and ends, again
-    /// and again, may escape both, but what it was stays behind as a zombie of the supervisor's. And tells
-    /// whether somebody has an end now that he had not then: the tables were read one after the other.
-    pub(crate) fn look_again(&mut self) -> (bool, bool) {
+    /// and again, may escape both, but what it was stays behind as a zombie of the supervisor's.
+    pub(crate) fn look_again(&mut self) -> bool {
         for process in &mut self.processes {
             let same = waits::count(process.pid) == process.tasks.len();
             for thread in &mut process.tasks {
@@ -126,16 +125,15 @@ impl Snapshot {
         let came: HashSet<Pid> = newcomers.iter().map(|stat| stat.pid).collect();
         let known = self.tree.below(self.supervisor, &[]).into_iter().cloned();
         let now = Tree::of(known.chain(newcomers));
-        let has_come = now.below(self.supervisor, &[]).into_iter().any(|stat| came.contains(&stat.pid));
-        (has_come, self.have_moved())
+        now.below(self.supervisor, &[]).into_iter().any(|stat| came.contains(&stat.pid))
     }
 
     /// Whether an fd has come to a process since its table was read, over a socket or by pidfd_getfd(2): to one
-    /// that has run, or that has only to receive it.
-    fn have_moved(&self) -> bool {
-        let target = |fd: &Fd| fd.pipe().or_else(|| fd.socket());
-        let all = self.processes.iter().flat_map(|process| process.fds.iter().flatten());
-        let known: HashSet<u64> = all.filter_map(target).filter(|ino| !self.foreign.contains(ino)).collect();
+    /// that has run since, which [`Snapshot::look_again`] has noted, or that has only to receive it.
+    pub(crate) fn has_fd_moved(&self) -> bool {
+        let all = self.processes.iter().flat_map(|process| process.known_fds());
+        let known: HashSet<u64> =
+            all.filter_map(Fd::pipe_or_socket).filter(|ino| !self.foreign.contains(ino)).collect();
         self.processes.iter().any(|process| {
             let Some(before) = &process.fds else { return false };
             let receives = process.more_sockets || before.iter().any(|fd| fd.socket().is_some());
@@ -143,11 +141,12 @@ impl Snapshot {
                 return false;
             }
             let had: HashSet<(Option<u64>, i32, bool)> =
-                before.iter().map(|fd| (target(fd), fd.access, fd.carries)).collect();
+                before.iter().map(|fd| (fd.pipe_or_socket(), fd.access, fd.carries)).collect();
             let Ok(now) = fds::read(process.pid) else { return false };
             now.iter().any(|fd| {
-                let is_known = target(fd).is_some_and(|ino| known.contains(&ino));
-                is_known && !had.contains(&(target(fd), fd.access, fd.carries))
+                let target = fd.pipe_or_socket();
+                target.is_some_and(|ino| known.contains(&ino))
+                    && !had.contains(&(target, fd.access, fd.carries))
             })
         })
     }
@@ -158,7 +157,7 @@ impl Snapshot {
         let mut unwinder = Unwinder::default();
         let mut left = STACKS;
         for process in &mut self.processes {
-            if !process.is_test && !process.forked_without_exec {
+            if !process.runs_own_program() {
                 continue;
             }
             let Ok(maps) = Maps::read(process.pid) else { continue };
@@ -181,7 +180,7 @@ impl Snapshot {
         let mut places: HashMap<u64, (usize, [bool; 2])> = HashMap::new();
         for process in &self.processes {
             let Ok(pidfd) = sys::pidfd_open(process.pid) else { continue };
-            for fd in process.fds.iter().flatten() {
+            for fd in process.known_fds().iter() {
                 let Some(ino) = fd.pipe() else { continue };
                 let (at, asked) = places.entry(ino).or_insert_with(|| {
                     let (queued, capacity) = (None, None);
@@ -209,7 +208,7 @@ impl Snapshot {
         let waited_on: Vec<HashSet<i32>> =
             self.processes.iter().map(|process| waited_on(&process.tasks)).collect();
         let on_one = |(process, waited_on): (&Process, &HashSet<i32>)| {
-            process.fds.iter().flatten().any(|fd| fd.socket().is_some() && waited_on.contains(&fd.fd))
+            process.known_fds().iter().any(|fd| fd.socket().is_some() && waited_on.contains(&fd.fd))
         };
         let mut known: HashSet<u64> = HashSet::new();
         if self.waits_forever() || self.processes.iter().zip(&waited_on).any(on_one) {
@@ -219,7 +218,7 @@ impl Snapshot {
             for first in [true, false] {
                 for (process, waited_on) in self.processes.iter().zip(&waited_on) {
                     let mut pidfd = None;
-                    for fd in process.fds.iter().flatten() {
+                    for fd in process.known_fds().iter() {
                         let Some(ino) = fd.socket() else { continue };
                         if asked.len() >= SOCKETS || first != waited_on.contains(&fd.fd) || !known.insert(ino)
                         {
@@ -303,7 +302,7 @@ fn waited_on(tasks: &[waits::Thread]) -> HashSet<i32> {
 
 /// The eventfds that some thread of a process waits on.
 fn awaited_events(process: &Process) -> Vec<u64> {
-    let mut events = process.fds.iter().flatten().filter(|fd| fd.event != 0).peekable();
+    let mut events = process.known_fds().iter().filter(|fd| fd.event != 0).peekable();
     if events.peek().is_none() {
         return Vec::new();
     }

@@ -366,17 +366,18 @@ impl Supervisor {
             ending = self.wait(Some(until), false);
         };
         let mut left = Vec::new();
-        if !clean || !self.stray_pipes().is_empty() {
+        let strays = self.stray_pipes();
+        if !clean || !strays.is_empty() {
             // The harness gets ready meanwhile. If it is gone, that will show.
             let _ = self.slot.send(&Answer::Looking {}.encode(), &[]);
         }
         if clean {
-            facts.outside = at_end.outside(&self.stray_pipes());
+            facts.outside = at_end.outside(&strays);
         } else {
             // Evidence first, then the kill.
             let mut now = Snapshot::take(scene, Depth::Waits);
             now.remember(&at_end);
-            if self.examine(&mut now, facts) == Event::Abandoned {
+            if self.examine(&mut now, strays, facts) == Event::Abandoned {
                 kill::kill_below(self.pid, &[]);
                 return Event::Abandoned;
             }
@@ -413,11 +414,11 @@ impl Supervisor {
 
     /// Gathers what a look at the tree alone does not give: who else holds its pipes, whether a
     /// blocked thread runs after all, and where it is.
-    fn examine(&self, now: &mut Snapshot, facts: &mut Facts) -> Event {
+    fn examine(&self, now: &mut Snapshot, strays: Vec<String>, facts: &mut Facts) -> Event {
         let again = Instant::now() + AGAIN;
         facts.pipes = now.pipes();
         facts.sockets = now.sockets();
-        let mut targets = self.stray_pipes();
+        let mut targets = strays;
         targets.extend(facts.pipes.iter().map(|pipe| format!("pipe:[{}]", pipe.ino)));
         targets.extend(facts.sockets.iter().flat_map(Socket::ends).map(|ino| format!("socket:[{ino}]")));
         facts.outside = now.outside(&targets);
@@ -429,7 +430,8 @@ impl Supervisor {
                     Event::Children | Event::Request => {}
                 }
             }
-            (facts.outside.came, facts.outside.moved) = now.look_again();
+            facts.outside.came = now.look_again();
+            facts.outside.moved = now.has_fd_moved();
             facts.outside.hides = are_hidden();
         }
         #[cfg(feature = "sites")]
@@ -456,8 +458,8 @@ impl Supervisor {
         for process in facts.processes.iter().filter(told) {
             keys.push((true, process.pid as u64));
             keys.extend(process.lineage.iter().map(|pid| (true, *pid as u64)));
-            let fds = process.fds.iter().flatten();
-            keys.extend(fds.filter_map(|fd| Some((false, fd.pipe().or_else(|| fd.socket())?))));
+            let fds = process.known_fds().iter();
+            keys.extend(fds.filter_map(|fd| Some((false, fd.pipe_or_socket()?))));
         }
         keys.extend(facts.strays.iter().map(|stray| (false, stray.ino)));
         facts.sites = self.log.sites(&keys, settings.threaded_fork != ThreadedFork::Allow);

@@ -113,5 +113,5 @@ pub(super) fn find(strayed: &[Strayed<'_>], mut told: Vec<u64>, findings: &mut V
 
 /// Whether a process runs a program of its own, by exec.
 fn is_program(process: &Process) -> bool {
-    process.class == Class::Leaked && !process.is_test && !process.forked_without_exec
+    process.class == Class::Leaked && !process.runs_own_program()
 }

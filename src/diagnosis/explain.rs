@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use super::ends::{Strayed, Unread};
 use super::stuck::{Because, Stuck, has_crowd_behind};
 use super::{Awaited, Finding, Names, origin_of_inode, plural};
-use crate::facts::{Facts, PipeState, Process};
+use crate::facts::{Facts, Process};
 use crate::outcome::End;
 use crate::proc::fds::Fd;
 use crate::proc::sockets::Socket;
@@ -397,7 +397,7 @@ impl Scene<'_> {
             // What the test itself can close comes before what some program has open.
             let is_own = |tid: Option<&i32>| {
                 let writer = tid.and_then(|tid| self.find(*tid));
-                writer.is_some_and(|(process, _)| process.is_test || process.forked_without_exec)
+                writer.is_some_and(|(process, _)| process.runs_own_program())
             };
             let own = members().filter(|member| is_own(member.ring.get(1)));
             let fix =
@@ -474,8 +474,7 @@ impl Scene<'_> {
             On::Write { .. } | On::Poll { .. } | On::Epoll { .. }
                 if stuck.pipe.is_some() && reads.is_none() =>
             {
-                let full = self.facts.pipe(stuck.pipe?).and_then(PipeState::queue);
-                let full = full.map_or_else(String::new, |queue| format!(" ({queue})"));
+                let full = self.facts.queue_of(stuck.pipe?);
                 format!(
                     "writes to pipe:[{}], which is full{full} and which {only}{holders} can read",
                     stuck.pipe?
@@ -589,8 +588,7 @@ impl Scene<'_> {
     fn fix_of_child(&self, reader: &Stuck) -> Option<String> {
         let (process, _) = self.find(reader.tid)?;
         let writer = reader.ring.get(1).and_then(|tid| self.find(*tid))?.0;
-        let is_program = !process.forked_without_exec && !process.is_test;
-        if !is_program || process.lineage.first() != Some(&writer.pid) {
+        if process.runs_own_program() || process.lineage.first() != Some(&writer.pid) {
             return None;
         }
         match reader.socket {
@@ -731,18 +729,14 @@ pub(super) fn fds(numbers: &[i32]) -> String {
 pub(super) fn list(numbers: &[i32]) -> String {
     /// How many are told.
     const MOST: usize = 12;
-    if let Some((told, more)) = numbers.split_at_checked(MOST).filter(|(_, more)| !more.is_empty()) {
-        let told: Vec<String> = told.iter().map(i32::to_string).collect();
-        return format!("{} and {} more", told.join(", "), more.len());
+    let mut words: Vec<String> = numbers.iter().take(MOST).map(i32::to_string).collect();
+    if numbers.len() > MOST {
+        words.push(format!("{} more", numbers.len() - MOST));
     }
-    let mut text = String::new();
-    for (at, number) in numbers.iter().enumerate() {
-        if at > 0 {
-            text += if at + 1 == numbers.len() { " and " } else { ", " };
-        }
-        text += &number.to_string();
+    match words.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
+        _ => words.concat(),
     }
-    text
 }
 
 #[cfg(test)]

@@ -43,13 +43,13 @@ impl Scene<'_> {
             };
             return Some((format!("the runtime of pid {pid} waits, {who} {never}"), None));
         }
+        let ending = match stuck.proved() {
+            true => "It can never go on.",
+            false => "Nothing was found that will let it go on.",
+        };
         if let [only] = &users[..]
             && self.find(only.tid).is_some_and(|(_, thread)| matches!(thread.on, On::Child { .. }))
         {
-            let ending = match stuck.proved() {
-                true => "It can never go on.",
-                false => "Nothing was found that will let it go on.",
-            };
             let who = self.name_of(process, only.tid);
             // What is to be mended is the child.
             return Some((format!("{who} of pid {pid} {}. {ending} {never}", self.does(only)?), None));
@@ -65,10 +65,6 @@ impl Scene<'_> {
         let count = process.tasks.len();
         let sentence = if let ([cause], [join]) = (&causes[..], &joining[..]) {
             let all = if count == 2 { "both threads".to_owned() } else { format!("all {count} threads") };
-            let ending = match stuck.proved() {
-                true => "It can never go on.",
-                false => "Nothing was found that will let it go on.",
-            };
             format!(
                 "{} of pid {pid} {}, and {all} of the process wait: {} only for this one's end. {ending} {never}",
                 self.name_of(process, cause.tid),

@@ -2,7 +2,7 @@
 
 use super::explain::{READING, Scene, fds};
 use super::{Finding, Strayed, is_of_runtime};
-use crate::facts::{PipeState, Process};
+use crate::facts::Process;
 use crate::proc::fds::Fd;
 use crate::proc::waits::{On, Thread};
 use crate::report::escape;
@@ -21,7 +21,7 @@ impl Scene<'_> {
             true => test.tasks.iter().find(polls).unwrap_or(first),
             false => first,
         };
-        let (sentence, fix) = match &thread.on {
+        let (mut sentence, mut fix) = match &thread.on {
             On::Stopped if thread.state == "T" => (
                 "the test is stopped by a signal.".to_owned(),
                 Some(format!(
@@ -47,8 +47,7 @@ impl Scene<'_> {
             On::Write { fd } => {
                 let pipe = test.pipe(*fd)?;
                 let readers = self.holders_of(test, |fd: &Fd| fd.reads() && fd.pipe() == Some(pipe));
-                let queue = self.facts.pipe(pipe).and_then(PipeState::queue);
-                let queue = queue.map_or_else(String::new, |queue| format!(" ({queue})"));
+                let queue = self.facts.queue_of(pipe);
                 let sentence = format!(
                     "the test writes to a pipe that is full{queue} and open for reading only in {}.",
                     self.named(&readers)?
@@ -58,7 +57,6 @@ impl Scene<'_> {
             On::Read { .. } | On::Poll { .. } | On::Epoll { .. } => self.reads_from(test, thread)?,
             _ => return None,
         };
-        let (mut sentence, mut fix) = (sentence, fix);
         if let Some((more, mends)) = self.waits_for_test(test, thread) {
             sentence += &more;
             fix = fix.or(mends);
@@ -75,8 +73,7 @@ impl Scene<'_> {
                 let pipe = process.pipe(fd)?;
                 let ends = self.ends(test, pipe, Fd::reads);
                 let readers = self.holders_of(process, |fd| fd.reads() && fd.pipe() == Some(pipe));
-                let queue = self.facts.pipe(pipe).and_then(PipeState::queue);
-                let queue = queue.map_or_else(String::new, |queue| format!(" ({queue})"));
+                let queue = self.facts.queue_of(pipe);
                 (readers == [test.pid]).then(|| {
                     let sentence = format!(
                         " Pid {} writes to a pipe that is full{queue}, and only the test could read that: {}.",

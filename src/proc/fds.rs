@@ -44,6 +44,11 @@ impl Fd {
         self.target.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
     }
 
+    /// The inode number of whichever of the two it is.
+    pub(crate) fn pipe_or_socket(&self) -> Option<u64> {
+        self.pipe().or_else(|| self.socket())
+    }
+
     /// Whether it is an epoll instance.
     pub(crate) fn is_epoll(&self) -> bool {
         self.target == "anon_inode:[eventpoll]"

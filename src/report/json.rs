@@ -242,7 +242,7 @@ fn wait(verdict: &Verdict, process: &Process, thread: &Thread) -> Value {
         "syscall": (!thread.syscall.is_empty()).then_some(&thread.syscall),
         "wchan": thread.wchan,
         "fd": fd,
-        "inode": fd.and_then(|fd| process.fd(fd)).and_then(|fd| fd.pipe().or_else(|| fd.socket())),
+        "inode": fd.and_then(|fd| process.fd(fd)).and_then(Fd::pipe_or_socket),
         "on": verdict.names.locks.get(&thread.tid),
         "stack": verdict.names.stacks.get(&thread.tid).map(Vec::as_slice).unwrap_or_default(),
         "proved": proved,

@@ -241,8 +241,7 @@ impl<'a> Scene<'a> {
                     let fd = process.fd(entry[0])?;
                     // Another file has this number by now, or the kernel does not say. (All eventfds
                     // may have one inode.)
-                    let is_same =
-                        if fd.event == 0 { fd.pipe().or(fd.socket()) == Some(*ino) } else { *exact };
+                    let is_same = if fd.event == 0 { fd.pipe_or_socket() == Some(*ino) } else { *exact };
                     if !is_same {
                         return None;
                     }

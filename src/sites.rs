@@ -202,7 +202,7 @@ impl Log {
     /// Takes an entry and writes the stack of the caller into it. Async-signal-safe but for the
     /// unwinder, which looks up unwind tables without a lock (`_dl_find_object`, glibc 2.35), and
     /// with a lock that `fork` takes care of before.
-    // Always inlined, like its callers and what it calls: every frame costs the unwinder 0.4 us.
+    // Always inlined, like its callers and what it calls: three frames less save the unwinder 0.4 us a call.
     #[inline(always)]
     fn begin(&self) -> Option<&Entry> {
         // SAFETY: `getpid` has no preconditions.

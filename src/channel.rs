@@ -97,6 +97,14 @@ impl Channel {
         }
     }
 
+    /// Waits for a message of `N` bytes and the fds that come with it, without taking memory: in a fresh
+    /// fork each page that is written to is copied. `None` if another came, or none.
+    pub(crate) fn receive_small<const N: usize>(&self) -> Option<([u8; N], [Option<OwnedFd>; FDS])> {
+        let (mut tag, mut message) = ([MORE], [0; N]);
+        let (length, fds) = sys::receive(&self.0, [&mut tag, &mut message])?;
+        (tag == [LAST] && length == N + 1).then_some((message, fds))
+    }
+
     fn receive_packet(&self, packet: &mut [u8], fds: &mut Vec<OwnedFd>) -> nix::Result<usize> {
         let mut space = cmsg_space!([RawFd; FDS]);
         let mut parts = [IoSliceMut::new(packet)];

@@ -8,6 +8,7 @@
 //!
 //! It is the second net too: a subreaper that kills what a killed supervisor leaves.
 
+use std::collections::VecDeque;
 use std::ffi::{CString, OsStr};
 use std::fs;
 use std::io;
@@ -63,10 +64,30 @@ wire_struct! {
 /// The harness's handle on its fork server.
 pub(crate) struct ForkServer {
     control: Mutex<Channel>,
-    idle: Mutex<Vec<Slot>>,
+    idle: Mutex<Idle>,
     directory: OnceLock<PathBuf>,
     pid: Pid,
     _lifeline: Lifeline,
+}
+
+/// The supervisors without work. They take turns, and there is one more than tests that run at once: so each
+/// has the time of a test to fork the next process ahead.
+#[derive(Default)]
+struct Idle {
+    slots: VecDeque<Slot>,
+    /// How many tests there were.
+    tests: usize,
+}
+
+/// How many tests there are before a supervisor is made that is not needed at once. A run of nextest has one.
+const FEW: usize = 4;
+
+impl Idle {
+    /// Gives who waits for the longest, if nobody has to be made.
+    fn take(&mut self) -> Option<Slot> {
+        self.tests += 1;
+        if self.slots.len() == 1 && self.tests > FEW { None } else { self.slots.pop_front() }
+    }
 }
 
 /// One supervisor, waiting for work.
@@ -154,7 +175,7 @@ impl ForkServer {
         control.send(&Request::Watch.encode(), &[watch.as_fd()])?;
         Ok(ForkServer {
             control: Mutex::new(control),
-            idle: Mutex::new(Vec::new()),
+            idle: Mutex::new(Idle::default()),
             directory: OnceLock::new(),
             pid,
             _lifeline: lifeline,
@@ -173,13 +194,10 @@ impl ForkServer {
         slow: impl FnOnce(),
         looking: impl Fn(),
     ) -> Facts {
-        let slot = match self.slot() {
+        let slot = match self.give(&job.encode(), output) {
             Ok(slot) => slot,
             Err(error) => return Facts::lost(format!("no supervisor: {error}")),
         };
-        if let Err(error) = slot.channel.send(&job.encode(), output) {
-            return Facts::lost(format!("cannot reach supervisor {}: {error}", slot.pid));
-        }
         let begin = Instant::now();
         let settings = &job.settings;
         let limit = settings.timeout.map(|limit| limit + settings.grace + kill::LIMIT + PATIENCE);
@@ -210,15 +228,26 @@ impl ForkServer {
             }
         };
         if facts.survivors.is_empty() {
-            lock(&self.idle).push(slot);
+            lock(&self.idle).slots.push_back(slot);
         }
         facts
     }
 
-    fn slot(&self) -> io::Result<Slot> {
-        if let Some(slot) = lock(&self.idle).pop() {
-            return Ok(slot);
+    /// Gives a job to a supervisor.
+    fn give(&self, job: &[u8], output: &[BorrowedFd<'_>]) -> io::Result<Slot> {
+        loop {
+            let Some(slot) = lock(&self.idle).take() else { break };
+            // One that was killed while it had no test has lost none.
+            if slot.channel.send(job, output).is_ok() {
+                return Ok(slot);
+            }
         }
+        let slot = self.new_slot()?;
+        slot.channel.send(job, output)?;
+        Ok(slot)
+    }
+
+    fn new_slot(&self) -> io::Result<Slot> {
         let (channel, theirs) = Channel::pair()?;
         lock(&self.control).send(&Request::Slot.encode(), &[theirs.as_fd()])?;
         drop(theirs);
@@ -242,7 +271,7 @@ impl ForkServer {
     /// subreaper ([`second_net`]), kills what has come to it. It cannot tell a child that an
     /// unguarded test left from one that a guarded test did, and kills both.
     pub(crate) fn shut_down(&self) {
-        lock(&self.idle).clear();
+        lock(&self.idle).slots.clear();
         let _ = lock(&self.control).send(&Request::End.encode(), &[]);
         if wait_for(self.pid) {
             return;
@@ -314,12 +343,9 @@ pub(crate) fn take_over_late(run_later_constructors: impl FnOnce()) {
     // Once for all tests: it reads the process's mappings, and what it sets up outlives a fork.
     sys::watch_stack();
     let tests = registry::registered();
-    let run = |test: &TestProcess| {
-        let job = test.job();
-        match registry::find(&tests, job.index, &job.name) {
-            Some(found) => test.run(found.body, found.attribute.should_panic),
-            None => sys::exit_now(1),
-        }
+    let run = |test: &TestProcess| match registry::find(&tests, test.index(), test.mark()) {
+        Some(found) => test.run(found.body, found.attribute.should_panic),
+        None => sys::exit_now(1),
     };
     start.serve(&Then::Run(&run));
 }
@@ -423,7 +449,7 @@ impl Server {
         let title = sys::Argv::at(process::argv_of_self().unwrap_or_default());
         // Whatever is matched by name, this process must not be: it kills what a killed supervisor
         // leaves. So its title has no word in it, of ours or of a test's.
-        title.show(TITLE);
+        title.show(&[TITLE]);
         let _ = nix::sys::prctl::set_name(c"childproof");
 
         let harness_fd = sys::pidfd_open(harness)?;

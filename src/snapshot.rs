@@ -5,7 +5,7 @@
 //! between.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -35,6 +35,8 @@ pub(crate) struct Scene<'a> {
     pub(crate) supervisor: Pid,
     /// The test process, dead or alive.
     pub(crate) test: Pid,
+    /// When the test began. Its process may have waited for it.
+    pub(crate) begin: Instant,
     /// The inodes of pipes that were there before the test, and are none of its doing.
     pub(crate) foreign: Vec<u64>,
     /// The test binary's arguments.
@@ -336,7 +338,8 @@ fn look(
     depth: Depth,
     left: &mut usize,
 ) -> Process {
-    let Scene { supervisor, test, .. } = *scene;
+    let Scene { supervisor, test, begin, .. } = *scene;
+    let is_test = stat.pid == test;
     let zombie = stat.is_zombie();
     let mut lineage = Vec::new();
     let mut parent = stat.ppid;
@@ -374,8 +377,8 @@ fn look(
     Process {
         pid: stat.pid,
         class: if zombie { Class::Unwaited } else { Class::Leaked },
-        adopted: stat.ppid == supervisor && stat.pid != test,
-        is_test: stat.pid == test,
+        adopted: stat.ppid == supervisor && !is_test,
+        is_test,
         lineage,
         parent: stat.ppid,
         dead_children: Vec::new(),
@@ -387,7 +390,10 @@ fn look(
         // The flag is set for forks of other programs too.
         forked_without_exec: stat.forked_without_exec && command_line == scene.command_line,
         command_line,
-        age: uptime.and_then(|now| now.checked_sub(since_boot(stat.start_ticks))),
+        age: match uptime {
+            _ if is_test => Some(begin.elapsed()),
+            uptime => uptime.and_then(|now| now.checked_sub(since_boot(stat.start_ticks))),
+        },
         tasks,
         fds,
         holes,

@@ -4,13 +4,15 @@
 //! ignores every signal it can. It has no `PR_SET_PDEATHSIG`: that would kill it before it could
 //! kill what it guards. Instead it watches the lifeline and a pidfd of the harness.
 //!
-//! It takes the next test only after the kernel has said `ECHILD`.
+//! It takes the next test only after the kernel has said `ECHILD`. From its second test on it forks
+//! the process of the next one ahead, while the harness still tells of the last.
 
 use std::ffi::CString;
 use std::fs::{self, File, FileTimes};
 use std::io;
+use std::iter;
 use std::mem;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -20,7 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::channel::Channel;
+use crate::channel::{Channel, Message};
 use crate::facts::{Answer, Class, Facts, Process};
 use crate::forkserver::Hello;
 use crate::kill;
@@ -30,10 +32,11 @@ use crate::policy::{Settings, ThreadedFork};
 use crate::proc::fds::pipe_of;
 use crate::proc::process::are_hidden;
 use crate::proc::sockets::Socket;
+use crate::registry;
 use crate::sites;
 use crate::snapshot::{Depth, Scene, Snapshot};
 use crate::sys::{self, ChildState, Children, FdIdentity, Fork, Pid, Shared, Signals, Waited};
-use crate::testproc::TestProcess;
+use crate::testproc::{Order, TestProcess};
 use crate::wire::{Wire, wire_struct};
 
 wire_struct! {
@@ -69,9 +72,39 @@ pub(crate) struct Output {
 
 impl Output {
     /// Takes the fds that came with a job: one, or stdout and stderr.
-    fn new(fds: Vec<OwnedFd>) -> Option<Output> {
-        let mut fds = fds.into_iter();
+    fn new(mut fds: impl Iterator<Item = OwnedFd>) -> Option<Output> {
         Some(Output { stdout: fds.next()?, stderr: fds.next() })
+    }
+
+    /// The same fds, to be sent on.
+    fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        iter::once(&self.stdout).chain(&self.stderr).map(AsFd::as_fd).collect()
+    }
+
+    /// Where stdout and stderr go. The same number twice: to the same file.
+    fn numbers(&self) -> [RawFd; 2] {
+        let stdout = self.stdout.as_raw_fd();
+        [stdout, self.stderr.as_ref().map_or(stdout, AsRawFd::as_raw_fd)]
+    }
+}
+
+/// Takes these for the stdout and stderr that a test finds. Writes nothing if they are known already:
+/// in a fork, what is written to is copied.
+fn expect(before: &mut [(RawFd, FdIdentity)], output: [RawFd; 2]) {
+    let [stdout, stderr] = output;
+    let out = sys::fd_identity(stdout);
+    let err = if stderr == stdout { out } else { sys::fd_identity(stderr) };
+    for (fd, known) in before {
+        let given = match fd {
+            1 => out,
+            2 => err,
+            _ => continue,
+        };
+        if let Some(given) = given
+            && *known != given
+        {
+            *known = given;
+        }
     }
 }
 
@@ -93,21 +126,35 @@ enum Ending {
 pub(crate) struct Supervisor {
     world: World,
     slot: Channel,
+    desk: Desk,
     children: SignalFd,
     page: Shared<Page>,
     log: sites::Recorder,
     scratch: Scratch,
-    /// What a test process finds open: the fds from before the harness began.
-    inherited: Vec<(RawFd, FdIdentity)>,
+    /// What a test process finds open, ascending: its input and output, and the fds from before the harness
+    /// began. The output is that of the last test, which mostly is that of the next.
+    before: Vec<(RawFd, FdIdentity)>,
     /// `CHILDPROOF_TRACE=fds`.
     traced: bool,
-    /// Who fd 0 is.
-    input: Option<FdIdentity>,
     pid: Pid,
 }
 
 /// The most programs that are told of because a process may have come from one of them.
 const PROGRAMS: usize = 16;
+
+/// Where a test process is given its job, with its output. Both ends are the supervisor's, so that one
+/// pair does for all of its test processes.
+struct Desk {
+    ours: Channel,
+    theirs: Channel,
+}
+
+impl Desk {
+    /// Takes away a job that nobody took.
+    fn clear(&self) {
+        while sys::readable(&self.theirs, Some(Duration::ZERO)) && self.theirs.receive().is_ok() {}
+    }
+}
 
 /// How a test process comes to its body.
 pub(crate) enum Then<'a> {
@@ -154,16 +201,17 @@ impl Supervisor {
         set.add(Signal::SIGCHLD);
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set), None)?;
         let children = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let (ours, theirs) = Channel::pair()?;
         let mut supervisor = Supervisor {
             world,
             slot,
+            desk: Desk { ours, theirs },
             children,
             page: Shared::zeroed()?,
             log: sites::Log::install(pid)?,
             scratch: Scratch::make(scratch)?,
-            inherited: Vec::new(),
+            before: Vec::new(),
             traced: std::env::var_os("CHILDPROOF_TRACE").is_some_and(|value| value == "fds"),
-            input: sys::fd_identity(0),
             pid,
         };
         let _ = nix::sys::prctl::set_name(c"childproof");
@@ -171,83 +219,151 @@ impl Supervisor {
         // Every test of this supervisor has the same one.
         sys::set_env("TMPDIR", supervisor.scratch.path.as_os_str());
         let private = supervisor.private_fds();
-        let mut inherited = Vec::new();
+        let mut before = Vec::new();
         sys::each_open_fd(|fd| {
-            if fd > 2 && !private.contains(&fd) {
-                inherited.extend(sys::fd_identity(fd).map(|identity| (fd, identity)));
+            if !private.contains(&fd) {
+                before.extend(sys::fd_identity(fd).map(|identity| (fd, identity)));
             }
         });
-        supervisor.inherited = inherited;
+        supervisor.before = before;
         Ok(supervisor)
     }
 
     /// Runs tests until there are no more.
-    pub(crate) fn serve(self, then: &Then<'_>) -> Served {
+    pub(crate) fn serve(mut self, then: &Then<'_>) -> Served {
+        let mut ahead = None;
+        let mut is_first = true;
         loop {
-            let mut event = self.wait(Some(Instant::now() + IDLE), true);
-            if event == Event::Deadline {
-                self.show("idle");
-                event = self.wait(None, true);
-            }
-            if event == Event::Abandoned {
-                return self.leave(0);
-            }
-            let Ok(Some((bytes, fds))) = self.slot.receive() else { return self.leave(0) };
-            let (Some(job), Some(output)) = (Job::decode(&bytes), Output::new(fds)) else {
-                return self.leave(1);
+            let Some((bytes, fds)) = self.next_job() else { return self.leave(0, ahead) };
+            let (Some(job), Some(output)) = (Job::decode(&bytes), Output::new(fds.into_iter())) else {
+                return self.leave(1, ahead);
             };
+            drop(bytes);
             self.show(&job.name);
-            let facts = match self.guard(job, output, then) {
-                Guarded::Test(test) => {
-                    // Closed already, for the most part.
-                    mem::forget((self, bytes));
-                    return Served::Test(test);
-                }
-                Guarded::Abandoned => return self.leave(0),
-                Guarded::Judged(facts) => facts,
+            let test = match ahead.take().filter(|test| self.is_waiting(*test)) {
+                Some(test) => Ok(Forked::Test(test)),
+                None => self.fork_test(then, output.numbers()),
             };
+            let guarded = match test {
+                Ok(Forked::Test(test)) => self.guard(test, &job, output),
+                Ok(Forked::InTest(test)) => {
+                    // Closed already.
+                    mem::forget(output);
+                    return self.become_test(test);
+                }
+                Err(error) => {
+                    let why = format!("cannot fork the test process: {error}");
+                    Some(Box::new(Facts::lost(why)))
+                }
+            };
+            let Some(facts) = guarded else { return self.leave(0, None) };
             let empty = facts.survivors.is_empty();
             if self.slot.send(&Answer::of(facts).encode(), &[]).is_err() || !empty {
                 // What could not be killed must not be taken for the next test's.
-                return self.leave(i32::from(!empty));
+                return self.leave(i32::from(!empty), None);
+            }
+            // Nothing is left of the test. Who has been given two will be given a third: its process is
+            // forked while the harness tells of this one. nextest gives one test to a process.
+            if !mem::take(&mut is_first) {
+                match self.fork_test(then, [-1; 2]) {
+                    Ok(Forked::Test(test)) => ahead = Some(test),
+                    Ok(Forked::InTest(test)) => return self.become_test(test),
+                    // It is said when it is needed, if it cannot be forked then either.
+                    Err(_) => {}
+                }
             }
         }
     }
 
-    /// Guards one test, from the fork to the verdict.
-    fn guard(&self, job: Job, output: Output, then: &Then<'_>) -> Guarded {
-        let begin = Instant::now();
-        let before = self.before(&output);
-        let deadline = job.settings.timeout.map(|limit| begin + limit);
-        let grace = job.settings.grace;
+    /// Waits for a job; `None` if there are no more.
+    fn next_job(&self) -> Option<Message> {
+        let mut deadline = Some(Instant::now() + IDLE);
+        loop {
+            match self.wait(deadline, true) {
+                Event::Request => return self.slot.receive().ok()?,
+                Event::Deadline => {
+                    self.show("idle");
+                    deadline = None;
+                }
+                // Somebody has killed the process that waits. That is seen when it is needed.
+                Event::Children => {}
+                Event::Abandoned => return None,
+            }
+        }
+    }
+
+    /// Whether a process that was forked ahead is still there. Reaps it if it is not.
+    fn is_waiting(&self, test: Pid) -> bool {
+        matches!(sys::waitid(Some(test), libc::WEXITED), Ok(Children::Quiet))
+    }
+
+    /// Forks a test process, which takes its job from the desk. `open` is what else of ours is open just now:
+    /// -1 is nothing.
+    fn fork_test(&mut self, then: &Then<'_>, open: [RawFd; 2]) -> io::Result<Forked> {
         self.page.reset();
         self.log.reset();
-        let ready = TestProcess::new(job, self.page.another(), before, self.traced);
-        let entrance = self.entrance(&output);
-        // Its fds are closed in the fork, and not by their owner.
-        let output = mem::ManuallyDrop::new(output);
-        let test = match sys::fork() {
-            Ok(Fork::Child) => {
-                entrance.go();
-                match then {
-                    Then::Run(run) => {
-                        run(&ready);
-                        sys::exit_now(1);
-                    }
-                    Then::Return => return Guarded::Test(ready),
+        match sys::fork()? {
+            Fork::Parent(pid) => Ok(Forked::Test(pid)),
+            Fork::Child => {
+                let test = self.enter(open);
+                if let Then::Run(run) = then {
+                    run(&test);
+                    sys::exit_now(1);
                 }
+                Ok(Forked::InTest(Box::new(test)))
             }
-            Ok(Fork::Parent(pid)) => pid,
-            Err(error) => {
-                let why = format!("cannot fork the test process: {error}");
-                return Guarded::Judged(Box::new(Facts::lost(why)));
-            }
+        }
+    }
+
+    /// Turns a fork of the supervisor into a test process: leaves the supervisor, waits for a job, and
+    /// goes on as if the harness had never been. It waits as long as the supervisor lives.
+    fn enter(&mut self, open: [RawFd; 2]) -> TestProcess {
+        let mut before = mem::take(&mut self.before);
+        let entrance = self.entrance(open);
+        entrance.leave();
+        let Some((order, fds)) = self.desk.theirs.receive_small::<{ Order::LENGTH }>() else {
+            sys::exit_now(1)
         };
-        drop(mem::ManuallyDrop::into_inner(output));
+        let (Some(order), Some(output)) = (Order::decode(&order), Output::new(fds.into_iter().flatten()))
+        else {
+            sys::exit_now(1)
+        };
+        // Closed on the way, and not by their owner.
+        let output = mem::ManuallyDrop::new(output);
+        expect(&mut before, output.numbers());
+        entrance.go(output.numbers());
+        TestProcess::new(order, self.page.another(), before, self.traced)
+    }
+
+    /// Leaves the supervisor that this process was, without writing to its memory.
+    fn become_test(self, test: Box<TestProcess>) -> Served {
+        mem::forget(self);
+        Served::Test(test)
+    }
+
+    /// Guards one test, from its job to the verdict; `None` if there is nobody to tell it to.
+    fn guard(&mut self, test: Pid, job: &Job, output: Output) -> Option<Box<Facts>> {
+        let begin = Instant::now();
+        let order = Order {
+            index: job.index,
+            mark: registry::mark_of(&[&job.name]),
+            fds: job.settings.fds,
+            deny_threads: job.settings.deny_threads,
+        };
+        if let Err(error) = self.desk.ours.send(&order.encode(), &output.fds()) {
+            let mut facts = Facts::lost(format!("cannot reach the test process: {error}"));
+            facts.survivors = kill::kill_below(self.pid, &[]).survivors;
+            self.desk.clear();
+            return Some(Box::new(facts));
+        }
+        expect(&mut self.before, output.numbers());
+        drop(output);
+        let deadline = job.settings.timeout.map(|limit| begin + limit);
         let scene = Scene {
             supervisor: self.pid,
             test,
-            foreign: ready.before().iter().map(|(_, identity)| identity.ino).collect(),
+            begin,
+            foreign: self.before.iter().map(|(_, identity)| identity.ino).collect(),
             command_line: &self.world.command_line,
         };
         let mut at_end = None;
@@ -260,17 +376,21 @@ impl Supervisor {
             Ending::Ended(ChildState::Stopped | ChildState::Trapped(_)) | Ending::TimedOut => End::TimedOut,
             Ending::Abandoned => {
                 kill::kill_below(self.pid, &[]);
-                return Guarded::Abandoned;
+                return None;
             }
         };
         facts.ran = begin.elapsed();
-        if self.tear_down(&scene, grace, at_end, &mut facts) == Event::Abandoned {
-            return Guarded::Abandoned;
+        if self.tear_down(&scene, job.settings.grace, at_end, &mut facts) == Event::Abandoned {
+            return None;
         }
         facts.notes.extend(self.scratch.reset().err().map(|error| {
             format!("cannot empty the scratch directory `{}`: {error}", self.scratch.path.display())
         }));
         let page = &self.page;
+        if page.phase() == Phase::Starting {
+            // It was killed on its way, and the next one must not take its job.
+            self.desk.clear();
+        }
         facts.body = page.body();
         facts.body_time = page.body_time();
         facts.threads = page.threads();
@@ -280,9 +400,9 @@ impl Supervisor {
         if !facts.processes.is_empty() || !facts.strays.is_empty() {
             facts.foreign = scene.foreign;
         }
-        self.look_up_sites(&ready.job().settings, &mut facts);
+        self.look_up_sites(&job.settings, &mut facts);
         facts.time = begin.elapsed();
-        Guarded::Judged(Box::new(facts))
+        Some(Box::new(facts))
     }
 
     /// Follows the test process to its end, its deadline or the harness's death. Reaps it if it
@@ -481,17 +601,6 @@ impl Supervisor {
         }
     }
 
-    /// What a test finds open: its input and output, and the fds from before the harness.
-    fn before(&self, output: &Output) -> Vec<(RawFd, FdIdentity)> {
-        let mut before = Vec::with_capacity(3 + self.inherited.len());
-        let stdout = sys::fd_identity(output.stdout.as_raw_fd());
-        let stderr = output.stderr.as_ref().map_or(stdout, |stderr| sys::fd_identity(stderr.as_raw_fd()));
-        let standard = [self.input, stdout, stderr];
-        before.extend((0..).zip(standard).filter_map(|(fd, identity)| Some((fd, identity?))));
-        before.extend_from_slice(&self.inherited);
-        before
-    }
-
     /// The kernel's word for "clean": no child, so no descendant, is left.
     fn nothing_left(&self) -> bool {
         matches!(sys::waitid(None, libc::WEXITED | libc::WNOWAIT), Ok(Children::None))
@@ -547,8 +656,16 @@ impl Supervisor {
         }
     }
 
-    /// Ends the supervisor's work.
-    fn leave(&self, code: i32) -> Served {
+    /// Ends the supervisor's work, and the process that was forked ahead for more of it.
+    fn leave(&self, code: i32, ahead: Option<Pid>) -> Served {
+        if let Some(test) = ahead {
+            // Our unreaped child: the pid is still its own.
+            let _ = sys::kill(test, libc::SIGKILL);
+            if let Ok(pidfd) = sys::pidfd_open(test) {
+                sys::readable(&pidfd, Some(kill::LIMIT));
+            }
+            let _ = sys::waitid(Some(test), libc::WEXITED);
+        }
         let _ = self.scratch.remove();
         // The fork server would remove the directory of them all. If it was killed, the last
         // supervisor does: nobody else's is empty.
@@ -559,24 +676,24 @@ impl Supervisor {
     }
 
     /// What a fork has to do to be a test process, with nothing of the harness left in it.
-    fn entrance(&self, output: &Output) -> sys::Entrance<'_> {
-        let stdout = output.stdout.as_raw_fd();
-        let stderr = output.stderr.as_ref().map(AsRawFd::as_raw_fd);
-        let [slot, children, lifeline, harness] = self.private_fds();
+    fn entrance(&self, open: [RawFd; 2]) -> sys::Entrance<'_> {
+        let [slot, ours, theirs, children, lifeline, harness] = self.private_fds();
         let World { signals, title, comm, .. } = &self.world;
-        let close = [slot, children, lifeline, harness, stdout, stderr.unwrap_or(-1)];
-        sys::Entrance::new(self.pid, [stdout, stderr.unwrap_or(stdout)], close, signals, title, comm)
+        let close = [slot, ours, children, lifeline, harness, open[0], open[1]];
+        sys::Entrance::new(self.pid, close, theirs, signals, title, comm)
     }
 
     /// Shows what this process is and guards, where `ps` and `pkill -f` look.
     fn show(&self, what: &str) {
-        self.world.title.show(&format!("childproof: {what}"));
+        self.world.title.show(&["childproof: ", what]);
     }
 
     /// The fds that are none of a test's business.
-    fn private_fds(&self) -> [RawFd; 4] {
+    fn private_fds(&self) -> [RawFd; 6] {
         [
             self.slot.as_raw_fd(),
+            self.desk.ours.as_raw_fd(),
+            self.desk.theirs.as_raw_fd(),
             self.children.as_raw_fd(),
             self.world.lifeline.as_fd().as_raw_fd(),
             self.world.harness.as_raw_fd(),
@@ -597,10 +714,12 @@ enum Event {
     Abandoned,
 }
 
-enum Guarded {
-    Test(Box<TestProcess>),
-    Judged(Box<Facts>),
-    Abandoned,
+/// Which side of a fork this is.
+enum Forked {
+    /// The supervisor; the pid is the test process's.
+    Test(Pid),
+    /// The test process, which has its job.
+    InTest(Box<TestProcess>),
 }
 
 /// A test's directory for temporary files, the same for all tests of one supervisor.

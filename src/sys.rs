@@ -621,6 +621,42 @@ pub(crate) fn borrow(fd: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
+/// `recvmsg(2)` — waits for a message and takes it into two pieces of memory; gives its length and the fds
+/// that came with it. Makes no other calls, and takes no memory.
+pub(crate) fn receive(socket: &OwnedFd, parts: [&mut [u8]; 2]) -> Option<(usize, [Option<OwnedFd>; 2])> {
+    /// The head of a control message and room for two fds, as aligned as the head has to be.
+    #[repr(C)]
+    struct Control {
+        head: libc::cmsghdr,
+        fds: [RawFd; 2],
+    }
+    let mut parts = parts.map(|part| libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: part.len() });
+    // SAFETY: all-zero bytes are a valid control message.
+    let mut control: Control = unsafe { mem::zeroed() };
+    // SAFETY: all-zero bytes are a valid msghdr.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = parts.as_mut_ptr();
+    message.msg_iovlen = parts.len() as _;
+    message.msg_control = (&raw mut control).cast();
+    message.msg_controllen = size_of::<Control>() as _;
+    let length = loop {
+        // SAFETY: `message` refers to memory of the caller's and of this frame, with its true lengths.
+        let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) };
+        match length {
+            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            length => break usize::try_from(length).ok()?,
+        }
+    };
+    let is_rights = (control.head.cmsg_level, control.head.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS);
+    let bytes = if is_rights {
+        (control.head.cmsg_len as usize).saturating_sub(size_of::<libc::cmsghdr>())
+    } else {
+        0
+    };
+    let fd = |at: usize| (bytes >= (at + 1) * size_of::<RawFd>()).then(|| own(control.fds[at]));
+    Some((length, [fd(0), fd(1)]))
+}
+
 /// `setsockopt(SO_SNDTIMEO)` — a send that finds nobody reading fails after `seconds`.
 pub(crate) fn limit_sends(socket: &OwnedFd, seconds: i64) -> io::Result<()> {
     let time = libc::timeval { tv_sec: seconds, tv_usec: 0 };
@@ -670,9 +706,8 @@ pub(crate) fn remove_env(name: &str) {
 /// So here is one function, and nothing in it but system calls.
 pub(crate) struct Entrance<'a> {
     supervisor: Pid,
-    stdout: RawFd,
-    stderr: RawFd,
-    close: [RawFd; 6],
+    close: [RawFd; 7],
+    desk: RawFd,
     signals: &'a Signals,
     argv: &'a Argv,
     /// argv as it was.
@@ -682,22 +717,23 @@ pub(crate) struct Entrance<'a> {
 }
 
 impl<'a> Entrance<'a> {
-    /// `output` is for stdout and stderr, `close` what is to be closed: -1 is nothing.
+    /// `close` is closed at once, -1 being nothing, and `desk` when there is a job.
     pub(crate) fn new(
         supervisor: Pid,
-        output: [RawFd; 2],
-        close: [RawFd; 6],
+        close: [RawFd; 7],
+        desk: RawFd,
         signals: &'a Signals,
         argv: &'a Argv,
         comm: &'a CStr,
     ) -> Entrance<'a> {
-        let [stdout, stderr] = output;
         let (arguments, length) = (argv.original.as_ptr().cast(), argv.original.len());
-        Entrance { supervisor, stdout, stderr, close, signals, argv, arguments, length, comm: comm.as_ptr() }
+        Entrance { supervisor, close, desk, signals, argv, arguments, length, comm: comm.as_ptr() }
     }
 
-    /// Goes it, in the fork. Ends the process if the supervisor is gone, or if there is no output.
-    pub(crate) fn go(&self) {
+    /// Leaves the supervisor, in the fork. Ends the process if the supervisor is gone.
+    ///
+    /// It is still called as the supervisor is, and as deaf: whoever waits for a job is no test yet.
+    pub(crate) fn leave(&self) {
         // SAFETY: reads no memory of ours.
         unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
         // SAFETY: `getppid` has no preconditions.
@@ -707,19 +743,35 @@ impl<'a> Entrance<'a> {
         }
         // SAFETY: reads no memory of ours.
         unsafe { libc::setpgid(0, 0) };
+        let mut at = 0;
+        while at < self.close.len() {
+            if self.close[at] != -1 {
+                // SAFETY: the caller forgets its owner: nobody uses the number again.
+                unsafe { libc::syscall(libc::SYS_close, self.close[at]) };
+            }
+            at += 1;
+        }
+    }
+
+    /// Goes the rest of the way, with the fds for stdout and stderr, which the caller forgets the owners
+    /// of. Ends the process if there is no output.
+    pub(crate) fn go(&self, output: [RawFd; 2]) {
+        let [stdout, stderr] = output;
         // Past the recorder: these are the supervisor's fds.
         // SAFETY: reads no memory of ours, and nothing in here owns 1.
-        let out = unsafe { libc::syscall(libc::SYS_dup3, self.stdout, 1, 0) };
+        let out = unsafe { libc::syscall(libc::SYS_dup3, stdout, 1, 0) };
         // SAFETY: as above, of 2.
-        let err = unsafe { libc::syscall(libc::SYS_dup3, self.stderr, 2, 0) };
+        let err = unsafe { libc::syscall(libc::SYS_dup3, stderr, 2, 0) };
         if out == -1 || err == -1 {
             exit_now(1);
         }
-        let mut at = 0;
-        while at < self.close.len() {
-            // SAFETY: the caller owns the fd and forgets its owner: nobody uses the number again.
-            unsafe { libc::syscall(libc::SYS_close, self.close[at]) };
-            at += 1;
+        // SAFETY: nobody uses the number again.
+        unsafe { libc::syscall(libc::SYS_close, self.desk) };
+        // SAFETY: as above.
+        unsafe { libc::syscall(libc::SYS_close, stdout) };
+        if stderr != stdout {
+            // SAFETY: as above.
+            unsafe { libc::syscall(libc::SYS_close, stderr) };
         }
         // `std::env::args` reads this very memory.
         // SAFETY: the region is ours (see `Argv::at`) and as long, and there is one thread.
@@ -754,23 +806,24 @@ impl Argv {
         Argv { start, original: bytes.to_vec() }
     }
 
-    /// Shows `title` instead of argv, cut to the room that argv had.
-    pub(crate) fn show(&self, title: &str) {
-        let mut bytes = vec![0; self.original.len()];
-        let length = title.len().min(bytes.len().saturating_sub(1));
-        bytes[..length].copy_from_slice(&title.as_bytes()[..length]);
-        self.write(&bytes);
+    /// Shows a title, given in parts, instead of argv, cut to the room that argv had.
+    pub(crate) fn show(&self, title: &[&str]) {
+        // SAFETY: the region is ours and as long (see `at`), and this process has one thread, so nobody
+        // else reads or writes argv meanwhile.
+        let region = unsafe { std::slice::from_raw_parts_mut(self.start as *mut u8, self.original.len()) };
+        let Some((end, mut room)) = region.split_last_mut() else { return };
+        for part in title {
+            let (shown, rest) = room.split_at_mut(part.len().min(room.len()));
+            shown.copy_from_slice(&part.as_bytes()[..shown.len()]);
+            room = rest;
+        }
+        room.fill(0);
+        *end = 0;
     }
 
     /// The original arguments.
     pub(crate) fn arguments(&self) -> Vec<String> {
         crate::proc::process::arguments(&self.original)
-    }
-
-    fn write(&self, bytes: &[u8]) {
-        // SAFETY: the region is ours (see `at`), `bytes` is exactly as long, and this process has
-        // one thread, so nobody reads argv meanwhile.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.start as *mut u8, bytes.len()) };
     }
 }
 

@@ -14,13 +14,30 @@ use crate::outcome::{Body, Page, Phase, is_stray};
 use crate::policy::Fds;
 use crate::proc::tree::Tree;
 use crate::sites;
-use crate::supervisor::Job;
 use crate::sys::{self, Children, FdIdentity, Pid, Shared};
 use crate::threads;
+use crate::wire::wire_struct;
+
+wire_struct! {
+    /// What a test process has to know of its job.
+    pub(crate) struct Order {
+        /// The place of its body in the list of all.
+        pub(crate) index: u64,
+        /// By which its name is known.
+        pub(crate) mark: u64,
+        pub(crate) fds: Fds,
+        pub(crate) deny_threads: bool,
+    }
+}
+
+impl Order {
+    /// How long it is on its way.
+    pub(crate) const LENGTH: usize = 18;
+}
 
 /// A forked process that is about to run, or has run, one body.
 pub(crate) struct TestProcess {
-    job: Job,
+    order: Order,
     page: Shared<Page>,
     /// The fd table as the body finds it.
     before: Vec<(RawFd, FdIdentity)>,
@@ -29,30 +46,24 @@ pub(crate) struct TestProcess {
 }
 
 impl TestProcess {
-    /// Makes ready what a test process needs, before the fork: every page that is written in a
-    /// test process is copied for every test.
+    /// `before` is the fd table as the body finds it: what was there before the harness, and its output.
     pub(crate) fn new(
-        job: Job,
+        order: Order,
         page: Shared<Page>,
         before: Vec<(RawFd, FdIdentity)>,
         traced: bool,
-    ) -> Box<TestProcess> {
-        Box::new(TestProcess { job, page, before, traced })
-    }
-
-    /// The fd table as the body finds it: what was there before the harness, and its output.
-    pub(crate) fn before(&self) -> &[(RawFd, FdIdentity)] {
-        &self.before
+    ) -> TestProcess {
+        TestProcess { order, page, before, traced }
     }
 
     /// The place of its body in the list of all.
     pub(crate) fn index(&self) -> usize {
-        usize::try_from(self.job.index).unwrap_or(usize::MAX)
+        usize::try_from(self.order.index).unwrap_or(usize::MAX)
     }
 
-    /// Which test this process is for.
-    pub(crate) fn job(&self) -> &Job {
-        &self.job
+    /// By which the name of its test is known.
+    pub(crate) fn mark(&self) -> u64 {
+        self.order.mark
     }
 
     /// Takes what is open and running now for what was there before the body: `main` has run since
@@ -94,8 +105,8 @@ impl TestProcess {
 
     /// Records stray fds and threads; tells whether the supervisor should look at the tree.
     fn leaves_something(&self) -> bool {
-        let settings = &self.job.settings;
-        if settings.deny_threads {
+        let fds = self.order.fds;
+        if self.order.deny_threads {
             let others = threads::count().saturating_sub(1);
             self.page.set_threads(others);
             if others > 0 {
@@ -103,13 +114,13 @@ impl TestProcess {
             }
         }
         let mut strays = 0;
-        if settings.fds != Fds::Off && !self.fds_are_as_before() {
+        if fds != Fds::Off && !self.fds_are_as_before() {
             sys::each_open_fd(|fd| {
                 let Some(identity) = sys::fd_identity(fd) else { return };
-                if !is_stray(&self.before, fd, &identity, settings.fds) {
+                if !is_stray(&self.before, fd, &identity, fds) {
                     return;
                 }
-                let Some(target) = target(fd, settings.fds) else { return };
+                let Some(target) = target(fd, fds) else { return };
                 self.page.add_stray(fd, &target, &identity, sys::is_cloexec(fd).unwrap_or(false));
                 strays += 1;
             });
@@ -120,7 +131,7 @@ impl TestProcess {
 
     /// Whether nothing is open but what was open before the body: then nothing has to be listed.
     fn fds_are_as_before(&self) -> bool {
-        let all = self.job.settings.fds == Fds::All;
+        let all = self.order.fds == Fds::All;
         let changed = |(fd, old): &(RawFd, FdIdentity)| {
             // The ends of a pipe are one file, told apart by their access mode.
             sys::is_other_file(*fd, old, all || old.kind == libc::S_IFIFO)

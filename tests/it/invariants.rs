@@ -604,7 +604,7 @@ fn a_refilling_fork_bomb_is_killed_within_its_limit() {
 
 // ---- 8. the clean path reads no /proc ----
 
-/// Eight clean tests against one: seven times the cost of a clean test, in paths that are looked at.
+/// Sixteen clean tests against eight: eight times the cost of a clean test, in paths that are looked at.
 #[childproof::test(timeout = "120s")]
 fn a_clean_test_reads_nothing_of_proc() {
     if !is_installed("strace") {
@@ -625,13 +625,13 @@ fn a_clean_test_reads_nothing_of_proc() {
             }
             paths
         };
-        let (one, eight) = (looked_at("bodies::nothing::a"), looked_at("bodies::nothing::"));
-        let more: BTreeMap<&str, u32> = eight
+        let (eight, sixteen) = (looked_at("bodies::nothing::"), looked_at("bodies::nothing"));
+        let more: BTreeMap<&str, u32> = sixteen
             .iter()
-            .map(|(path, count)| (path.as_str(), count - one.get(path).unwrap_or(&0).min(count)))
+            .map(|(path, count)| (path.as_str(), count - eight.get(path).unwrap_or(&0).min(count)))
             .filter(|(_, count)| *count > 0)
             .collect();
-        assert!(more.is_empty(), "{target}: {more:?} is what 7 clean tests look at");
+        assert!(more.is_empty(), "{target}: {more:?} is what 8 clean tests look at");
     }
 }
 
@@ -742,6 +742,51 @@ fn a_killed_supervisor_takes_its_test_along_and_the_run_goes_on() {
         assert!(text.contains("LOST  bodies::sits_and_leaks"), "{target}\n{text}");
         assert!(!failed(&text, "spawns::a"), "{target}\n{text}");
         assert_eq!(run.code(), Some(101));
+        run.assert_nothing_left(Duration::from_secs(2));
+    }
+}
+
+/// A supervisor forks the process of its next test ahead, and there is one that has no test just now: who
+/// kills one of them takes nothing from a test.
+#[childproof::test]
+fn who_waits_for_a_test_and_is_killed_is_replaced() {
+    let fixture = victim();
+    for target in TARGETS {
+        for module in ["kills_the_next", "kills_the_other"] {
+            let mut run = Run::start(&fixture, target, &[&format!("bodies::{module}"), "--test-threads=1"]);
+            let text = run.finish();
+            assert!(run.told("met").is_some(), "{target}: nothing was forked ahead\n{text}");
+            assert_eq!(run.told("runs").as_deref(), Some("abcdefgh"), "{target}\n{text}");
+            assert_eq!(run.code(), Some(0), "{target} {module}\n{text}");
+            run.assert_nothing_left(Duration::from_secs(2));
+        }
+    }
+}
+
+/// It dies after it was given its test and before it has taken it: whoever comes next must not take it.
+#[childproof::test]
+fn a_test_whose_process_was_killed_on_its_way_is_not_run_by_the_next() {
+    let fixture = victim();
+    for target in TARGETS {
+        let mut run = Run::start(&fixture, target, &["bodies::stops_the_next", "--test-threads=1"]);
+        let met = run.wait_for("met");
+        let (next, by) = met.split_once(' ').unwrap();
+        let next: i32 = next.parse().unwrap();
+        let supervisor: i32 = status(next, "PPid").parse().unwrap();
+        until("the test that hangs", || {
+            // It shows the test, gives it to its process, and sleeps.
+            let title = fs::read_to_string(format!("/proc/{supervisor}/cmdline")).unwrap();
+            let test = title.trim_end_matches('\0').strip_prefix("childproof: bodies::stops_the_next::");
+            test.is_some_and(|test| test > by) && status(supervisor, "State").starts_with('S')
+        });
+        kill(Pid::from_raw(next), Signal::SIGKILL).unwrap();
+        let text = run.finish();
+        let lost = text.matches("the test process was ended by SIGKILL (9)").count();
+        let runs = run.told("runs").unwrap();
+        assert_eq!(runs.len(), 7, "{target}: {runs} ran\n{text}");
+        assert!(runs.as_bytes().is_sorted_by(|one, next| one < next), "{target}: {runs} ran\n{text}");
+        assert_eq!(lost, 1, "{target}\n{text}");
+        assert_eq!(run.code(), Some(101), "{target}\n{text}");
         run.assert_nothing_left(Duration::from_secs(2));
     }
 }

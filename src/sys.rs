@@ -621,40 +621,107 @@ pub(crate) fn borrow(fd: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
-/// `recvmsg(2)` — waits for a message and takes it into two pieces of memory; gives its length and the fds
-/// that came with it. Makes no other calls, and takes no memory.
-pub(crate) fn receive(socket: &OwnedFd, parts: [&mut [u8]; 2]) -> Option<(usize, [Option<OwnedFd>; 2])> {
-    /// The head of a control message and room for two fds, as aligned as the head has to be.
-    #[repr(C)]
-    struct Control {
-        head: libc::cmsghdr,
-        fds: [RawFd; 2],
+/// `socketpair(AF_UNIX, SOCK_SEQPACKET)` — two ends that keep messages apart, both close-on-exec.
+pub(crate) fn socket_pair() -> io::Result<[OwnedFd; 2]> {
+    let mut ends = [-1; 2];
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+    // SAFETY: `ends` has room for two fds.
+    check(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) })?;
+    Ok(ends.map(own))
+}
+
+/// `socket(AF_NETLINK, .., NETLINK_SOCK_DIAG)` — asks the kernel about sockets (sock_diag(7)). A read that
+/// finds no answer does not wait.
+pub(crate) fn sock_diag() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: reads no memory of ours.
+    check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_SOCK_DIAG) }).map(own)
+}
+
+/// The most fds that one message carries.
+pub(crate) const FDS: usize = 2;
+
+/// A control message that carries fds (cmsg(3)): its head, and room for them right behind it.
+#[repr(C)]
+struct Rights {
+    head: libc::cmsghdr,
+    fds: [RawFd; FDS],
+}
+
+impl Rights {
+    const HEAD: usize = size_of::<libc::cmsghdr>();
+
+    /// The length of a message with so many fds, without what pads it.
+    const fn length(fds: usize) -> usize {
+        Rights::HEAD + fds * size_of::<RawFd>()
     }
-    let mut parts = parts.map(|part| libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: part.len() });
-    // SAFETY: all-zero bytes are a valid control message.
-    let mut control: Control = unsafe { mem::zeroed() };
-    // SAFETY: all-zero bytes are a valid msghdr.
-    let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    message.msg_iov = parts.as_mut_ptr();
-    message.msg_iovlen = parts.len() as _;
-    message.msg_control = (&raw mut control).cast();
-    message.msg_controllen = size_of::<Control>() as _;
+
+    fn empty() -> Rights {
+        // SAFETY: all-zero bytes are a valid control message.
+        unsafe { mem::zeroed() }
+    }
+
+    /// The head of a message that comes in two parts, with these rights.
+    fn header(&mut self, parts: &mut [libc::iovec; 2], length: usize) -> libc::msghdr {
+        // SAFETY: all-zero bytes are a valid msghdr.
+        let mut message: libc::msghdr = unsafe { mem::zeroed() };
+        message.msg_iov = parts.as_mut_ptr();
+        message.msg_iovlen = parts.len() as _;
+        message.msg_control = ptr::from_mut(self).cast();
+        message.msg_controllen = length as _;
+        message
+    }
+}
+
+/// `sendmsg(2)` — sends a message that lies in two pieces of memory, and fds with it, at most [`FDS`]. Takes no memory.
+pub(crate) fn send(socket: &OwnedFd, parts: [&[u8]; 2], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let part = |part: &[u8]| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() };
+    let mut parts = parts.map(part);
+    let mut rights = Rights::empty();
+    rights.head.cmsg_level = libc::SOL_SOCKET;
+    rights.head.cmsg_type = libc::SCM_RIGHTS;
+    rights.head.cmsg_len = Rights::length(fds.len().min(FDS)) as _;
+    for (place, fd) in rights.fds.iter_mut().zip(fds) {
+        *place = fd.as_raw_fd();
+    }
+    let length = if fds.is_empty() { 0 } else { size_of::<Rights>() };
+    let message = rights.header(&mut parts, length);
+    // SAFETY: `message` refers to memory of the caller's and of this frame, with its true lengths; the
+    // kernel only reads it.
+    while unsafe { libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL) } == -1 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// `recvmsg(2)` — waits for a message and takes it into two pieces of memory; gives its length and the fds
+/// that came with it, close-on-exec. Takes no memory: it is called in fresh forks.
+pub(crate) fn receive(
+    socket: &OwnedFd,
+    parts: [&mut [u8]; 2],
+) -> io::Result<(usize, [Option<OwnedFd>; FDS])> {
+    let part = |part: &mut [u8]| libc::iovec { iov_base: part.as_mut_ptr().cast(), iov_len: part.len() };
+    let mut parts = parts.map(part);
+    let mut rights = Rights::empty();
+    let mut message = rights.header(&mut parts, size_of::<Rights>());
     let length = loop {
         // SAFETY: `message` refers to memory of the caller's and of this frame, with its true lengths.
         let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) };
-        match length {
-            -1 if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
-            length => break usize::try_from(length).ok()?,
+        if let Ok(length) = usize::try_from(length) {
+            break length;
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
         }
     };
-    let is_rights = (control.head.cmsg_level, control.head.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS);
-    let bytes = if is_rights {
-        (control.head.cmsg_len as usize).saturating_sub(size_of::<libc::cmsghdr>())
-    } else {
-        0
-    };
-    let fd = |at: usize| (bytes >= (at + 1) * size_of::<RawFd>()).then(|| own(control.fds[at]));
-    Some((length, [fd(0), fd(1)]))
+    let is_rights = rights.head.cmsg_level == libc::SOL_SOCKET && rights.head.cmsg_type == libc::SCM_RIGHTS;
+    let bytes = if is_rights { rights.head.cmsg_len } else { 0 };
+    let fd = |at: usize| (bytes >= Rights::length(at + 1) as _).then(|| own(rights.fds[at]));
+    Ok((length, [fd(0), fd(1)]))
 }
 
 /// `setsockopt(SO_SNDTIMEO)` — a send that finds nobody reading fails after `seconds`.

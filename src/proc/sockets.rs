@@ -5,12 +5,11 @@
 //! over netlink (sock_diag(7)), to every user, for the sockets of one's own network namespace. Both
 //! ends of a TCP connection within one namespace are in `/proc/PID/net/tcp` (proc_pid_net(5)).
 
-use std::fs;
-use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 
 use nix::libc;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
 use crate::sys::{self, Pid};
 use crate::wire::{wire_enum, wire_struct};
@@ -117,13 +116,12 @@ impl Socket {
 
 /// Asks the kernel about sockets, one after the other.
 pub(crate) struct Asker {
-    netlink: Result<OwnedFd, String>,
+    netlink: Result<File, String>,
 }
 
 impl Asker {
     pub(crate) fn new() -> Asker {
-        let (family, kind) = (AddressFamily::Netlink, SockType::Raw);
-        let made = socket(family, kind, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag);
+        let made = sys::sock_diag().map(File::from);
         Asker { netlink: made.map_err(|error| format!("the kernel has no sock_diag ({error})")) }
     }
 
@@ -263,7 +261,7 @@ const SK_MEMINFO_SNDBUF: usize = 3;
 const LISTENS: u8 = 10;
 
 /// Asks about one socket; the kernel answers before `send` returns.
-fn exchange(netlink: &OwnedFd, ino: u32) -> Option<Answer> {
+fn exchange(mut netlink: &File, ino: u32) -> Option<Answer> {
     /// `struct nlmsghdr` and `struct unix_diag_req`.
     const SIZE: u32 = 16 + 24;
     let mut request = Vec::with_capacity(SIZE as usize);
@@ -279,9 +277,9 @@ fn exchange(netlink: &OwnedFd, ino: u32) -> Option<Answer> {
     for word in [u32::MAX, ino, show, u32::MAX, u32::MAX] {
         request.extend(word.to_ne_bytes());
     }
-    send(netlink.as_raw_fd(), &request, MsgFlags::empty()).ok()?;
+    netlink.write_all(&request).ok()?;
     let mut buffer = vec![0; 16 * 1024];
-    let length = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT).ok()?;
+    let length = netlink.read(&mut buffer).ok()?;
     parse(buffer.get(..length)?, ino)
 }
 

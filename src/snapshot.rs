@@ -144,7 +144,8 @@ impl Snapshot {
             }
             let had: HashSet<(Option<u64>, i32, bool)> =
                 before.iter().map(|fd| (fd.pipe_or_socket(), fd.access, fd.carries)).collect();
-            let Ok(now) = fds::read(process.pid) else { return false };
+            let id = Stat::read(process.pid).map_or(process.pid, |stat| stat.readable_id());
+            let Ok(now) = fds::read(id) else { return false };
             now.iter().any(|fd| {
                 let target = fd.pipe_or_socket();
                 target.is_some_and(|ino| known.contains(&ino))

@@ -791,6 +791,19 @@ fn a_test_whose_process_was_killed_on_its_way_is_not_run_by_the_next() {
     }
 }
 
+/// It was forked before its test, and its age is that of its test.
+#[childproof::test]
+fn a_process_that_has_waited_is_as_old_as_its_test() {
+    let fixture = victim();
+    let arguments = ["bodies::waits_long", "--test-threads=1"];
+    for (target, mut run) in TARGETS.map(|target| (target, Run::start(&fixture, target, &arguments))) {
+        let text = run.finish();
+        let ages = text.split(", age ").skip(1).filter_map(|rest| rest.split(' ').next());
+        let ages: Vec<f64> = ages.map(|age| age.parse().unwrap()).collect();
+        assert!(ages.len() == 1 && (0.3..5.0).contains(&ages[0]), "{target}: {ages:?} s\n{text}");
+    }
+}
+
 /// The kernel kills a test process whose supervisor dies; nobody else would if the server were
 /// gone too.
 #[childproof::test]

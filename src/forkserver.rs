@@ -77,6 +77,8 @@ struct Idle {
     slots: VecDeque<Slot>,
     /// How many tests there were.
     tests: usize,
+    /// One more could not be made: there may be no more processes.
+    is_last: bool,
 }
 
 /// How many tests there are before a supervisor is made that is not needed at once. A run of nextest has one.
@@ -86,7 +88,8 @@ impl Idle {
     /// Gives who waits for the longest, if nobody has to be made.
     fn take(&mut self) -> Option<Slot> {
         self.tests += 1;
-        if self.slots.len() == 1 && self.tests > FEW { None } else { self.slots.pop_front() }
+        let wants_another = self.slots.len() == 1 && self.tests > FEW && !self.is_last;
+        if wants_another { None } else { self.slots.pop_front() }
     }
 }
 
@@ -242,7 +245,11 @@ impl ForkServer {
                 return Ok(slot);
             }
         }
-        let slot = self.new_slot()?;
+        let slot = self.new_slot().or_else(|error| {
+            let mut idle = lock(&self.idle);
+            idle.is_last = true;
+            idle.slots.pop_front().ok_or(error)
+        })?;
         slot.channel.send(job, output)?;
         Ok(slot)
     }

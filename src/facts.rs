@@ -215,6 +215,8 @@ wire_enum! {
     pub(crate) enum Answer {
         /// There is more to come, and it is no clean test's: what was left is looked at now.
         Looking {},
+        /// The test has not begun, and may be given to another supervisor.
+        NotBegun { why: String },
         Clean { pid: i32, session: i32, body_time: Option<Duration>, time: Duration },
         Other { facts: Box<Facts> },
     }
@@ -227,23 +229,6 @@ impl Answer {
             Answer::Clean { pid, session, body_time, time }
         } else {
             Answer::Other { facts }
-        }
-    }
-
-    /// What came of the test; `None` if that is still to come.
-    pub(crate) fn facts(self) -> Option<Facts> {
-        match self {
-            Answer::Looking {} => None,
-            Answer::Other { facts } => Some(*facts),
-            Answer::Clean { pid, session, body_time, time } => Some(Facts {
-                pid,
-                session,
-                body: Body::Passed,
-                body_time,
-                end: End::Exited { code: 0 },
-                time,
-                ..Facts::lost(String::new())
-            }),
         }
     }
 }
@@ -298,6 +283,19 @@ impl Facts {
     /// What is known of a socket.
     pub(crate) fn socket(&self, ino: u64) -> Option<&Socket> {
         self.sockets.iter().find(|socket| socket.ino == ino)
+    }
+
+    /// Facts of a test that passed and left nothing.
+    pub(crate) fn clean(pid: i32, session: i32, body_time: Option<Duration>, time: Duration) -> Facts {
+        Facts {
+            pid,
+            session,
+            body: Body::Passed,
+            body_time,
+            end: End::Exited { code: 0 },
+            time,
+            ..Facts::lost(String::new())
+        }
     }
 
     /// Facts of a test that could not be run or followed.

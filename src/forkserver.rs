@@ -43,6 +43,8 @@ wire_enum! {
         Slot,
         /// Kill a supervisor that has stopped answering.
         Kill { pid: i32 },
+        /// Close the fd that comes with it once this supervisor has ended and is reaped.
+        Reaped { pid: i32 },
         /// The run is over.
         End,
     }
@@ -197,7 +199,8 @@ impl ForkServer {
         slow: impl FnOnce(),
         looking: impl Fn(),
     ) -> Facts {
-        let slot = match self.give(&job.encode(), output) {
+        let message = job.encode();
+        let mut slot = match self.give(&message, output) {
             Ok(slot) => slot,
             Err(error) => return Facts::lost(format!("no supervisor: {error}")),
         };
@@ -224,9 +227,18 @@ impl ForkServer {
                 Ok(None) => return Facts::lost(format!("supervisor {} was killed", slot.pid)),
                 Err(error) => return Facts::lost(format!("lost supervisor {}: {error}", slot.pid)),
             };
-            match answer.map(Answer::facts) {
-                Some(Some(facts)) => break facts,
-                Some(None) => looking(),
+            match answer {
+                Some(Answer::Looking {}) => looking(),
+                Some(Answer::NotBegun { why }) => {
+                    slot = match self.give_to_another(slot, &message, output) {
+                        Some(another) => another,
+                        None => return Facts::lost(why),
+                    }
+                }
+                Some(Answer::Clean { pid, session, body_time, time }) => {
+                    break Facts::clean(pid, session, body_time, time);
+                }
+                Some(Answer::Other { facts }) => break *facts,
                 None => return Facts::lost(format!("supervisor {} sent an unreadable answer", slot.pid)),
             }
         };
@@ -252,6 +264,26 @@ impl ForkServer {
         })?;
         slot.channel.send(job, output)?;
         Ok(slot)
+    }
+
+    /// Gives a job that `slot` could not begin, as there may be no more processes, to one that waits: that may
+    /// have a process already, and `slot` makes room for one. `None` if none waits.
+    fn give_to_another(&self, slot: Slot, job: &[u8], output: &[BorrowedFd<'_>]) -> Option<Slot> {
+        let mut idle = lock(&self.idle);
+        idle.is_last = true;
+        if idle.slots.is_empty() {
+            idle.slots.push_back(slot);
+            return None;
+        }
+        drop(idle);
+        // It counts until it is reaped (`release_task` in kernel/exit.c), which only the server can know.
+        if let Ok((reaped, theirs)) = Channel::pair() {
+            let request = Request::Reaped { pid: slot.pid }.encode();
+            let _ = lock(&self.control).send(&request, &[theirs.as_fd()]);
+            drop((slot, theirs));
+            sys::readable(&reaped, Some(PATIENCE));
+        }
+        self.give(job, output).ok()
     }
 
     fn new_slot(&self) -> io::Result<Slot> {
@@ -418,6 +450,8 @@ impl Start {
 struct Live {
     pid: Pid,
     pidfd: OwnedFd,
+    /// Closed when it is reaped: the harness waits for that.
+    _awaited: Option<OwnedFd>,
 }
 
 struct Server {
@@ -540,6 +574,11 @@ impl Server {
                         let _ = sys::pidfd_send_signal(&live.pidfd, libc::SIGKILL);
                     }
                 }
+                (Some(Request::Reaped { pid }), awaited) => {
+                    if let Some(live) = self.supervisors.iter_mut().find(|live| live.pid == pid) {
+                        live._awaited = awaited;
+                    }
+                }
                 (Some(Request::End), _) => return self.wind_down(),
                 _ => {}
             }
@@ -555,13 +594,13 @@ impl Server {
             Ok(Fork::Parent(pid)) => {
                 // Our unreaped child: the pid is still its own.
                 if let Ok(pidfd) = sys::pidfd_open(pid) {
-                    self.supervisors.push(Live { pid, pidfd });
+                    self.supervisors.push(Live { pid, pidfd, _awaited: None });
                 }
                 Some(Fork::Parent(pid))
             }
             Ok(child) => Some(child),
             Err(error) => {
-                let error = Some(format!("cannot fork a supervisor: {error}"));
+                let error = Some(supervisor::cannot_fork("a supervisor", &error));
                 let _ = slot.send(&Hello { pid: 0, directory: String::new(), error }.encode(), &[]);
                 None
             }

@@ -156,6 +156,19 @@ impl Desk {
     }
 }
 
+/// Says that a fork failed, and what to do if that is for want of processes.
+pub(crate) fn cannot_fork(what: &str, error: &io::Error) -> String {
+    // fork(2) has the four limits that EAGAIN is for.
+    let advice = match error.raw_os_error() {
+        Some(libc::EAGAIN) => {
+            "; there may be no more processes: raise the limit (`ulimit -u`, or `pids.max` of the cgroup) or run \
+             fewer tests at once (`--test-threads`)"
+        }
+        _ => "",
+    };
+    format!("cannot fork {what}: {error}{advice}")
+}
+
 /// How a test process comes to its body.
 pub(crate) enum Then<'a> {
     /// At once, on top of the supervisor's stack: to go back down would be to copy it, for every
@@ -252,8 +265,11 @@ impl Supervisor {
                     return self.become_test(test);
                 }
                 Err(error) => {
-                    let why = format!("cannot fork the test process: {error}");
-                    Some(Box::new(Facts::lost(why)))
+                    let why = cannot_fork("the test process", &error);
+                    if self.slot.send(&Answer::NotBegun { why }.encode(), &[]).is_err() {
+                        return self.leave(0, None);
+                    }
+                    continue;
                 }
             };
             let Some(facts) = guarded else { return self.leave(0, None) };

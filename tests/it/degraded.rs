@@ -1,8 +1,9 @@
 //! Where something may not be read, the report says so, and blames nobody for it.
 
+use std::fs;
 use std::process::Command;
 
-use crate::support::{Fixture, Ran, as_nobody, through_shell};
+use crate::support::{Fixture, Ran, as_nobody, scratch, through_shell};
 
 fn leaky() -> Fixture {
     Fixture::build("leaky")
@@ -87,6 +88,36 @@ fn a_proc_that_hides_others_is_enough() {
             "0 passed; 2 failed",
         ],
     );
+}
+
+/// A process that is forked ahead, and a supervisor more than is needed, must not take the place of those that
+/// are needed.
+#[childproof::test(timeout = "120s")]
+fn as_many_processes_as_one_test_needs_are_enough_for_all() {
+    if !can_be_nobody() {
+        return;
+    }
+    let fixture = Fixture::build("victim");
+    // Limits are kept by user: one that nobody else is.
+    let user = 4_000_000_000 + u64::from(std::process::id());
+    // Harness, fork server, supervisor and test; and libtest has a second thread.
+    for (target, least) in [("harness", 4), ("stock", 5)] {
+        let binary = scratch().join(target);
+        fs::copy(fixture.binary(target), &binary).unwrap();
+        let run = |limit: u32| {
+            let script = format!(
+                "cd / && exec prlimit --nproc={limit} setpriv --reuid={user} --regid=65534 --clear-groups \"$@\""
+            );
+            let arguments = ["bodies::nothing", "--test-threads=1", "--color=never"];
+            Ran::of(&mut through_shell(&fixture.command(target, &[]), &script, &binary, &arguments))
+        };
+        for limit in (least..least + 4).cycle().take(40) {
+            let ran = run(limit);
+            assert!(ran.stdout.contains("16 passed; 0 failed"), "{target}, {limit}:\n{}", ran.all());
+        }
+        let ran = run(least - 1);
+        assert_says(&ran, &["0 passed; 16 failed", "raise the limit (`ulimit -u`"]);
+    }
 }
 
 #[childproof::test]

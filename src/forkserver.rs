@@ -74,13 +74,18 @@ pub(crate) struct ForkServer {
 
 /// The supervisors without work. They take turns, and there is one more than tests that run at once: so each
 /// has the time of a test to fork the next process ahead.
-#[derive(Default)]
 struct Idle {
     slots: VecDeque<Slot>,
     /// How many tests there were.
     tests: usize,
-    /// One more could not be made: there may be no more processes.
+    /// One more could not be made, or shall not: there may be no more processes.
     is_last: bool,
+}
+
+impl Default for Idle {
+    fn default() -> Idle {
+        Idle { slots: VecDeque::new(), tests: 0, is_last: !supervisor::may_take_ahead() }
+    }
 }
 
 /// How many tests there are before a supervisor is made that is not needed at once. A run of nextest has one.

@@ -13,7 +13,7 @@ use std::io;
 use std::iter;
 use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -136,6 +136,7 @@ pub(crate) struct Supervisor {
     before: Vec<(RawFd, FdIdentity)>,
     /// `CHILDPROOF_TRACE=fds`.
     traced: bool,
+    may_take_ahead: bool,
     pid: Pid,
 }
 
@@ -154,6 +155,14 @@ impl Desk {
     fn clear(&self) {
         while sys::readable(&self.theirs, Some(Duration::ZERO)) && self.theirs.receive().is_ok() {}
     }
+}
+
+/// Below this limit on a user's processes none is taken ahead: a test may need its place.
+const MANY: u64 = 1024;
+
+/// Whether processes may be taken that only a test to come needs.
+pub(crate) fn may_take_ahead() -> bool {
+    sys::process_limit() >= MANY
 }
 
 /// Says that a fork failed, and what to do if that is for want of processes.
@@ -225,6 +234,7 @@ impl Supervisor {
             scratch: Scratch::make(scratch)?,
             before: Vec::new(),
             traced: std::env::var_os("CHILDPROOF_TRACE").is_some_and(|value| value == "fds"),
+            may_take_ahead: may_take_ahead(),
             pid,
         };
         let _ = nix::sys::prctl::set_name(c"childproof");
@@ -245,7 +255,7 @@ impl Supervisor {
     /// Runs tests until there are no more.
     pub(crate) fn serve(mut self, then: &Then<'_>) -> Served {
         let mut ahead = None;
-        let mut is_first = true;
+        let mut forks_ahead = false;
         loop {
             let Some((bytes, fds)) = self.next_job() else { return self.leave(0, ahead) };
             let (Some(job), Some(output)) = (Job::decode(&bytes), Output::new(fds.into_iter())) else {
@@ -280,7 +290,7 @@ impl Supervisor {
             }
             // Nothing is left of the test. Who has been given two will be given a third: its process is
             // forked while the harness tells of this one. nextest gives one test to a process.
-            if !mem::take(&mut is_first) {
+            if mem::replace(&mut forks_ahead, self.may_take_ahead) {
                 match self.fork_test(then, [-1; 2]) {
                     Ok(Forked::Test(test)) => ahead = Some(test),
                     Ok(Forked::InTest(test)) => return self.become_test(test),
@@ -741,6 +751,16 @@ enum Forked {
 /// A test's directory for temporary files, the same for all tests of one supervisor.
 struct Scratch {
     path: PathBuf,
+    /// What the kernel tells of it while nobody has used it.
+    unused: Option<Marks>,
+}
+
+/// Mode, owner, group, and the times of the last change of the entries and of anything.
+type Marks = (u32, u32, u32, [i64; 2], [i64; 2]);
+
+fn marks(of: &fs::Metadata) -> Marks {
+    let (entries, anything) = ([of.mtime(), of.mtime_nsec()], [of.ctime(), of.ctime_nsec()]);
+    (of.mode(), of.uid(), of.gid(), entries, anything)
 }
 
 impl Scratch {
@@ -751,18 +771,22 @@ impl Scratch {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o1777))?;
         // A directory changes its time with every entry that comes or goes, so one `stat` tells
         // later whether it was used. Times are coarse: "now" would not do as a mark.
-        File::open(&path)?.set_times(FileTimes::new().set_modified(UNIX_EPOCH))?;
-        Ok(Scratch { path })
+        // Nor would a round number: archives and `touch -d @0` set those.
+        let mark = UNIX_EPOCH + Duration::from_nanos(u64::from(std::process::id()) + 1);
+        File::open(&path)?.set_times(FileTimes::new().set_modified(mark))?;
+        let unused = fs::symlink_metadata(&path).ok().map(|found| marks(&found));
+        Ok(Scratch { path, unused })
     }
 
     /// Leaves the directory empty and unused, as it is most of the time.
-    fn reset(&self) -> io::Result<()> {
-        let found = fs::symlink_metadata(&self.path);
-        if found.is_ok_and(|found| found.is_dir() && found.modified().is_ok_and(|at| at == UNIX_EPOCH)) {
+    fn reset(&mut self) -> io::Result<()> {
+        let found = fs::symlink_metadata(&self.path).ok().map(|found| marks(&found));
+        if found.is_some() && found == self.unused {
             return Ok(());
         }
         self.remove()?;
-        Scratch::make(self.path.clone()).map(drop)
+        *self = Scratch::make(self.path.clone())?;
+        Ok(())
     }
 
     fn remove(&self) -> io::Result<()> {

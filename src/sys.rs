@@ -606,6 +606,14 @@ pub(crate) fn list_numbers(directory: &CStr, mut see: impl FnMut(i32, BorrowedFd
     }
 }
 
+/// How many processes and threads this user may have; at most `u64::MAX`, which is no limit.
+pub(crate) fn process_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a writable rlimit.
+    let known = unsafe { libc::getrlimit(libc::RLIMIT_NPROC, &mut limit) } == 0;
+    if known { limit.rlim_cur } else { u64::MAX }
+}
+
 fn probe_fds(see: impl FnMut(RawFd)) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a writable rlimit.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::support::{Fixture, Ran, as_nobody, scratch, through_shell};
+use crate::support::{Fixture, Ran, Run, as_nobody, scratch, through_shell};
 
 fn leaky() -> Fixture {
     Fixture::build("leaky")
@@ -90,34 +90,82 @@ fn a_proc_that_hides_others_is_enough() {
     );
 }
 
-/// A process that is forked ahead, and a supervisor more than is needed, must not take the place of those that
-/// are needed.
+/// A user that nobody else is, under a limit on processes: those are counted by user.
+struct Limited {
+    user: u64,
+    fixture: Fixture,
+}
+
+impl Limited {
+    fn new() -> Limited {
+        Limited { user: 4_000_000_000 + u64::from(std::process::id()), fixture: Fixture::build("victim") }
+    }
+
+    fn run(&self, target: &str, limit: u32, tests: &str) -> Ran {
+        Ran::of(&mut self.command(target, limit, tests))
+    }
+
+    fn command(&self, target: &str, limit: u32, tests: &str) -> Command {
+        let binary = scratch().join(target);
+        if !binary.exists() {
+            fs::copy(self.fixture.binary(target), &binary).unwrap();
+        }
+        let script = format!(
+            "cd / && exec prlimit --nproc={limit} setpriv --reuid={} --regid=65534 --clear-groups \"$@\"",
+            self.user
+        );
+        let arguments = [tests, "--test-threads=1", "--color=never"];
+        through_shell(&self.fixture.command(target, &[]), &script, &binary, &arguments)
+    }
+}
+
+/// Targets, and what one test takes: harness, fork server, supervisor and test; libtest has a second thread.
+const LEAST: [(&str, u32); 2] = [("harness", 4), ("stock", 5)];
+
+/// What a test starts needs a place too, and must find it whatever is to be run after it.
+#[childproof::test(timeout = "120s")]
+fn under_a_limit_on_processes_none_is_taken_that_a_test_may_need() {
+    if !can_be_nobody() {
+        return;
+    }
+    let limited = Limited::new();
+    for (target, least) in LEAST {
+        for more in 0..5 {
+            let ran = limited.run(target, least + more, "bodies::nothing");
+            assert!(ran.stdout.contains("16 passed; 0 failed"), "{target}, +{more}:\n{}", ran.all());
+            let ran = limited.run(target, least + 1 + more, "bodies::one_child");
+            assert!(ran.stdout.contains("8 passed; 0 failed"), "{target}, 1+{more}:\n{}", ran.all());
+        }
+        let ran = limited.run(target, least - 1, "bodies::nothing");
+        assert_says(&ran, &["0 passed; 16 failed", "raise the limit (`ulimit -u`"]);
+    }
+}
+
+/// Where a high limit is nearly reached, what is taken ahead must not stand in the way of the next test.
 #[childproof::test(timeout = "120s")]
 fn as_many_processes_as_one_test_needs_are_enough_for_all() {
     if !can_be_nobody() {
         return;
     }
-    let fixture = Fixture::build("victim");
-    // Limits are kept by user: one that nobody else is.
-    let user = 4_000_000_000 + u64::from(std::process::id());
-    // Harness, fork server, supervisor and test; and libtest has a second thread.
-    for (target, least) in [("harness", 4), ("stock", 5)] {
-        let binary = scratch().join(target);
-        fs::copy(fixture.binary(target), &binary).unwrap();
-        let run = |limit: u32| {
-            let script = format!(
-                "cd / && exec prlimit --nproc={limit} setpriv --reuid={user} --regid=65534 --clear-groups \"$@\""
-            );
-            let arguments = ["bodies::nothing", "--test-threads=1", "--color=never"];
-            Ran::of(&mut through_shell(&fixture.command(target, &[]), &script, &binary, &arguments))
-        };
-        for limit in (least..least + 4).cycle().take(40) {
-            let ran = run(limit);
-            assert!(ran.stdout.contains("16 passed; 0 failed"), "{target}, {limit}:\n{}", ran.all());
+    let limited = Limited::new();
+    let crowd = limited.command("harness", 2048, "bodies::is_a_crowd");
+    let mut crowd = Run::spawn(crowd);
+    crowd.wait_for("crowd");
+    // Its threads, and the four processes of a test.
+    let taken = 1024 + 4;
+    for (target, least) in LEAST {
+        let run = |more| limited.run(target, taken + least + more, "bodies::nothing");
+        for more in (0..4).cycle().take(40) {
+            let ran = run(more);
+            assert!(ran.stdout.contains("16 passed; 0 failed"), "{target}, +{more}:\n{}", ran.all());
         }
-        let ran = run(least - 1);
-        assert_says(&ran, &["0 passed; 16 failed", "raise the limit (`ulimit -u`"]);
+        // They do count.
+        let ran = limited.run(target, taken + least - 1, "bodies::nothing");
+        assert_says(&ran, &["0 passed; 16 failed"]);
     }
+    crowd.tell("go");
+    let text = crowd.finish();
+    assert_eq!(crowd.code(), Some(0), "{text}");
 }
 
 #[childproof::test]

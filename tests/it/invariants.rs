@@ -866,6 +866,18 @@ fn scratch_is_private_empty_and_removed() {
     }
 }
 
+#[childproof::test]
+fn scratch_is_new_whatever_the_test_before_changed_of_it() {
+    let fixture = victim();
+    for target in TARGETS {
+        let arguments = ["bodies::finds_its_scratch_new", "--test-threads=1"];
+        let mut run = Run::start(&fixture, target, &arguments);
+        let text = run.finish();
+        assert!(text.contains("8 passed; 0 failed"), "{target}\n{text}");
+        run.assert_nothing_left(Duration::from_secs(2));
+    }
+}
+
 /// Whoever is killed while a test has made its mess, as a user to whom permissions mean something.
 #[childproof::test(timeout = "120s")]
 fn scratch_is_removed_whoever_was_killed() {

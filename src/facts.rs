@@ -145,20 +145,31 @@ wire_struct! {
     }
 }
 
+wire_enum! {
+    /// What a recorded call is for.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) enum Makes {
+        Fds,
+        Process,
+        /// The end of the process that calls.
+        End,
+    }
+}
+
 wire_struct! {
     /// A call that made a process or a pair of fds.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub(crate) struct Site {
-        /// The function: `pipe2`, `fork`, `posix_spawnp`.
+        /// The function: `pipe2`, `fork`, `posix_spawnp`, `exit`.
         pub(crate) call: String,
-        pub(crate) is_process: bool,
+        pub(crate) makes: Makes,
         /// The pid of the process that called it.
         pub(crate) maker: i32,
-        /// Inodes of the fds, or the pid of the process that was made.
+        /// Inodes of the fds, or the pid of the process that was made, or that is at its end.
         pub(crate) keys: [u64; 2],
-        /// Of a fork: how many threads the caller had, 0 if that is not known.
+        /// Of a fork or an end: how many threads the caller had, 0 if that is not known.
         pub(crate) threads: u32,
-        /// Of a fork: the name of the thread that called; `main` for the first one.
+        /// Of a fork or an end: the name of the thread that called; `main` for the first one.
         pub(crate) thread: String,
         /// Of a fork: the child has called an `exec`, whatever came of it.
         pub(crate) execed: bool,
@@ -251,7 +262,7 @@ impl Facts {
     /// Whether the body passed, the process returned, and nothing at all was left: what nearly every
     /// test comes to, and nothing can be concluded from.
     pub(crate) fn are_clean(&self) -> bool {
-        self.body == Body::Passed
+        self.body.has_passed()
             && self.end == (End::Exited { code: 0 })
             && self.threads == 0
             && self.returned_children == 0

@@ -692,7 +692,7 @@ pub(crate) fn guard(
     let verdict = judge(job, facts);
     let output = read(&capture).unwrap_or_else(|error| format!("[its output cannot be read: {error}]"));
     // Somebody may still write to it if something was left; and then it is not the next test's.
-    if !verdict.failed() && (output.is_empty() || capture.set_len(0).is_ok()) {
+    if !verdict.failed() && (output.is_empty() || capture.set_len(0).is_ok()) && only_appends(&capture) {
         lock(captures).push(capture);
     }
     (verdict, output)
@@ -727,8 +727,17 @@ fn capture() -> io::Result<File> {
     let (fd, path) = nix::unistd::mkstemp(&directory.join("childproof-XXXXXX"))?;
     std::fs::remove_file(path)?;
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    fcntl(&fd, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
-    Ok(fd.into())
+    let capture = fd.into();
+    match only_appends(&capture) {
+        true => Ok(capture),
+        false => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Has whoever writes to a file append to it, and do nothing else: its flags are those of everybody who has
+/// it, and a test may have changed them.
+fn only_appends(capture: &File) -> bool {
+    fcntl(capture, FcntlArg::F_SETFL(OFlag::O_APPEND)).is_ok()
 }
 
 fn read(capture: &File) -> io::Result<String> {

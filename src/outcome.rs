@@ -18,8 +18,10 @@ wire_enum! {
     pub(crate) enum Body {
         /// It never came back: it was killed, ended the process, or never began.
         Unfinished,
-        /// It returned, and its return value says success; or it panicked as expected.
+        /// It returned, and its return value says success.
         Passed,
+        /// `#[should_panic]`, and it did.
+        PanickedAsExpected,
         /// It panicked.
         Panicked,
         /// It returned an `Err` or another failing `Termination`.
@@ -28,6 +30,13 @@ wire_enum! {
         DidNotPanic,
         /// `#[should_panic(expected = "..")]`, and it panicked with `message`.
         PanickedOtherwise { message: String },
+    }
+}
+
+impl Body {
+    /// Whether there is nothing to say against the body itself.
+    pub(crate) fn has_passed(&self) -> bool {
+        matches!(self, Body::Passed | Body::PanickedAsExpected)
     }
 }
 
@@ -90,6 +99,7 @@ const PANICKED: u32 = 2;
 const ERROR: u32 = 3;
 const DID_NOT_PANIC: u32 = 4;
 const PANICKED_OTHERWISE: u32 = 5;
+const PANICKED_AS_EXPECTED: u32 = 6;
 
 const MESSAGE: usize = 1024;
 const TARGET: usize = 96;
@@ -185,6 +195,7 @@ impl Page {
         let code = match body {
             Body::Unfinished => 0,
             Body::Passed => PASSED,
+            Body::PanickedAsExpected => PANICKED_AS_EXPECTED,
             Body::Panicked => PANICKED,
             Body::Error => ERROR,
             Body::DidNotPanic => DID_NOT_PANIC,
@@ -202,6 +213,7 @@ impl Page {
     pub(crate) fn body(&self) -> Body {
         match self.body.load(Ordering::Acquire) {
             PASSED => Body::Passed,
+            PANICKED_AS_EXPECTED => Body::PanickedAsExpected,
             PANICKED => Body::Panicked,
             ERROR => Body::Error,
             DID_NOT_PANIC => Body::DidNotPanic,

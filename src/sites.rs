@@ -1,6 +1,6 @@
 //! The recorder of creation sites: which line made a pipe or a process.
 //!
-//! The library defines `pipe`, `pipe2`, `socketpair`, `posix_spawn`, `posix_spawnp` and `fork` in
+//! The library defines `pipe`, `pipe2`, `socketpair`, `posix_spawn`, `posix_spawnp`, `fork`, `exit` and others in
 //! the test binary, where they win over libc's (ld.so(8), symbol lookup order). Each does what
 //! libc's does and, in a test process or a fork of it, writes down who called: the inode or the
 //! pid, and the return addresses. The memory is shared with the supervisor, so it can be read
@@ -25,14 +25,16 @@ use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, 
 use nix::errno::Errno;
 use nix::libc;
 
-use crate::facts::Site;
+use crate::facts::{Makes, Site};
 use crate::proc::maps::Maps;
 use crate::sys::{self, Pid, Shared};
 use crate::threads;
 
+mod ends;
 mod processes;
 mod trace;
 
+pub(crate) use ends::end_body;
 pub(crate) use processes::prepare;
 pub(crate) use trace::trace;
 use trace::{is_traced, say};
@@ -61,15 +63,25 @@ enum Call {
     Spawn,
     Spawnp,
     Fork,
+    Exec,
+    Exit,
+    UnderscoreExit,
+    QuickExit,
+    Abort,
 }
 
-const NAMES: [(Call, &str); 6] = [
+const NAMES: [(Call, &str); 11] = [
     (Call::Pipe, "pipe"),
     (Call::Pipe2, "pipe2"),
     (Call::Socketpair, "socketpair"),
     (Call::Spawn, "posix_spawn"),
     (Call::Spawnp, "posix_spawnp"),
     (Call::Fork, "fork"),
+    (Call::Exec, "exec"),
+    (Call::Exit, "exit"),
+    (Call::UnderscoreExit, "_exit"),
+    (Call::QuickExit, "quick_exit"),
+    (Call::Abort, "abort"),
 ];
 
 /// The calls of one test, in shared memory. All zeroes is a valid value: none yet. Pages that no
@@ -88,15 +100,15 @@ struct Entry {
     /// The call; 0 while the entry is being written.
     call: AtomicU32,
     maker: AtomicU32,
-    /// Inodes of pipes and sockets; the pid of a process.
+    /// Inodes of pipes and sockets; the pid of a process that is made, or at its end.
     keys: [AtomicU64; 2],
-    /// Of a fork: how many threads the process had, 0 if that could not be read.
+    /// Of a fork or an end: how many threads the process had, 0 if that could not be read.
     threads: AtomicU32,
     /// Of a fork: the child has called an `exec`, whatever came of it.
     execed: AtomicU32,
     /// Of fds: they were made with close-on-exec.
     cloexec: AtomicU32,
-    /// Of a fork: the name of the thread that called, NUL-terminated.
+    /// Of a fork or an end: the name of the thread that called, NUL-terminated.
     thread: [AtomicU8; THREAD],
     /// The arguments of the program that was started, each with its NUL, and one more at the end.
     command: [AtomicU8; COMMAND],
@@ -113,9 +125,12 @@ fn place_of(before: u64) -> usize {
 }
 
 impl Call {
-    /// Whether it makes a process, and not a pair of fds.
-    fn makes_process(self) -> bool {
-        matches!(self, Call::Fork | Call::Spawn | Call::Spawnp)
+    fn makes(self) -> Makes {
+        match self {
+            Call::Pipe | Call::Pipe2 | Call::Socketpair => Makes::Fds,
+            Call::Spawn | Call::Spawnp | Call::Fork => Makes::Process,
+            Call::Exec | Call::Exit | Call::UnderscoreExit | Call::QuickExit | Call::Abort => Makes::End,
+        }
     }
 }
 
@@ -130,6 +145,7 @@ static BODY: AtomicUsize = AtomicUsize::new(0);
 /// Notes that the body runs on top of the caller's frame, in which `place` lies.
 pub(crate) fn begin_body(place: &impl Sized) {
     BODY.store(std::ptr::from_ref(place).addr(), Ordering::Relaxed);
+    ends::begin();
 }
 
 impl Log {
@@ -161,23 +177,23 @@ impl Log {
         first.iter().chain(older).chain(newer)
     }
 
-    /// The calls that made one of `keys` (whether it is a process, and its pid or inode), and the
+    /// The calls that made one of `keys` (what was made, and its pid or inode), and the
     /// `forks` among threads whose child did not go on to exec, if they are asked for.
-    pub(crate) fn sites(&self, keys: &[(bool, u64)], forks: bool) -> Vec<Site> {
+    pub(crate) fn sites(&self, keys: &[(Makes, u64)], forks: bool) -> Vec<Site> {
         if keys.is_empty() && !forks {
             return Vec::new();
         }
         self.entries(|call, entry| {
-            entry.keys().iter().any(|key| *key != 0 && keys.contains(&(call.makes_process(), *key)))
+            entry.keys().iter().any(|key| *key != 0 && keys.contains(&(call.makes(), *key)))
                 || forks && *call == Call::Fork && entry.is_threaded_fork()
         })
     }
 
     /// The last `most` programs that were started and are none of `but`.
-    pub(crate) fn programs(&self, but: &[(bool, u64)], most: usize) -> Vec<Site> {
+    pub(crate) fn programs(&self, but: &[(Makes, u64)], most: usize) -> Vec<Site> {
         let mut programs = self.entries(|call, entry| {
-            let starts = call.makes_process() && (*call != Call::Fork || entry.has_execed());
-            starts && !but.contains(&(true, entry.keys()[0]))
+            let starts = call.makes() == Makes::Process && (*call != Call::Fork || entry.has_execed());
+            starts && !but.contains(&(Makes::Process, entry.keys()[0]))
         });
         programs.split_off(programs.len().saturating_sub(most))
     }
@@ -254,7 +270,7 @@ impl Entry {
         }
     }
 
-    /// Writes down which thread is about to fork, and how many there are. Async-signal-safe.
+    /// Writes down which thread is about to fork or to end the process, and how many there are. Async-signal-safe.
     fn note_threads(&self) {
         self.threads.store(threads::count(), Ordering::Relaxed);
         for (to, from) in self.thread.iter().zip(thread_name()) {
@@ -329,7 +345,7 @@ impl Entry {
         let thread: Vec<u8> = thread.take_while(|byte| *byte != 0).collect();
         Site {
             call: name.to_owned(),
-            is_process: call.makes_process(),
+            makes: call.makes(),
             maker: self.maker.load(Ordering::Relaxed) as Pid,
             keys: self.keys(),
             threads: self.threads.load(Ordering::Relaxed),

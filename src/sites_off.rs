@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crate::facts::Site;
+use crate::facts::{Makes, Site};
 use crate::sys::Pid;
 
 /// Why no line is known, for the report.
@@ -29,11 +29,11 @@ impl Log {
         true
     }
 
-    pub(crate) fn programs(&self, _: &[(bool, u64)], _: usize) -> Vec<Site> {
+    pub(crate) fn programs(&self, _: &[(Makes, u64)], _: usize) -> Vec<Site> {
         Vec::new()
     }
 
-    pub(crate) fn sites(&self, _: &[(bool, u64)], _: bool) -> Vec<Site> {
+    pub(crate) fn sites(&self, _: &[(Makes, u64)], _: bool) -> Vec<Site> {
         Vec::new()
     }
 }
@@ -43,6 +43,9 @@ pub(crate) fn prepare() {}
 
 /// Has no stacks to cut.
 pub(crate) fn begin_body(_: &impl Sized) {}
+
+/// Has no end to name.
+pub(crate) fn end_body() {}
 
 /// Has nothing to trace with, and says so.
 pub(crate) fn trace() {

@@ -23,11 +23,11 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::channel::{Channel, Message};
-use crate::facts::{Answer, Class, Facts, Process};
+use crate::facts::{Answer, Class, Facts, Makes, Process, Site};
 use crate::forkserver::Hello;
 use crate::kill;
 use crate::lifeline::Watch;
-use crate::outcome::{End, Page, Phase};
+use crate::outcome::{Body, End, Page, Phase};
 use crate::policy::{Settings, ThreadedFork};
 use crate::proc::fds::pipe_of;
 use crate::proc::process::are_hidden;
@@ -594,7 +594,7 @@ impl Supervisor {
 
     /// Finds out who made what was left, and who forked among threads if that is asked for.
     fn look_up_sites(&self, settings: &Settings, facts: &mut Facts) {
-        let mut keys: Vec<(bool, u64)> = Vec::new();
+        let mut keys: Vec<(Makes, u64)> = Vec::new();
         let told = |process: &&Process| match process.class {
             Class::Leaked => true,
             Class::Unwaited => settings.deny_unwaited,
@@ -602,15 +602,21 @@ impl Supervisor {
             Class::Straggler => !facts.strays.is_empty(),
         };
         for process in facts.processes.iter().filter(told) {
-            keys.push((true, process.pid as u64));
-            keys.extend(process.lineage.iter().map(|pid| (true, *pid as u64)));
+            keys.push((Makes::Process, process.pid as u64));
+            keys.extend(process.lineage.iter().map(|pid| (Makes::Process, *pid as u64)));
             let fds = process.known_fds().iter();
-            keys.extend(fds.filter_map(|fd| Some((false, fd.pipe_or_socket()?))));
+            keys.extend(fds.filter_map(|fd| Some((Makes::Fds, fd.pipe_or_socket()?))));
         }
-        keys.extend(facts.strays.iter().map(|stray| (false, stray.ino)));
+        keys.extend(facts.strays.iter().map(|stray| (Makes::Fds, stray.ino)));
+        // Not if it never had a body, or a signal came from elsewhere: it has not called then.
+        if facts.body == Body::Unfinished && matches!(facts.end, End::Exited { .. } | End::Signalled { .. }) {
+            keys.push((Makes::End, facts.pid as u64));
+        }
         facts.sites = self.log.sites(&keys, settings.threaded_fork != ThreadedFork::Allow);
-        let has_site =
-            |pid: Pid| facts.sites.iter().any(|site| site.is_process && site.keys[0] == pid as u64);
+        let has_site = |pid: Pid| {
+            let made = |site: &Site| site.makes == Makes::Process && site.keys[0] == pid as u64;
+            facts.sites.iter().any(made)
+        };
         let is_orphan = |process: &Process| process.adopted && !has_site(process.pid);
         if facts.processes.iter().filter(told).any(is_orphan) {
             facts.sites.extend(self.log.programs(&keys, PROGRAMS));

@@ -232,7 +232,7 @@ fn origin(site: &Site, resolver: &mut Resolver<'_>) -> Origin {
         call: site.call.clone(),
         maker: site.maker,
         keys: site.keys,
-        is_process: site.is_process,
+        makes: site.makes,
         threads: site.threads,
         thread: site.thread.clone(),
         execed: site.execed,
@@ -403,6 +403,17 @@ fn is_users(frame: &Frame) -> bool {
     // With line tables alone, a function that was inlined has no path.
     let ours = is_ours(file) || is_by_us(&frame);
     let interposed = [
+        "abort",
+        "exit",
+        "_exit",
+        "_Exit",
+        "quick_exit",
+        "execv",
+        "execve",
+        "execvp",
+        "execvpe",
+        "fexecve",
+        "execveat",
         "fork",
         "pipe",
         "pipe2",
@@ -468,7 +479,9 @@ fn is_of_registry(frame: &Frame) -> bool {
 /// `tests/server.rs:31:10`.
 fn place(frame: &Frame, here: &Path) -> Option<String> {
     let file = frame.line.file.as_deref()?;
-    let file = file.strip_prefix(here).unwrap_or(file);
+    // Seen from the root, a path would be without its first slash.
+    let below = file.strip_prefix(here).ok().filter(|_| here.parent().is_some());
+    let file = below.unwrap_or(file);
     let text = file.display().to_string();
     // `~/.cargo/registry/src/INDEX/nix-0.31.0/src/unistd.rs` says no more than its end.
     let text = match text.split_once("/registry/src/").and_then(|(_, rest)| rest.split_once('/')) {

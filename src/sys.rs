@@ -51,10 +51,25 @@ pub(crate) fn fork() -> io::Result<Fork> {
     }
 }
 
-/// `_exit(code)` — ends the process without running anything of the program's own.
+/// `exit_group(code)` — ends the process without running anything of the program's own. Past the recorder.
 pub(crate) fn exit_now(code: i32) -> ! {
-    // SAFETY: `_exit` takes any value and does not return.
-    unsafe { libc::_exit(code) }
+    loop {
+        // SAFETY: the call takes any value and does not return.
+        unsafe { libc::syscall(libc::SYS_exit_group, code) };
+    }
+}
+
+/// Whether this thread runs on the stack that is kept for a signal handler (sigaltstack(2)).
+/// Async-signal-safe.
+pub(crate) fn is_on_signal_stack() -> bool {
+    let mut stack = MaybeUninit::<libc::stack_t>::zeroed();
+    // SAFETY: the kernel writes the struct behind the second pointer, and reads nothing.
+    if unsafe { libc::sigaltstack(ptr::null(), stack.as_mut_ptr()) } != 0 {
+        return false;
+    }
+    // SAFETY: all zeroes is a valid value too.
+    let stack = unsafe { stack.assume_init() };
+    stack.ss_flags & libc::SS_ONSTACK != 0
 }
 
 /// `kill(pid, signal)` — for a pid that cannot be recycled: an unreaped child or this process.
@@ -848,6 +863,9 @@ impl<'a> Entrance<'a> {
             // SAFETY: as above.
             unsafe { libc::syscall(libc::SYS_close, stderr) };
         }
+        // A test before may have changed the flags of /dev/null: it is one file for all of them.
+        // SAFETY: reads no memory of ours.
+        unsafe { libc::fcntl(0, libc::F_SETFL, 0) };
         // `std::env::args` reads this very memory.
         // SAFETY: the region is ours (see `Argv::at`) and as long, and there is one thread.
         unsafe { libc::memcpy(self.argv.start as *mut c_void, self.arguments, self.length) };

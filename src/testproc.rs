@@ -87,20 +87,21 @@ impl TestProcess {
         let begin = Instant::now();
         let result = catch_unwind(AssertUnwindSafe(|| __rust_begin_short_backtrace(body)));
         let took = begin.elapsed();
+        sites::end_body();
         let body = judge(result, should_panic);
         if std::process::id() != pid {
             // A process that the body forked has come back through the body. It is a descendant,
             // not the test: it has no say in the outcome, and ends here.
             self.page.count_returned_child();
             let _ = std::io::stdout().flush();
-            sys::exit_now(if body == Body::Passed { 0 } else { 101 });
+            sys::exit_now(if body.has_passed() { 0 } else { 101 });
         }
         self.page.end_body(&body, took);
         if self.leaves_something() {
             self.page.set_phase(Phase::Stopped);
             let _ = sys::kill(pid as Pid, libc::SIGSTOP);
         }
-        std::process::exit(if body == Body::Passed { 0 } else { 101 })
+        std::process::exit(if body.has_passed() { 0 } else { 101 })
     }
 
     /// Records stray fds and threads; tells whether the supervisor should look at the tree.
@@ -174,7 +175,7 @@ fn judge(result: Result<ExitCode, Box<dyn Any + Send>>, should_panic: Option<&st
         }
         (Err(payload), Some("")) => {
             std::mem::forget(payload);
-            return Body::Passed;
+            return Body::PanickedAsExpected;
         }
         (Err(payload), Some(_)) => payload,
     };
@@ -187,7 +188,7 @@ fn judge(result: Result<ExitCode, Box<dyn Any + Send>>, should_panic: Option<&st
         }
     };
     if message.contains(should_panic.unwrap_or_default()) {
-        Body::Passed
+        Body::PanickedAsExpected
     } else {
         Body::PanickedOtherwise { message }
     }

@@ -16,7 +16,9 @@ mod unproved;
 
 use std::collections::{HashMap, HashSet};
 
-use crate::facts::{Class, Facts, Process};
+use nix::libc;
+
+use crate::facts::{Class, Facts, Makes, Process};
 use crate::outcome::{Body, End, Running};
 use crate::policy::Settings;
 
@@ -70,16 +72,16 @@ impl Cause {
 /// Where something was made, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Origin {
-    /// What was called: `pipe2`, `fork`, `posix_spawnp`.
+    /// What was called: `pipe2`, `fork`, `posix_spawnp`, `exit`.
     pub(crate) call: String,
     /// The process that called it.
     pub(crate) maker: i32,
-    /// An inode, or the pid of the process that was made.
+    /// An inode, or the pid of the process that was made, or that is at its end.
     pub(crate) keys: [u64; 2],
-    pub(crate) is_process: bool,
-    /// Of a fork: how many threads the caller had, 0 if that is not known.
+    pub(crate) makes: Makes,
+    /// Of a fork or an end: how many threads the caller had, 0 if that is not known.
     pub(crate) threads: u32,
-    /// Of a fork: the name of the thread that called; `main` for the first one.
+    /// Of a fork or an end: the name of the thread that called; `main` for the first one.
     pub(crate) thread: String,
     /// Of a fork: the child has called an `exec`, whatever came of it.
     pub(crate) execed: bool,
@@ -225,6 +227,11 @@ impl Verdict {
         origin_of_inode(&self.names.origins, inode)
     }
 
+    /// The call by which the test's process ended before its body came back.
+    pub(crate) fn origin_of_end(&self) -> Option<&Origin> {
+        origin_of_end(&self.names.origins, &self.facts)
+    }
+
     /// Whether a runtime made this socket for itself.
     pub(crate) fn is_of_runtime(&self, inode: u64) -> bool {
         is_of_runtime(&self.names.origins, inode)
@@ -262,14 +269,14 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     let unread = ends::unread(&facts);
     let told = explain::find(&facts, &stuck, &names, &strayed, &unread, &mut findings);
     let first = findings.len();
-    endings(&facts, settings, &mut findings);
+    endings(&facts, settings, origin_of_end(&names.origins, &facts), &mut findings);
     if stuck.iter().any(Stuck::proved) {
         // More time would help nobody.
         findings[first..].iter_mut().for_each(|finding| finding.allow = None);
     }
     let ended = parents::find(&facts, &names);
     let leaked = leaked::find(&facts, settings, &ended, &names, &mut findings);
-    stray::find(&facts, &strays, &mut findings);
+    stray::find(&facts, &strays, &names.origins, &mut findings);
     ends::find(&strayed, told, &mut findings);
     drop(strayed);
     counts(&facts, settings, &mut findings);
@@ -313,12 +320,23 @@ fn lineless(names: &Names) -> Option<String> {
 
 /// Where the process `pid` was made.
 fn origin_of_process(origins: &[Origin], pid: i32) -> Option<&Origin> {
-    origins.iter().rev().find(|origin| origin.is_process && origin.keys[0] == pid as u64)
+    origins.iter().rev().find(|origin| origin.makes == Makes::Process && origin.keys[0] == pid as u64)
 }
 
 /// Where the pipe or socket with this inode was made. The last who made it: numbers come again.
 fn origin_of_inode(origins: &[Origin], inode: u64) -> Option<&Origin> {
-    origins.iter().rev().find(|origin| !origin.is_process && origin.keys.contains(&inode))
+    origins.iter().rev().find(|origin| origin.makes == Makes::Fds && origin.keys.contains(&inode))
+}
+
+/// The call by which the test's process ended before its body came back.
+fn origin_of_end<'a>(origins: &'a [Origin], facts: &Facts) -> Option<&'a Origin> {
+    let last = origins.iter().rev().find(|origin| origin.makes == Makes::End)?;
+    let is_it = match facts.end {
+        End::Exited { .. } => last.call != "abort",
+        End::Signalled { signal } => last.call == "abort" && signal == libc::SIGABRT,
+        End::TimedOut | End::Lost { .. } => false,
+    };
+    is_it.then_some(last)
 }
 
 /// Whether a runtime made a socket for itself.
@@ -327,16 +345,14 @@ fn is_of_runtime(origins: &[Origin], inode: u64) -> bool {
 }
 
 /// How body and process came to their end.
-fn endings(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
+fn endings(facts: &Facts, settings: &Settings, call: Option<&Origin>, findings: &mut Vec<Finding>) {
     let mut add = |cause, sentence: String, fix: Option<&str>, allow: Option<String>| {
         findings.push(Finding { cause: Some(cause), sentence, fix: fix.map(str::to_owned), allow });
     };
     match &facts.body {
-        Body::Unfinished | Body::Passed => {}
-        Body::Panicked => add(Cause::Panicked, "the body panicked; its output is above.".into(), None, None),
-        Body::Error => {
-            add(Cause::Error, "the body returned an error; its output is above.".into(), None, None)
-        }
+        Body::Unfinished | Body::Passed | Body::PanickedAsExpected => {}
+        Body::Panicked => add(Cause::Panicked, "the body panicked: see its output.".into(), None, None),
+        Body::Error => add(Cause::Error, "the body returned an error: see its output.".into(), None, None),
         Body::DidNotPanic => {
             add(
                 Cause::Panicked,
@@ -361,7 +377,11 @@ fn endings(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
         End::Exited { code } => add(
             Cause::EndedEarly,
             format!(
-                "the test process exited with code {code} before its body came back: it called `exit`, `_exit` or `exec`."
+                "the test process exited with code {code} before its body came back: it called {}.",
+                call.map_or_else(
+                    || "`exit`, `_exit` or `exec`".to_owned(),
+                    |call| format!("`{}`", call.call)
+                )
             ),
             Some("return from the body. A test that must exit or exec does so in a child process."),
             None,
@@ -472,30 +492,28 @@ pub(crate) fn signal_name(signal: i32) -> String {
 
 fn signal_hint(signal: i32) -> Option<&'static str> {
     match signal {
-        nix::libc::SIGKILL => Some(
+        libc::SIGKILL => Some(
             "somebody sent SIGKILL: the body itself, another process, or the kernel when memory ran out (`dmesg`).",
         ),
-        nix::libc::SIGABRT => Some(
+        libc::SIGABRT => Some(
             "the body aborted: a panic while panicking or where nothing may unwind (`extern \"C\"`), a stack \
              overflow, a failed check of the C library, or `abort`. What it printed last says which.",
         ),
-        nix::libc::SIGSEGV => Some(
+        libc::SIGSEGV => Some(
             "it reached for memory that is not there or not its own: look at `unsafe` code and at C libraries. A \
              stack overflow of a Rust thread ends with SIGABRT.",
         ),
-        nix::libc::SIGBUS => Some(
+        libc::SIGBUS => Some(
             "it reached for memory that could not be given: behind the end of a mapped file, which may have been \
              cut meanwhile, or of a full /dev/shm.",
         ),
-        nix::libc::SIGILL => Some(
+        libc::SIGILL => Some(
             "an instruction that this processor does not have (`target-cpu`), or the trap that a compiler puts \
              where the code never comes.",
         ),
-        nix::libc::SIGFPE => Some("a division by zero outside of Rust, which would have panicked."),
-        nix::libc::SIGALRM => Some("`alarm` or `setitimer` was called, and nobody handles the signal."),
-        nix::libc::SIGPIPE => {
-            Some("the body set SIGPIPE to its default; Rust programs start with it ignored.")
-        }
+        libc::SIGFPE => Some("a division by zero outside of Rust, which would have panicked."),
+        libc::SIGALRM => Some("`alarm` or `setitimer` was called, and nobody handles the signal."),
+        libc::SIGPIPE => Some("the body set SIGPIPE to its default; Rust programs start with it ignored."),
         _ => None,
     }
 }

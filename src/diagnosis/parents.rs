@@ -1,7 +1,7 @@
 //! The program that a process came from whose own parent has ended, and that nobody can ask any more.
 
 use super::{Names, Origin, origin_of_process};
-use crate::facts::{Class, Facts, Process};
+use crate::facts::{Class, Facts, Makes, Process};
 
 /// A process whose parent has ended, and which program that probably was, or one of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(super) fn find(facts: &Facts, names: &Names) -> Vec<Ended> {
     let programs: Vec<&Origin> = names
         .origins
         .iter()
-        .filter(|origin| origin.is_process && (origin.execed || origin.call != "fork"))
+        .filter(|origin| origin.makes == Makes::Process && (origin.execed || origin.call != "fork"))
         .filter(|origin| has_ended(origin.keys[0]))
         .collect();
     let is_orphan = |process: &&Process| {

@@ -13,6 +13,9 @@ use crate::proc::fds::Fd;
 /// The most fds that are named in a sentence.
 const NAMED: usize = 8;
 
+/// The most functions that are allowed one by one.
+const MAKERS: usize = 4;
+
 /// One end of a pipe in somebody's hands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Holder {
@@ -52,14 +55,40 @@ pub(super) fn allow(facts: &mut Facts, settings: &Settings, origins: &[Origin]) 
     let before = facts.strays.len();
     facts.strays.retain(|stray| {
         let functions = super::origin_of_inode(origins, stray.ino).map(|origin| &origin.functions[..]);
-        !functions.unwrap_or_default().iter().any(|function| {
-            // `<crate::Type as Trait>::function` is in `crate` too.
-            let path = function.trim_start_matches('<');
-            prefixes.iter().any(|prefix| path.starts_with(prefix.as_str()))
-        })
+        !functions
+            .unwrap_or_default()
+            .iter()
+            .any(|function| prefixes.iter().any(|prefix| path_of(function).starts_with(prefix.as_str())))
     });
     let gone = (before - facts.strays.len()) as u32;
     facts.stray_count = facts.stray_count.saturating_sub(gone);
+}
+
+/// The path by which a function is allowed: `<crate::Type as Trait>::function` is in `crate` too.
+fn path_of(function: &str) -> &str {
+    function.trim_start_matches('<')
+}
+
+/// The arguments that let just these pass, by the functions that made them; `None` if one has none.
+fn allow_makers(strays: &[Stray], origins: &[Origin]) -> Option<String> {
+    let mut makers: Vec<&str> = Vec::new();
+    for stray in strays {
+        let function = super::origin_of_inode(origins, stray.fd.ino)?.function.as_deref()?;
+        // Without type parameters and closures, and what cannot stand in a string.
+        let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+        let path = path_of(function).split(|c| !is_path(c)).next()?.trim_end_matches(':');
+        if path.is_empty() {
+            return None;
+        }
+        if !makers.contains(&path) {
+            makers.push(path);
+        }
+    }
+    if makers.len() > MAKERS {
+        return None;
+    }
+    let arguments: Vec<String> = makers.iter().map(|path| format!("allow_created_by = \"{path}\"")).collect();
+    Some(arguments.join(", "))
 }
 
 /// Joins each stray fd with the other holders of its file.
@@ -119,7 +148,7 @@ fn holders_of<'a>(facts: &'a Facts, target: &'a str) -> impl Iterator<Item = Hol
 }
 
 /// Adds what is to be said of stray fds.
-pub(super) fn find(facts: &Facts, strays: &[Stray], findings: &mut Vec<Finding>) {
+pub(super) fn find(facts: &Facts, strays: &[Stray], origins: &[Origin], findings: &mut Vec<Finding>) {
     let count = facts.stray_count as usize;
     let Some(first) = strays.first() else { return };
     let pipes = strays.iter().filter(|stray| stray.is_pipe()).count();
@@ -130,7 +159,11 @@ pub(super) fn find(facts: &Facts, strays: &[Stray], findings: &mut Vec<Finding>)
         cause: Some(Cause::StrayFd),
         sentence: format!("the body left {} open: fd {}{more}.", plural(count, noun), numbers.join(", ")),
         fix: Some(fix(first, strays, facts.pid)),
-        allow: Some(format!("fds = \"{}\"", if pipes == 0 { "pipes" } else { "off" })),
+        allow: Some(
+            allow_makers(strays, origins)
+                .filter(|_| count == strays.len())
+                .unwrap_or_else(|| format!("fds = \"{}\"", if pipes == 0 { "pipes" } else { "off" })),
+        ),
     });
 }
 

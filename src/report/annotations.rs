@@ -9,8 +9,8 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use super::escape;
-use crate::diagnosis::{Cause, Finding, Stray, Verdict};
-use crate::facts::Class;
+use crate::diagnosis::{Cause, Finding, Origin, Stray, Verdict};
+use crate::facts::{Class, Makes};
 use crate::outcome::Body;
 
 /// Where the runner has put the repository, and where this process is.
@@ -97,13 +97,14 @@ fn place<'a>(verdict: &'a Verdict, finding: &Finding) -> Option<&'a str> {
         Cause::Unwaited => verdict.of_class(Class::Unwaited).find_map(|process| of_process(process.pid)),
         Cause::Unkillable => verdict.facts.survivors.iter().find_map(|survivor| of_process(survivor.pid)),
         Cause::ThreadedFork => {
-            let fork = verdict.names.origins.iter().find(|origin| origin.threads > 1 && !origin.execed);
+            let is_one =
+                |origin: &&Origin| origin.makes == Makes::Process && origin.threads > 1 && !origin.execed;
+            let fork = verdict.names.origins.iter().find(is_one);
             fork?.place.as_deref()
         }
         Cause::TimedOut => verdict.names.lines.get(&verdict.facts.pid).map(String::as_str),
-        Cause::Panicked | Cause::Error | Cause::EndedEarly | Cause::Signal | Cause::Threads | Cause::Lost => {
-            None
-        }
+        Cause::EndedEarly | Cause::Signal => verdict.origin_of_end()?.place.as_deref(),
+        Cause::Panicked | Cause::Error | Cause::Threads | Cause::Lost => None,
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) fn line(verdict: &Verdict) -> String {
     let facts = &verdict.facts;
     let body = match facts.body {
         Body::Unfinished => "unfinished",
-        Body::Passed => "passed",
+        Body::Passed | Body::PanickedAsExpected => "passed",
         Body::Panicked | Body::DidNotPanic | Body::PanickedOtherwise { .. } => "panicked",
         Body::Error => "error",
     };
@@ -40,6 +40,8 @@ pub(crate) fn line(verdict: &Verdict) -> String {
         "sockets": list(&facts.sockets, |found| socket(verdict, found)),
         "waits": list(leaked, |(process, thread)| wait(verdict, process, thread)),
         "survivors": list(&facts.survivors, |survivor| json!(survivor.pid)),
+        "ended_at": verdict.origin_of_end().and_then(|origin| origin.place.as_deref()),
+        "ended": verdict.origin_of_end().map(made),
         "notes": facts.notes,
     })
     .to_string()
@@ -63,6 +65,8 @@ pub(crate) fn ignored(name: &str) -> String {
         "sockets": [],
         "waits": [],
         "survivors": [],
+        "ended_at": null,
+        "ended": null,
         "notes": [],
     })
     .to_string()
@@ -137,7 +141,7 @@ fn fd(verdict: &Verdict, stray: &Stray) -> Value {
     })
 }
 
-/// The call that made a process or fds, and from where.
+/// The call that made a process or fds, or ended the test, and from where.
 fn made(origin: &Origin) -> Value {
     let stack = if origin.stack.is_empty() {
         let first = [&origin.place, &origin.function].into_iter().flatten().cloned().collect::<Vec<_>>();

@@ -148,6 +148,7 @@ impl Text {
             self.wrapped("  ", 2, &escape::text(&finding.sentence));
         }
         self.warnings(verdict);
+        self.end(verdict);
         self.tree(verdict);
         self.blocked_pipes(verdict);
         self.sockets(verdict);
@@ -155,6 +156,14 @@ impl Text {
         self.fixes(verdict);
         for note in &verdict.facts.notes {
             self.line(&format!("  note: {}", escape::text(note)));
+        }
+    }
+
+    /// Where the test's process was ended before its body came back.
+    fn end(&mut self, verdict: &Verdict) {
+        if let Some(origin) = verdict.origin_of_end() {
+            self.line("");
+            self.origin("  ", "called", origin, verdict.facts.pid);
         }
     }
 
@@ -170,7 +179,7 @@ impl Text {
         let label = match &facts.end {
             End::TimedOut => "HUNG",
             End::Lost { .. } => "LOST",
-            _ if facts.body != Body::Passed => "FAIL",
+            _ if !facts.body.has_passed() => "FAIL",
             _ if verdict.causes().iter().any(|cause| matches!(cause, Cause::Signal | Cause::EndedEarly)) => {
                 "FAIL"
             }
@@ -189,6 +198,9 @@ impl Text {
                 format!("{} after {}", signal_name(*signal), time(None))
             }
             (Body::Passed, _) => format!("body passed in {}", time(facts.body_time)),
+            (Body::PanickedAsExpected, _) => {
+                format!("body panicked as expected after {}", time(facts.body_time))
+            }
             (Body::Panicked | Body::PanickedOtherwise { .. }, _) => {
                 format!("body panicked after {}", time(facts.body_time))
             }
@@ -519,11 +531,10 @@ impl Text {
             }
         }
         if unknown && crate::sites::UNKNOWN.is_none() {
-            let calls = match verdict.strays.iter().all(Stray::is_pipe) {
-                true => "a raw syscall",
-                false => "a call that is not recorded (`open`, `socket`, a raw syscall)",
-            };
-            self.line(&format!("       created by {calls}, where no line is named"));
+            self.line(match verdict.strays.iter().all(Stray::is_pipe) {
+                true => "       created by a raw system call: its line is not known",
+                false => "       its line is not known: only those of pipes, socket pairs and processes are recorded",
+            });
         }
         let more = (verdict.facts.stray_count as usize).saturating_sub(listed);
         if more > 0 {

@@ -7,17 +7,17 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use nix::errno::Errno;
 use nix::libc;
 
-use super::{Call, Entry, KeepErrno, Log, log};
+use super::{Call, Entry, KeepErrno, Log, ends, log};
 
 /// libc's own function, found behind ours.
-struct Next(AtomicPtr<c_void>, &'static CStr);
+pub(super) struct Next(AtomicPtr<c_void>, &'static CStr);
 
 impl Next {
-    const fn new(name: &'static CStr) -> Next {
+    pub(super) const fn new(name: &'static CStr) -> Next {
         Next(AtomicPtr::new(std::ptr::null_mut()), name)
     }
 
-    fn get(&self) -> *mut c_void {
+    pub(super) fn get(&self) -> *mut c_void {
         let known = self.0.load(Ordering::Relaxed);
         if !known.is_null() || PREPARED.load(Ordering::Relaxed) {
             return known;
@@ -46,7 +46,8 @@ static PREPARED: AtomicBool = AtomicBool::new(false);
 /// Finds libc's functions. Before `main`, because to look for them later might be to wait for a
 /// lock of the loader in a process that was forked while it was held.
 pub(crate) fn prepare() {
-    for next in [&FORK, &SPAWN, &SPAWNP, &EXECV, &EXECVE, &EXECVP, &EXECVPE, &FEXECVE, &EXECVEAT] {
+    let processes = [&FORK, &SPAWN, &SPAWNP, &EXECV, &EXECVE, &EXECVP, &EXECVPE, &FEXECVE, &EXECVEAT];
+    for next in processes.iter().chain(&ends::ALL) {
         next.get();
     }
     PREPARED.store(true, Ordering::Relaxed);
@@ -165,6 +166,8 @@ macro_rules! exec {
                 Errno::set_raw(libc::ENOSYS);
                 return -1;
             }
+            // It is the end of the test, unless it comes back.
+            ends::record(Call::Exec);
             // SAFETY: they are the caller's, for an exec.
             unsafe { record_exec($command) };
             // SAFETY: it is libc's function of that name, which has this type.

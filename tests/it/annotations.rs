@@ -47,11 +47,7 @@ fn name_the_line_that_made_the_leak() {
         ("leaks", "leaked a process", sleep),
         ("leaks_what_a_shell_started", "leaked a process", sleep),
         ("leaks_a_pipe", "left a pipe open", "the body left 2 pipe ends open: fd 3, 4."),
-        (
-            "leaks_and_panics",
-            "leaked a process",
-            &format!("{sleep}%0Athe body panicked; its output is above."),
-        ),
+        ("leaks_and_panics", "leaked a process", &format!("{sleep}%0Athe body panicked: see its output.")),
         (
             "leaks_what_is_allowed_and_what_is_not",
             "leaked a process",
@@ -83,7 +79,7 @@ fn without_pid(message: &str) -> String {
 
 #[childproof::test]
 fn name_the_test_where_no_other_line_is_known() {
-    let message = "the body panicked; its output is above.";
+    let message = "the body panicked: see its output.";
     let ran = Ran::of(&mut command("reports", &["panics", "--exact"]));
     let place = line_with("reports.rs", "fn panics() {");
     assert_eq!(commands(&ran), [format!("::error {place}title=panics panicked::{message}")], "{}", ran.all());

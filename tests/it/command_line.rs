@@ -252,6 +252,7 @@ fn writes_every_key_of_the_schema() {
         "both_ends",
         "among_threads_that_leaks",
         "background_job_of_a_shell",
+        "exits_in_the_middle_and_leaks",
     ];
     let targets: [(&str, &[&str]); 3] =
         [("harness", &shapes), ("waits", &["keeper_of", "lifelines_that"]), ("sockets", &["two_crossed"])];
@@ -259,7 +260,7 @@ fn writes_every_key_of_the_schema() {
         fixture.run(target, &[tests, &["--json", json]].concat());
         text += &std::fs::read_to_string(&path).unwrap();
     }
-    assert_eq!(text.lines().count(), 10);
+    assert_eq!(text.lines().count(), 11);
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let names = |line: &Value| -> BTreeSet<String> { line.as_object().unwrap().keys().cloned().collect() };
     let mut seen = BTreeSet::new();
@@ -275,6 +276,7 @@ fn writes_every_key_of_the_schema() {
         "fds[].created",
         "pipes[].created",
         "sockets[].created",
+        "ended",
     ] {
         seen.remove(whole);
     }

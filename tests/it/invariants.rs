@@ -678,10 +678,10 @@ fn the_output_of_a_failing_body_is_shown_before_the_report() {
 #[childproof::test]
 fn a_test_that_ends_without_returning_failed() {
     let bodies = [
-        ("ends::exit_0", "exited with code 0 before its body came back"),
-        ("ends::underscore_exit_0", "exited with code 0 before its body came back"),
-        ("ends::exit_0_of_a_thread", "exited with code 0 before its body came back"),
-        ("ends::exec", "exited with code 0 before its body came back"),
+        ("ends::exit_0", "exited with code 0 before its body came back: it called `exit`."),
+        ("ends::underscore_exit_0", "exited with code 0 before its body came back: it called `_exit`."),
+        ("ends::exit_0_of_a_thread", "exited with code 0 before its body came back: it called `exit`."),
+        ("ends::exec", "exited with code 0 before its body came back: it called `exec`."),
         ("ends::sigkill", "SIGKILL (9)"),
         ("ends::sigterm", "SIGTERM (15)"),
         ("ends::abort", "SIGABRT (6)"),
@@ -868,10 +868,18 @@ fn scratch_is_private_empty_and_removed() {
 
 #[childproof::test]
 fn scratch_is_new_whatever_the_test_before_changed_of_it() {
+    all_eight_pass("finds_its_scratch_new");
+}
+
+#[childproof::test]
+fn stdin_and_output_are_new_whatever_the_test_before_changed_of_them() {
+    all_eight_pass("finds_its_files_flags_new");
+}
+
+fn all_eight_pass(module: &str) {
     let fixture = victim();
     for target in TARGETS {
-        let arguments = ["bodies::finds_its_scratch_new", "--test-threads=1"];
-        let mut run = Run::start(&fixture, target, &arguments);
+        let mut run = Run::start(&fixture, target, &[&format!("bodies::{module}"), "--test-threads=1"]);
         let text = run.finish();
         assert!(text.contains("8 passed; 0 failed"), "{target}\n{text}");
         run.assert_nothing_left(Duration::from_secs(2));

@@ -102,7 +102,7 @@ fn tells_every_test_with_its_words() {
     assert!(text(child(panics, "system-out")).contains("words of the panic"));
     let failure = child(panics, "failure");
     assert_eq!(failure["at"]["type"], "panicked");
-    assert_eq!(failure["at"]["message"], "the body panicked; its output is above.");
+    assert_eq!(failure["at"]["message"], "the body panicked: see its output.");
     assert!(text(failure).starts_with("FAIL  panics   body panicked after "), "{failure:#}");
 
     let leaks = case(suite, "leaks");

@@ -30,6 +30,8 @@ fn places(more: &[&str]) -> (BTreeMap<String, Vec<String>>, Ran) {
                 }
             }
         }
+        let ended_at = line["ended_at"].as_str().and_then(|place| place.rsplit_once(':'));
+        places.extend(ended_at.map(|(place, _)| place.to_owned()));
     }
     (places, ran)
 }
@@ -54,7 +56,7 @@ fn marked() -> BTreeMap<String, usize> {
 fn are_those_that_made_it() {
     let (places, ran) = places(&[]);
     let marked = marked();
-    assert_eq!(marked.len(), 11);
+    assert_eq!(marked.len(), 16);
     for (name, line) in marked {
         let expected = format!("{SOURCE}:{line}");
         // The fork in between is dead and was waited for by nobody: it may be listed too.
@@ -70,8 +72,10 @@ fn are_those_that_made_it() {
     }
     let thread = "by thread `worker-3`, one of 3 (fork)\n";
     assert!(ran.stdout.contains(thread), "{}", ran.all());
-    // In the tree and in the warning, and of no other test: they forked while they had one thread.
-    assert_eq!(ran.stdout.matches(" by thread `").count(), 2, "{}", ran.all());
+    let thread = "by thread `quitter`, one of 2 (exit)\n";
+    assert!(ran.stdout.contains(thread), "{}", ran.all());
+    // One in the tree and in the warning, and of no other test: they forked while they had one thread.
+    assert_eq!(ran.stdout.matches(" by thread `").count(), 3, "{}", ran.all());
     // Forty pipes of one line are one entry.
     assert!(ran.stdout.contains("\u{d7}80  pipe ends: fd 3, 4, "), "{}", ran.all());
 }
@@ -96,6 +100,16 @@ fn are_known_of_the_first_and_the_last_calls_of_thousands() {
     let expected = [line("// BEGUN"), "unknown".to_owned(), line("// ENDED")];
     assert_eq!(places["pipes_among_thousands"], expected, "{}", ran.all());
     assert!(ran.stdout.contains("more pipes and processes than are recorded"), "{}", ran.all());
+}
+
+/// Below the working directory they are relative to it. From the root directory everything is below it.
+#[childproof::test]
+fn are_absolute_where_the_run_was_started_in_the_root_directory() {
+    let fixture = Fixture::build("leaky");
+    let mut command = fixture.command("lines", &["--exact", "pipe_of_code_that_may_not", "--color=never"]);
+    let ran = Ran::of(command.current_dir("/"));
+    let place = format!("created at {}:", root().join(SOURCE).display());
+    assert!(ran.stdout.contains(&place), "{}", ran.all());
 }
 
 #[childproof::test]

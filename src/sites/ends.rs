@@ -1,0 +1,88 @@
+//! The calls by which a test's process comes to its end before its body came back.
+
+use std::ffi::c_int;
+use std::mem;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::libc;
+
+use super::processes::Next;
+use super::{Call, KeepErrno, log};
+use crate::sys;
+
+/// The process whose body runs, 0 if none does. A fork has this value too, and is another.
+static BODY_OF: AtomicU32 = AtomicU32::new(0);
+
+/// Notes that a body runs in this process.
+pub(super) fn begin() {
+    BODY_OF.store(std::process::id(), Ordering::Relaxed);
+}
+
+/// Notes that the body has come back: the end of its process is no news any more.
+pub(crate) fn end_body() {
+    BODY_OF.store(0, Ordering::Relaxed);
+}
+
+static EXIT: Next = Next::new(c"exit");
+static UNDERSCORE_EXIT: Next = Next::new(c"_exit");
+static C_EXIT: Next = Next::new(c"_Exit");
+static QUICK_EXIT: Next = Next::new(c"quick_exit");
+static ABORT: Next = Next::new(c"abort");
+
+pub(super) const ALL: [&Next; 5] = [&EXIT, &UNDERSCORE_EXIT, &C_EXIT, &QUICK_EXIT, &ABORT];
+
+/// Writes down who ends this process, if a body runs in it. Async-signal-safe, as `_exit(2)` is.
+#[inline(always)]
+pub(super) fn record(call: Call) {
+    // SAFETY: `getpid` has no preconditions.
+    let pid = unsafe { libc::getpid() } as u32;
+    if pid != BODY_OF.load(Ordering::Relaxed) {
+        return;
+    }
+    // std's handler of a stack overflow aborts, and there is hardly room for the unwinder where it runs.
+    if sys::is_on_signal_stack() {
+        return;
+    }
+    let Some(log) = log() else { return };
+    let _errno = KeepErrno::new();
+    if let Some(entry) = log.begin() {
+        entry.note_threads();
+        entry.end(call, [u64::from(pid), 0]);
+    }
+}
+
+macro_rules! ends {
+    ($name:ident, $next:ident, $call:ident) => {
+        /// libc's function of that name, and who called it.
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name(code: c_int) -> ! {
+            record(Call::$call);
+            let next = $next.get();
+            if next.is_null() {
+                sys::exit_now(code);
+            }
+            // SAFETY: it is libc's function of that name, which has this type.
+            let next: extern "C" fn(c_int) -> ! = unsafe { mem::transmute(next) };
+            next(code)
+        }
+    };
+}
+
+ends!(exit, EXIT, Exit);
+ends!(_exit, UNDERSCORE_EXIT, UnderscoreExit);
+ends!(_Exit, C_EXIT, UnderscoreExit);
+ends!(quick_exit, QUICK_EXIT, QuickExit);
+
+/// `abort(3)`, and who called it.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn abort() -> ! {
+    record(Call::Abort);
+    let next = ABORT.get();
+    if next.is_null() {
+        // 128 and SIGABRT: what a shell would say.
+        sys::exit_now(134);
+    }
+    // SAFETY: it is libc's `abort`, which has this type.
+    let next: extern "C" fn() -> ! = unsafe { mem::transmute(next) };
+    next()
+}

@@ -59,19 +59,6 @@ pub(crate) fn exit_now(code: i32) -> ! {
     }
 }
 
-/// Whether this thread runs on the stack that is kept for a signal handler (sigaltstack(2)).
-/// Async-signal-safe.
-pub(crate) fn is_on_signal_stack() -> bool {
-    let mut stack = MaybeUninit::<libc::stack_t>::zeroed();
-    // SAFETY: the kernel writes the struct behind the second pointer, and reads nothing.
-    if unsafe { libc::sigaltstack(ptr::null(), stack.as_mut_ptr()) } != 0 {
-        return false;
-    }
-    // SAFETY: all zeroes is a valid value too.
-    let stack = unsafe { stack.assume_init() };
-    stack.ss_flags & libc::SS_ONSTACK != 0
-}
-
 /// `kill(pid, signal)` — for a pid that cannot be recycled: an unreaped child or this process.
 pub(crate) fn kill(pid: Pid, signal: c_int) -> io::Result<()> {
     // SAFETY: `kill` reads no memory of ours. The caller pins the pid.

@@ -1,7 +1,8 @@
 //! The calls by which a test's process comes to its end before its body came back.
 
 use std::ffi::c_int;
-use std::mem;
+use std::mem::{self, MaybeUninit};
+use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::libc;
@@ -40,7 +41,7 @@ pub(super) fn record(call: Call) {
         return;
     }
     // std's handler of a stack overflow aborts, and there is hardly room for the unwinder where it runs.
-    if sys::is_on_signal_stack() {
+    if is_on_signal_stack() {
         return;
     }
     let Some(log) = log() else { return };
@@ -49,6 +50,19 @@ pub(super) fn record(call: Call) {
         entry.note_threads();
         entry.end(call, [u64::from(pid), 0]);
     }
+}
+
+/// Whether this thread runs on the stack that is kept for a signal handler (sigaltstack(2)).
+/// Async-signal-safe.
+fn is_on_signal_stack() -> bool {
+    let mut stack = MaybeUninit::<libc::stack_t>::zeroed();
+    // SAFETY: the kernel writes the struct behind the second pointer, and reads nothing.
+    if unsafe { libc::sigaltstack(ptr::null(), stack.as_mut_ptr()) } != 0 {
+        return false;
+    }
+    // SAFETY: all zeroes is a valid value too.
+    let stack = unsafe { stack.assume_init() };
+    stack.ss_flags & libc::SS_ONSTACK != 0
 }
 
 macro_rules! ends {

@@ -496,7 +496,7 @@ impl Server {
         // Whatever is matched by name, this process must not be: it kills what a killed supervisor
         // leaves. So its title has no word in it, of ours or of a test's.
         title.show(&[TITLE]);
-        let _ = nix::sys::prctl::set_name(c"childproof");
+        let _ = nix::sys::prctl::set_name(process::GUARD);
 
         let harness_fd = sys::pidfd_open(harness)?;
         if nix::unistd::getppid().as_raw() != harness {

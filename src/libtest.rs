@@ -2,17 +2,22 @@
 
 use std::fs::File;
 use std::io::IsTerminal;
+use std::panic::catch_unwind;
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use crate::forkserver::{self, ForkServer, Takeover};
 use crate::harness::{guard, say_that_no_xml_is_written};
+use crate::outcome::Body;
 use crate::policy::{self, Policy};
+use crate::proc::process::Stat;
 use crate::registry::Test;
 use crate::report;
 use crate::report::annotations::{self, Checkout};
 use crate::supervisor::Job;
 use crate::sys;
+use crate::testproc::judge;
 
 /// The run's fork server, started by its first guarded test. It ends with the harness: at its
 /// `exit`, which waits for it, or when the lifeline is at end-of-file.
@@ -20,6 +25,8 @@ static SERVER: OnceLock<Result<ForkServer, String>> = OnceLock::new();
 /// The harness, to tell it from what an unguarded test forks.
 static HARNESS: AtomicU32 = AtomicU32::new(0);
 static ENVIRONMENT: OnceLock<Result<Policy, String>> = OnceLock::new();
+/// Whether this process was started by one of the guarded tests of this very program.
+static IS_WITHIN: OnceLock<bool> = OnceLock::new();
 static CAPTURES: Mutex<Vec<File>> = Mutex::new(Vec::new());
 
 impl Test {
@@ -29,6 +36,9 @@ impl Test {
     ///
     /// If the test failed: that is how libtest is told. The report is printed before.
     pub fn run_in_libtest(&'static self) {
+        if *IS_WITHIN.get_or_init(Stat::has_own_guard_above) {
+            return self.run_unguarded();
+        }
         let name = self.full_name();
         let server = SERVER.get_or_init(start);
         let environment =
@@ -69,6 +79,28 @@ impl Test {
             // The body panicked as it should, in another process; libtest waits for it in this one.
             let expected = self.attribute.should_panic.unwrap_or_default();
             std::panic::resume_unwind(Box::new(expected.to_owned()));
+        }
+    }
+}
+
+impl Test {
+    /// Runs the test as libtest would. A test that runs its own binary again, to have a body in a process of
+    /// its own, means that process by its exit code, its signals and its parent; and all that comes of it is
+    /// guarded, with the test that has started it.
+    fn run_unguarded(&self) {
+        let expected = self.attribute.should_panic.filter(|_| !self.attribute.libtest_expects_panic);
+        let Some(expected) = expected else {
+            if (self.body)() != ExitCode::SUCCESS {
+                fail("the test returned an error");
+            }
+            return;
+        };
+        match judge(catch_unwind(self.body), Some(expected)) {
+            Body::PanickedAsExpected => {}
+            Body::PanickedOtherwise { message } => {
+                fail(&format!("the test panicked with {message:?}, which does not contain {expected:?}"))
+            }
+            _ => fail("the test did not panic as expected"),
         }
     }
 }

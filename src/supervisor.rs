@@ -30,7 +30,7 @@ use crate::lifeline::Watch;
 use crate::outcome::{Body, End, Page, Phase};
 use crate::policy::{Settings, ThreadedFork};
 use crate::proc::fds::pipe_of;
-use crate::proc::process::are_hidden;
+use crate::proc::process::{GUARD, are_hidden};
 use crate::proc::sockets::Socket;
 use crate::registry;
 use crate::sites;
@@ -237,7 +237,7 @@ impl Supervisor {
             may_take_ahead: may_take_ahead(),
             pid,
         };
-        let _ = nix::sys::prctl::set_name(c"childproof");
+        let _ = nix::sys::prctl::set_name(GUARD);
         supervisor.show("idle");
         // Every test of this supervisor has the same one.
         sys::set_env("TMPDIR", supervisor.scratch.path.as_os_str());
@@ -608,7 +608,7 @@ impl Supervisor {
             keys.extend(fds.filter_map(|fd| Some((Makes::Fds, fd.pipe_or_socket()?))));
         }
         keys.extend(facts.strays.iter().map(|stray| (Makes::Fds, stray.ino)));
-        // Not if it never had a body, or a signal came from elsewhere: it has not called then.
+        let is_left = !keys.is_empty();
         if facts.body == Body::Unfinished && matches!(facts.end, End::Exited { .. } | End::Signalled { .. }) {
             keys.push((Makes::End, facts.pid as u64));
         }
@@ -621,7 +621,7 @@ impl Supervisor {
         if facts.processes.iter().filter(told).any(is_orphan) {
             facts.sites.extend(self.log.programs(&keys, PROGRAMS));
         }
-        if !keys.is_empty() {
+        if is_left {
             facts.notes.extend(sites::UNKNOWN.map(str::to_owned));
             if !self.log.is_complete() {
                 facts.notes.push(

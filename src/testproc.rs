@@ -163,7 +163,8 @@ fn target(fd: RawFd, fds: Fds) -> Option<String> {
     }
 }
 
-fn judge(result: Result<ExitCode, Box<dyn Any + Send>>, should_panic: Option<&str>) -> Body {
+/// What came of a body, where a panic is expected that says this.
+pub(crate) fn judge(result: Result<ExitCode, Box<dyn Any + Send>>, should_panic: Option<&str>) -> Body {
     let payload = match (result, should_panic) {
         (Ok(_), Some(_)) => return Body::DidNotPanic,
         (Ok(code), None) if code == ExitCode::SUCCESS => return Body::Passed,

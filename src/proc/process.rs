@@ -1,11 +1,16 @@
 //! One process: `/proc/PID/stat`, `cmdline`, `syscall`, `wchan`.
 
+use std::ffi::CStr;
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 
 use nix::libc;
 
 use crate::sys::Pid;
+
+/// What fork servers and supervisors call themselves (`/proc/PID/comm`).
+pub(crate) const GUARD: &CStr = c"childproof";
 
 /// Forked, and has not called exec since (`PF_FORKNOEXEC`, include/linux/sched.h).
 const PF_FORKNOEXEC: u64 = 0x40;
@@ -37,6 +42,29 @@ impl Stat {
     /// Reads the line of this process.
     pub(crate) fn of_self() -> Option<Stat> {
         line("/proc/self/stat", Stat::parse)
+    }
+
+    /// Whether a guard of this very program is above this process: one of its tests has started it.
+    pub(crate) fn has_own_guard_above() -> bool {
+        /// More than anybody nests processes between a test and what it runs.
+        const MOST: usize = 256;
+        let program = |process: &str| {
+            let found = fs::metadata(format!("/proc/{process}/exe")).ok()?;
+            Some((found.dev(), found.ino()))
+        };
+        let Some(own) = program("self") else { return false };
+        let mut below = Stat::of_self();
+        for _ in 0..MOST {
+            let Some(above) = below.filter(|stat| stat.ppid > 0).and_then(|stat| Stat::read(stat.ppid))
+            else {
+                return false;
+            };
+            if above.comm.as_bytes() == GUARD.to_bytes() && program(&above.pid.to_string()) == Some(own) {
+                return true;
+            }
+            below = Some(above);
+        }
+        false
     }
 
     /// Whether the process is dead and only waits to be reaped. One whose first thread has exited

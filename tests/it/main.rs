@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod again;
 mod annotations;
 mod command_line;
 mod compose;

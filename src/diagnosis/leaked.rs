@@ -112,6 +112,11 @@ fn fix(process: &Process, facts: &Facts, ended: &[Ended], names: &Names) -> Stri
                 process.pgid
             );
         }
+        if process.forked_without_exec {
+            return "its parent died and it did not: let the parent wait for it, or have it end with its parent, by \
+                    `prctl(PR_SET_PDEATHSIG, SIGKILL)` after the fork."
+                .to_owned();
+        }
         return format!(
             "its parent died and it did not: start the parent{} with `process_group(0)` and kill the whole \
              group, or let the parent `exec` it.",

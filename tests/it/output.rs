@@ -123,6 +123,7 @@ fn of_a_failing_test_is_a_report_that_names_what_was_left() {
         "end_of_a_child_that_ends_in_the_grace",
         "four_files_left_open_where_all_count",
         "fork_without_exec",
+        "fork_of_a_fork_that_has_ended",
         "daemon_forked_twice",
         "group_of_its_own",
         "three_groups_of_their_own",

@@ -68,6 +68,7 @@ const SHAPES: &[(&str, &str, &str, &str)] = &[
     ("fork_that_leaves_the_session", "failed", "leaked_process", "leaked=1"),
     ("session_of_two", "failed", "leaked_process", "leaked=2"),
     ("fork_without_exec", "failed", "leaked_process", "leaked=1"),
+    ("fork_of_a_fork_that_has_ended", "failed", "leaked_process", "leaked=1"),
     ("child_deaf_to_sigterm", "failed", "leaked_process", "leaked=2"),
     ("child_that_is_stopped", "failed", "leaked_process", "leaked=1"),
     ("child_with_another_exit_signal", "failed", "leaked_process", "leaked=1"),

@@ -91,8 +91,9 @@ fn move_down(form: Form, parsed: &Args, args: &TokenStream, function: &Function)
     let private = &parsed.private;
     // `rstest` takes every attribute whose path ends in `test` for the one that makes the test.
     let last = match form {
-        Form::Test => quote!(#private::test),
-        Form::Guard => quote!(#private::guard),
+        Form::Test if !function.has_a_test_from_elsewhere() => quote!(#private::test),
+        // Where the test is seen below, it is written there all the same.
+        Form::Test | Form::Guard => quote!(#private::guard),
     };
     let (check, mark) = check_of_survival(function).unzip();
     quote! {

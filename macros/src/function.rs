@@ -93,6 +93,17 @@ impl Function {
         self.attributes.iter().filter(move |attribute| kind(attribute) == wanted)
     }
 
+    /// Tells whether an attribute surely makes it a `#[test]`. Not all put that below: tokio before 1.38
+    /// puts it above, where it has expanded by the time of the last pass, and a second one would run the test twice.
+    pub(crate) fn has_a_test_from_elsewhere(&self) -> bool {
+        let makes_one = |attribute: &&Attribute| {
+            let mut path = attribute.path().segments.iter().map(|segment| segment.ident.to_string());
+            let (first, last) = (path.next(), path.next());
+            matches!(first.as_deref(), Some("tokio" | "async_std")) && last.as_deref() == Some("test")
+        };
+        self.of_kind(Kind::Foreign).any(|attribute| makes_one(&attribute))
+    }
+
     /// Tells whether `rstest` will make modules within modules of it, under names of its own: one
     /// for each of the `#[values]` or `#[files]` of a parameter, here or in a template.
     pub(crate) fn may_nest(&self) -> bool {

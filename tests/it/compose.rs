@@ -49,3 +49,12 @@ fn every_order_is_guarded() {
         assert_eq!(text.matches("LEAK  shared::leaks::").count(), count, "{target}\n{text}");
     }
 }
+
+/// tokio before 1.38 puts its `#[test]` above all other attributes, where it has expanded before ours.
+#[childproof::test]
+fn a_test_of_an_old_tokio_runs_once() {
+    let output = Fixture::build("compose-old").run("stock", &[]);
+    let text = output.all();
+    assert!(text.contains("test result: FAILED. 2 passed; 1 failed; 1 ignored"), "{text}");
+    assert!(text.contains("LEAK  leaks   body passed"), "{text}");
+}

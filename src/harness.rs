@@ -689,10 +689,11 @@ pub(crate) fn guard(
         Err(error) => return lost(format!("cannot make a file for its output: {error}")),
     };
     let facts = server.run(job, &[capture.as_fd()], slow, looking);
+    let as_before = only_appends(&capture);
     let verdict = judge(job, facts);
     let output = read(&capture).unwrap_or_else(|error| format!("[its output cannot be read: {error}]"));
     // Somebody may still write to it if something was left; and then it is not the next test's.
-    if !verdict.failed() && (output.is_empty() || capture.set_len(0).is_ok()) && only_appends(&capture) {
+    if !verdict.failed() && as_before && (output.is_empty() || capture.set_len(0).is_ok()) {
         lock(captures).push(capture);
     }
     (verdict, output)

@@ -141,7 +141,7 @@ impl Policy {
         self
     }
 
-    /// Expects fds that were made in code whose path begins with `prefix`, such as
+    /// Expects fds that were made in code whose path is `prefix` or below it, such as
     /// `"signal_hook_registry"`. Repeatable.
     pub fn allow_created_by(mut self, prefix: impl Into<String>) -> Self {
         self.allow_created_by.push(prefix.into());

@@ -100,7 +100,8 @@ struct Entry {
     /// The call; 0 while the entry is being written.
     call: AtomicU32,
     maker: AtomicU32,
-    /// Inodes of pipes and sockets; the pid of a process that is made, or at its end.
+    /// Inodes of pipes and sockets; the pid of a process that is made; of an end the pid and the exit code, which is
+    /// `u64::MAX` if there is none.
     keys: [AtomicU64; 2],
     /// Of a fork or an end: how many threads the process had, 0 if that could not be read.
     threads: AtomicU32,
@@ -278,6 +279,11 @@ impl Entry {
         }
     }
 
+    /// Takes the entry back: what it tells of has not happened.
+    fn forget(&self) {
+        self.call.store(0, Ordering::Release);
+    }
+
     /// What was called; `None` while the entry is being written.
     fn call(&self) -> Option<&'static (Call, &'static str)> {
         let code = self.call.load(Ordering::Acquire);
@@ -380,7 +386,7 @@ unsafe extern "C" {
         trace: extern "C" fn(*mut c_void, *mut c_void) -> c_int,
         argument: *mut c_void,
     ) -> c_int;
-    fn _Unwind_GetIP(context: *mut c_void) -> usize;
+    fn _Unwind_GetIPInfo(context: *mut c_void, interrupted: *mut c_int) -> usize;
     fn _Unwind_GetCFA(context: *mut c_void) -> usize;
 }
 
@@ -389,8 +395,14 @@ extern "C" fn frame(context: *mut c_void, argument: *mut c_void) -> c_int {
     const STOP: c_int = 4;
     // SAFETY: `argument` is the `Stack` that `begin` passed, and nobody else has it.
     let stack = unsafe { &mut *argument.cast::<Stack<'_>>() };
-    // SAFETY: `context` is valid during this call.
-    let address = unsafe { _Unwind_GetIP(context) };
+    let mut interrupted = 0;
+    // SAFETY: `context` is valid during this call, as is the place for the flag.
+    let address = unsafe { _Unwind_GetIPInfo(context, &mut interrupted) };
+    // A signal came to it in the middle of anything, also where its stack cannot be walked. What the handler
+    // called is known by now.
+    if interrupted != 0 {
+        return STOP;
+    }
     // SAFETY: `context` is valid during this call.
     let place = unsafe { _Unwind_GetCFA(context) };
     match stack.entry.frames.get(stack.count) {

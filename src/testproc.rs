@@ -108,7 +108,7 @@ impl TestProcess {
     fn leaves_something(&self) -> bool {
         let fds = self.order.fds;
         if self.order.deny_threads {
-            let others = threads::count().saturating_sub(1);
+            let others = threads::count_others();
             self.page.set_threads(others);
             if others > 0 {
                 self.page.set_running(&threads::running(std::process::id() as Pid));

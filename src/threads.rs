@@ -37,6 +37,25 @@ pub(crate) fn count() -> u32 {
     }
 }
 
+/// Milliseconds that a thread has to end once its work is done.
+const ENDING: u32 = 100;
+
+/// Counts the threads besides the caller's that run code of the program, and that do not end by themselves in
+/// a moment: `std::thread::scope` comes back when its closures have, not when their threads are gone.
+/// Not async-signal-safe.
+pub(crate) fn count_others() -> u32 {
+    let mut others = count().saturating_sub(1);
+    // Nothing tells of the end of a thread that somebody else has started.
+    for _ in 0..ENDING {
+        if others == 0 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        others = count().saturating_sub(1);
+    }
+    others
+}
+
 /// Milliseconds that a thread has to name itself.
 const NAMING: u32 = 10;
 

@@ -76,7 +76,7 @@ pub(crate) struct Origin {
     pub(crate) call: String,
     /// The process that called it.
     pub(crate) maker: i32,
-    /// An inode, or the pid of the process that was made, or that is at its end.
+    /// An inode, or the pid of the process that was made; of an end the pid and the exit code.
     pub(crate) keys: [u64; 2],
     pub(crate) makes: Makes,
     /// Of a fork or an end: how many threads the caller had, 0 if that is not known.
@@ -330,13 +330,13 @@ fn origin_of_inode(origins: &[Origin], inode: u64) -> Option<&Origin> {
 
 /// The call by which the test's process ended before its body came back.
 fn origin_of_end<'a>(origins: &'a [Origin], facts: &Facts) -> Option<&'a Origin> {
-    let last = origins.iter().rev().find(|origin| origin.makes == Makes::End)?;
-    let is_it = match facts.end {
-        End::Exited { .. } => last.call != "abort",
-        End::Signalled { signal } => last.call == "abort" && signal == libc::SIGABRT,
+    // Several threads may have been at it: one of them came first.
+    let is_it = |origin: &&Origin| match facts.end {
+        End::Exited { code } => origin.call == "exec" || origin.keys[1] == u64::from(code as u8),
+        End::Signalled { signal } => origin.call == "abort" && signal == libc::SIGABRT,
         End::TimedOut | End::Lost { .. } => false,
     };
-    is_it.then_some(last)
+    origins.iter().rev().filter(|origin| origin.makes == Makes::End).find(is_it)
 }
 
 /// Whether a runtime made a socket for itself.
@@ -373,6 +373,14 @@ fn endings(facts: &Facts, settings: &Settings, call: Option<&Origin>, findings: 
     let came_back = facts.body != Body::Unfinished;
     let limit = settings.timeout.unwrap_or_default().as_secs_f64();
     match &facts.end {
+        End::Exited { code } if *code != 0 && facts.body.has_passed() => add(
+            Cause::EndedEarly,
+            format!("the body came back, and then the test process exited with code {code}."),
+            Some(
+                "look at `atexit` handlers and destructors of statics: a leak checker such as LSan tells it so.",
+            ),
+            None,
+        ),
         End::Exited { .. } if came_back => {}
         End::Exited { code } => add(
             Cause::EndedEarly,

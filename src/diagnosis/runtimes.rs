@@ -13,8 +13,20 @@ fn is_called(path: &str) -> bool {
 /// Whether a runtime made a socket for itself, to be told of signals. Nobody's task waits at it.
 pub(crate) fn is_own_socket(paths: &[String]) -> bool {
     const MAKERS: [&str; 3] = ["tokio::runtime", "tokio::signal", "signal_hook"];
-    let maker = paths.iter().find(|path| !is_called(path));
-    maker.is_some_and(|path| MAKERS.iter().any(|begin| path.starts_with(begin)))
+    made_by(paths, &MAKERS)
+}
+
+fn made_by(paths: &[String], makers: &[&str]) -> bool {
+    // `<crate::Type as Trait>::function` is in `crate` too.
+    let mut plain = paths.iter().map(|path| path.trim_start_matches('<'));
+    let maker = plain.find(|path| !is_called(path));
+    maker.is_some_and(|path| makers.iter().any(|begin| path.starts_with(begin)))
+}
+
+/// Whether a runtime made it for itself, and keeps it until the process ends.
+pub(super) fn keeps(paths: &[String]) -> bool {
+    const MAKERS: [&str; 2] = ["tokio::runtime", "tokio::signal"];
+    made_by(paths, &MAKERS)
 }
 
 /// Whether a thread waits for work of a runtime, not in a task's own code.

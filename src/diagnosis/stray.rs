@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use nix::libc;
 
-use super::{Cause, Finding, Origin, plural};
+use super::{Cause, Finding, Origin, plural, runtimes};
 use crate::facts::{Facts, Process};
 use crate::outcome::{End, StrayFd};
 use crate::policy::Settings;
@@ -46,19 +46,15 @@ pub(crate) struct Pipe {
     pub(crate) holders: Vec<Holder>,
 }
 
-/// Takes out the fds that were made where the policy expects it.
+/// Takes out the fds that were made where the policy expects it, and those that a runtime keeps for itself.
 pub(super) fn allow(facts: &mut Facts, settings: &Settings, origins: &[Origin]) {
-    let prefixes = &settings.allow_created_by;
-    if prefixes.is_empty() {
-        return;
-    }
     let before = facts.strays.len();
     facts.strays.retain(|stray| {
-        let functions = super::origin_of_inode(origins, stray.ino).map(|origin| &origin.functions[..]);
-        !functions
-            .unwrap_or_default()
-            .iter()
-            .any(|function| prefixes.iter().any(|prefix| path_of(function).starts_with(prefix.as_str())))
+        let Some(origin) = super::origin_of_inode(origins, stray.ino) else { return true };
+        let is_expected = |function: &String| {
+            settings.allow_created_by.iter().any(|prefix| is_below(path_of(function), prefix))
+        };
+        !runtimes::keeps(&origin.functions) && !origin.functions.iter().any(is_expected)
     });
     let gone = (before - facts.strays.len()) as u32;
     facts.stray_count = facts.stray_count.saturating_sub(gone);
@@ -69,6 +65,12 @@ fn path_of(function: &str) -> &str {
     function.trim_start_matches('<')
 }
 
+/// Whether a path is this one or below it: `server::Pool` is not below `server::Po`.
+fn is_below(path: &str, prefix: &str) -> bool {
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    path.strip_prefix(prefix).is_some_and(|rest| !rest.starts_with(is_name) || !prefix.ends_with(is_name))
+}
+
 /// The arguments that let just these pass, by the functions that made them; `None` if one has none.
 fn allow_makers(strays: &[Stray], origins: &[Origin]) -> Option<String> {
     let mut makers: Vec<&str> = Vec::new();
@@ -77,7 +79,8 @@ fn allow_makers(strays: &[Stray], origins: &[Origin]) -> Option<String> {
         // Without type parameters and closures, and what cannot stand in a string.
         let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
         let path = path_of(function).split(|c| !is_path(c)).next()?.trim_end_matches(':');
-        if path.is_empty() {
+        // `fn`, `dyn` or `u32` would be many others' too.
+        if !path.contains("::") {
             return None;
         }
         if !makers.contains(&path) {
@@ -206,4 +209,25 @@ fn one_fix(stray: &Stray, other: Option<&Holder>) -> String {
         _ => ("write", "a reader of this pipe would never see EOF"),
     };
     format!("close the {this} end, fd {fd}, before the test ends: as long as it is open, {effect}.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_below;
+
+    #[test]
+    fn a_path_is_below_whole_names() {
+        for (path, prefix, expected) in [
+            ("server::Pool::grow", "server", true),
+            ("server::Pool::grow", "server::", true),
+            ("server::Pool::grow", "server::Pool", true),
+            ("server::Pool<T>::grow", "server::Pool", true),
+            ("server::Pool::grow", "server::Pool::grow", true),
+            ("server::Pool::grow", "server::Po", false),
+            ("server::Pool::grow", "serve", false),
+            ("server::Pool::grow", "pool", false),
+        ] {
+            assert_eq!(is_below(path, prefix), expected, "{path} {prefix}");
+        }
+    }
 }

@@ -51,23 +51,26 @@ impl Tree {
         self.processes.get(&pid)
     }
 
-    /// Every process below `root` but those at or below `except`, parents before children.
+    /// Every process below `root` but those at or below `except`: each followed by all that is below it.
     pub(crate) fn below(&self, root: Pid, except: &[Pid]) -> Vec<&Stat> {
         let mut children: HashMap<Pid, Vec<&Stat>> = HashMap::new();
         for stat in self.processes.values() {
             children.entry(stat.ppid).or_default().push(stat);
         }
         let mut found: Vec<&Stat> = Vec::new();
-        let mut pending = vec![root];
-        while let Some(parent) = pending.pop() {
+        let mut pending: Vec<&Stat> = Vec::new();
+        let mut parent = root;
+        loop {
             // Taken out, so that a ring of parents ends.
             let mut next = children.remove(&parent).unwrap_or_default();
             next.retain(|stat| !except.contains(&stat.pid));
             next.sort_by_key(|stat| (stat.start_ticks, stat.pid));
-            pending.extend(next.iter().rev().map(|stat| stat.pid));
-            found.extend(next);
+            // The first is the next to be taken.
+            pending.extend(next.into_iter().rev());
+            let Some(stat) = pending.pop() else { return found };
+            found.push(stat);
+            parent = stat.pid;
         }
-        found
     }
 }
 
@@ -83,7 +86,26 @@ mod tests {
 
     use std::process::{Command, Stdio};
 
-    use super::Tree;
+    use super::{Stat, Tree};
+
+    #[test]
+    fn each_is_followed_by_all_that_is_below_it() {
+        let stat = |pid: i32, ppid: i32| {
+            let line = format!("{pid} (x) S {ppid} 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {pid} 0 0");
+            Stat::parse(line.as_bytes()).unwrap()
+        };
+        // Two children of 1 with two each, and one that is its own parent's parent.
+        let tree = Tree::of(
+            [(2, 1), (3, 1), (4, 2), (5, 3), (6, 2), (7, 5), (8, 9), (9, 8)]
+                .map(|(pid, ppid)| stat(pid, ppid)),
+        );
+        let below = |root, except: &[i32]| -> Vec<i32> {
+            tree.below(root, except).iter().map(|stat| stat.pid).collect()
+        };
+        assert_eq!(below(1, &[]), [2, 4, 6, 3, 5, 7]);
+        assert_eq!(below(1, &[2]), [3, 5, 7]);
+        assert_eq!(below(8, &[]), [9, 8]);
+    }
 
     #[test]
     fn a_newcomer_is_told_from_who_was_there() {

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nix::libc;
 
 use super::processes::Next;
-use super::{Call, KeepErrno, log};
+use super::{Call, Entry, KeepErrno, log};
 use crate::sys;
 
-/// The process whose body runs, 0 if none does. A fork has this value too, and is another.
+/// The process whose body runs, 0 if none does. What a raw `clone(2)` makes has this value too, and is another.
 static BODY_OF: AtomicU32 = AtomicU32::new(0);
 
 /// Notes that a body runs in this process.
@@ -19,7 +19,7 @@ pub(super) fn begin() {
     BODY_OF.store(std::process::id(), Ordering::Relaxed);
 }
 
-/// Notes that the body has come back: the end of its process is no news any more.
+/// Notes that the body has come back, or that this is a fork: the end of its process is no news any more.
 pub(crate) fn end_body() {
     BODY_OF.store(0, Ordering::Relaxed);
 }
@@ -32,24 +32,27 @@ static ABORT: Next = Next::new(c"abort");
 
 pub(super) const ALL: [&Next; 5] = [&EXIT, &UNDERSCORE_EXIT, &C_EXIT, &QUICK_EXIT, &ABORT];
 
-/// Writes down who ends this process, if a body runs in it. Async-signal-safe, as `_exit(2)` is.
+/// Writes down who ends this process, and with which code, if a body runs in it. Async-signal-safe, see
+/// [`Log::begin`].
 #[inline(always)]
-pub(super) fn record(call: Call) {
+pub(super) fn record(call: Call, code: Option<c_int>) -> Option<&'static Entry> {
+    // A fork makes no call of the kernel's that it has not made by itself: it may have forbidden them (seccomp(2)).
+    let body_of = BODY_OF.load(Ordering::Relaxed);
     // SAFETY: `getpid` has no preconditions.
-    let pid = unsafe { libc::getpid() } as u32;
-    if pid != BODY_OF.load(Ordering::Relaxed) {
-        return;
+    if body_of == 0 || unsafe { libc::getpid() } as u32 != body_of {
+        return None;
     }
     // std's handler of a stack overflow aborts, and there is hardly room for the unwinder where it runs.
     if is_on_signal_stack() {
-        return;
+        return None;
     }
-    let Some(log) = log() else { return };
     let _errno = KeepErrno::new();
-    if let Some(entry) = log.begin() {
-        entry.note_threads();
-        entry.end(call, [u64::from(pid), 0]);
-    }
+    let entry = log()?.begin()?;
+    entry.note_threads();
+    // The kernel keeps one byte of it.
+    let code = code.map_or(u64::MAX, |code| u64::from(code as u8));
+    entry.end(call, [u64::from(body_of), code]);
+    Some(entry)
 }
 
 /// Whether this thread runs on the stack that is kept for a signal handler (sigaltstack(2)).
@@ -70,7 +73,7 @@ macro_rules! ends {
         /// libc's function of that name, and who called it.
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name(code: c_int) -> ! {
-            record(Call::$call);
+            record(Call::$call, Some(code));
             let next = $next.get();
             if next.is_null() {
                 sys::exit_now(code);
@@ -90,7 +93,7 @@ ends!(quick_exit, QUICK_EXIT, QuickExit);
 /// `abort(3)`, and who called it.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn abort() -> ! {
-    record(Call::Abort);
+    record(Call::Abort, None);
     let next = ABORT.get();
     if next.is_null() {
         // 128 and SIGABRT: what a shell would say.

@@ -70,6 +70,9 @@ unsafe extern "C" fn fork() -> libc::pid_t {
         log().and_then(Log::begin).inspect(|entry| entry.note_threads())
     };
     let pid = next();
+    if pid == 0 {
+        ends::end_body();
+    }
     if let (Some(entry), 0..) = (entry, pid) {
         let _errno = KeepErrno::new();
         // SAFETY: `getpid` has no preconditions.
@@ -167,13 +170,17 @@ macro_rules! exec {
                 return -1;
             }
             // It is the end of the test, unless it comes back.
-            ends::record(Call::Exec);
+            let end = ends::record(Call::Exec, None);
             // SAFETY: they are the caller's, for an exec.
             unsafe { record_exec($command) };
             // SAFETY: it is libc's function of that name, which has this type.
             let next: unsafe extern "C" fn($($type),*) -> c_int = unsafe { mem::transmute(next) };
             // SAFETY: the caller's arguments are passed on.
-            unsafe { next($($argument),*) }
+            let result = unsafe { next($($argument),*) };
+            if let Some(end) = end {
+                end.forget();
+            }
+            result
         }
     };
 }

@@ -192,7 +192,8 @@ impl ForkServer {
         })
     }
 
-    /// Runs one test in a supervisor, with its output going to `stdout` and `stderr`.
+    /// Runs one test in a supervisor. `fds` are where its output goes, one or stdout and stderr, and the lock of
+    /// its serial key if it has one.
     ///
     /// Calls `slow` once if the test runs for more than 60 s, and `looking` when something was left
     /// that the supervisor looks at. Waits for the test's timeout, its grace and a kill's limit, and
@@ -200,12 +201,12 @@ impl ForkServer {
     pub(crate) fn run(
         &self,
         job: &Job,
-        output: &[BorrowedFd<'_>],
+        fds: &[BorrowedFd<'_>],
         slow: impl FnOnce(),
         looking: impl Fn(),
     ) -> Facts {
         let message = job.encode();
-        let mut slot = match self.give(&message, output) {
+        let mut slot = match self.give(&message, fds) {
             Ok(slot) => slot,
             Err(error) => return Facts::lost(format!("no supervisor: {error}")),
         };
@@ -235,7 +236,7 @@ impl ForkServer {
             match answer {
                 Some(Answer::Looking {}) => looking(),
                 Some(Answer::NotBegun { why }) => {
-                    slot = match self.give_to_another(slot, &message, output) {
+                    slot = match self.give_to_another(slot, &message, fds) {
                         Some(another) => another,
                         None => return Facts::lost(why),
                     }
@@ -254,11 +255,11 @@ impl ForkServer {
     }
 
     /// Gives a job to a supervisor.
-    fn give(&self, job: &[u8], output: &[BorrowedFd<'_>]) -> io::Result<Slot> {
+    fn give(&self, job: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<Slot> {
         loop {
             let Some(slot) = lock(&self.idle).take() else { break };
             // One that was killed while it had no test has lost none.
-            if slot.channel.send(job, output).is_ok() {
+            if slot.channel.send(job, fds).is_ok() {
                 return Ok(slot);
             }
         }
@@ -267,13 +268,13 @@ impl ForkServer {
             idle.is_last = true;
             idle.slots.pop_front().ok_or(error)
         })?;
-        slot.channel.send(job, output)?;
+        slot.channel.send(job, fds)?;
         Ok(slot)
     }
 
     /// Gives a job that `slot` could not begin, as there may be no more processes, to one that waits: that may
     /// have a process already, and `slot` makes room for one. `None` if none waits.
-    fn give_to_another(&self, slot: Slot, job: &[u8], output: &[BorrowedFd<'_>]) -> Option<Slot> {
+    fn give_to_another(&self, slot: Slot, job: &[u8], fds: &[BorrowedFd<'_>]) -> Option<Slot> {
         let mut idle = lock(&self.idle);
         idle.is_last = true;
         if idle.slots.is_empty() {
@@ -288,7 +289,7 @@ impl ForkServer {
             drop((slot, theirs));
             sys::readable(&reaped, Some(PATIENCE));
         }
-        self.give(job, output).ok()
+        self.give(job, fds).ok()
     }
 
     fn new_slot(&self) -> io::Result<Slot> {

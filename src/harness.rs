@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::iter;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::panic::Location;
@@ -670,7 +671,7 @@ pub(crate) fn guard(
     captures: &Mutex<Vec<File>>,
 ) -> (Verdict, String) {
     let lost = |why: String| (judge(job, Facts::lost(why)), String::new());
-    let _turn = match job.settings.serial.as_deref().map(serial::wait).transpose() {
+    let turn = match job.settings.serial.as_deref().map(serial::wait).transpose() {
         Ok(turn) => turn,
         Err(error) => return lost(format!("cannot wait for the serial key: {error}")),
     };
@@ -679,8 +680,10 @@ pub(crate) fn guard(
     let looking = || crate::symbols::get_ready(registered(job));
     #[cfg(not(feature = "sites"))]
     let looking = || ();
+    let turn = turn.as_ref().map(AsFd::as_fd);
     if no_capture {
-        let facts = server.run(job, &[sys::borrow(1), sys::borrow(2)], slow, looking);
+        let fds: Vec<BorrowedFd<'_>> = [sys::borrow(1), sys::borrow(2)].into_iter().chain(turn).collect();
+        let facts = server.run(job, &fds, slow, looking);
         return (judge(job, facts), String::new());
     }
     let kept = lock(captures).pop();
@@ -688,7 +691,8 @@ pub(crate) fn guard(
         Ok(capture) => capture,
         Err(error) => return lost(format!("cannot make a file for its output: {error}")),
     };
-    let facts = server.run(job, &[capture.as_fd()], slow, looking);
+    let fds: Vec<BorrowedFd<'_>> = iter::once(capture.as_fd()).chain(turn).collect();
+    let facts = server.run(job, &fds, slow, looking);
     let as_before = only_appends(&capture);
     let verdict = judge(job, facts);
     let output = read(&capture).unwrap_or_else(|error| format!("[its output cannot be read: {error}]"));

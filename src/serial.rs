@@ -2,22 +2,32 @@
 //!
 //! Under nextest each test has a harness of its own, so a lock inside one process would keep
 //! nobody apart. The lock is a file; the kernel lets it go when its holder dies, however it dies.
+//! The supervisor has it too, so that a test whose harness is killed keeps its turn until nothing is left of it.
 //! Who had it takes the file away; who was waiting for it then makes another.
 
 use std::fs::{self, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
 
 /// A test's turn. Others with the same key wait until it is dropped.
 pub(crate) struct Turn {
     path: PathBuf,
-    /// Locked until it is closed, after the file is gone.
-    _lock: Flock<File>,
+    /// Locked until it is closed by everybody who has it, after the file is gone.
+    lock: Flock<File>,
+}
+
+impl AsFd for Turn {
+    /// The lock itself: whoever has a copy has the turn with us, and keeps it if we are killed.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
 }
 
 impl Drop for Turn {
@@ -42,12 +52,13 @@ pub(crate) fn wait(key: &str) -> io::Result<Turn> {
 
 fn turn(path: PathBuf) -> io::Result<Turn> {
     loop {
+        // Not for ever where somebody has put a FIFO.
         let mut file = OpenOptions::new()
             .create(true)
             .truncate(false)
             .write(true)
             .mode(0o600)
-            .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_CLOEXEC)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
             .open(&path)?;
         let lock = loop {
             match Flock::lock(file, FlockArg::LockExclusive) {
@@ -57,7 +68,7 @@ fn turn(path: PathBuf) -> io::Result<Turn> {
             }
         };
         if is_at(&lock, &path)? {
-            return Ok(Turn { path, _lock: lock });
+            return Ok(Turn { path, lock });
         }
     }
 }

@@ -257,21 +257,25 @@ impl Supervisor {
         let mut ahead = None;
         let mut forks_ahead = false;
         loop {
-            let Some((bytes, fds)) = self.next_job() else { return self.leave(0, ahead) };
-            let (Some(job), Some(output)) = (Job::decode(&bytes), Output::new(fds.into_iter())) else {
-                return self.leave(1, ahead);
-            };
+            let Some((bytes, mut fds)) = self.next_job() else { return self.leave(0, ahead) };
+            let Some(job) = Job::decode(&bytes) else { return self.leave(1, ahead) };
+            // Kept as long as anything of the test is left.
+            let turn = job.settings.serial.as_ref().and_then(|_| fds.pop());
+            let Some(output) = Output::new(fds.into_iter()) else { return self.leave(1, ahead) };
             drop(bytes);
             self.show(&job.name);
             let test = match ahead.take().filter(|test| self.is_waiting(*test)) {
                 Some(test) => Ok(Forked::Test(test)),
-                None => self.fork_test(then, output.numbers()),
+                None => {
+                    let [stdout, stderr] = output.numbers();
+                    self.fork_test(then, [stdout, stderr, turn.as_ref().map_or(-1, AsRawFd::as_raw_fd)])
+                }
             };
             let guarded = match test {
                 Ok(Forked::Test(test)) => self.guard(test, &job, output),
                 Ok(Forked::InTest(test)) => {
                     // Closed already.
-                    mem::forget(output);
+                    mem::forget((output, turn));
                     return self.become_test(test);
                 }
                 Err(error) => {
@@ -291,7 +295,7 @@ impl Supervisor {
             // Nothing is left of the test. Who has been given two will be given a third: its process is
             // forked while the harness tells of this one. nextest gives one test to a process.
             if mem::replace(&mut forks_ahead, self.may_take_ahead) {
-                match self.fork_test(then, [-1; 2]) {
+                match self.fork_test(then, [-1; 3]) {
                     Ok(Forked::Test(test)) => ahead = Some(test),
                     Ok(Forked::InTest(test)) => return self.become_test(test),
                     // It is said when it is needed, if it cannot be forked then either.
@@ -325,7 +329,7 @@ impl Supervisor {
 
     /// Forks a test process, which takes its job from the desk. `open` is what else of ours is open just now:
     /// -1 is nothing.
-    fn fork_test(&mut self, then: &Then<'_>, open: [RawFd; 2]) -> io::Result<Forked> {
+    fn fork_test(&mut self, then: &Then<'_>, open: [RawFd; 3]) -> io::Result<Forked> {
         self.page.reset();
         self.log.reset();
         match sys::fork()? {
@@ -343,7 +347,7 @@ impl Supervisor {
 
     /// Turns a fork of the supervisor into a test process: leaves the supervisor, waits for a job, and
     /// goes on as if the harness had never been. It waits as long as the supervisor lives.
-    fn enter(&mut self, open: [RawFd; 2]) -> TestProcess {
+    fn enter(&mut self, open: [RawFd; 3]) -> TestProcess {
         let mut before = mem::take(&mut self.before);
         let entrance = self.entrance(open);
         entrance.leave();
@@ -409,9 +413,17 @@ impl Supervisor {
         if self.tear_down(&scene, job.settings.grace, at_end, &mut facts) == Event::Abandoned {
             return None;
         }
-        facts.notes.extend(self.scratch.reset().err().map(|error| {
-            format!("cannot empty the scratch directory `{}`: {error}", self.scratch.path.display())
-        }));
+        if let Err(error) = self.scratch.reset() {
+            facts.notes.push(format!(
+                "cannot empty the scratch directory `{}`: {error}",
+                self.scratch.path.display()
+            ));
+            // The next test has done nothing to be given what this one has left.
+            if let Ok(another) = self.scratch.another() {
+                self.scratch = another;
+                sys::set_env("TMPDIR", self.scratch.path.as_os_str());
+            }
+        }
         let page = &self.page;
         if page.phase() == Phase::Starting {
             // It was killed on its way, and the next one must not take its job.
@@ -708,10 +720,10 @@ impl Supervisor {
     }
 
     /// What a fork has to do to be a test process, with nothing of the harness left in it.
-    fn entrance(&self, open: [RawFd; 2]) -> sys::Entrance<'_> {
+    fn entrance(&self, open: [RawFd; 3]) -> sys::Entrance<'_> {
         let [slot, ours, theirs, children, lifeline, harness] = self.private_fds();
         let World { signals, title, comm, .. } = &self.world;
-        let close = [slot, ours, children, lifeline, harness, open[0], open[1]];
+        let close = [slot, ours, children, lifeline, harness, open[0], open[1], open[2]];
         sys::Entrance::new(self.pid, close, theirs, signals, title, comm)
     }
 
@@ -793,6 +805,13 @@ impl Scratch {
         self.remove()?;
         *self = Scratch::make(self.path.clone())?;
         Ok(())
+    }
+
+    /// Makes another beside this one, which stays as it is.
+    fn another(&self) -> io::Result<Scratch> {
+        let mut name = self.path.file_name().unwrap_or_default().to_owned();
+        name.push("+");
+        Scratch::make(self.path.with_file_name(name))
     }
 
     fn remove(&self) -> io::Result<()> {

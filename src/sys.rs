@@ -649,7 +649,7 @@ pub(crate) fn sock_diag() -> io::Result<OwnedFd> {
 }
 
 /// The most fds that one message carries.
-pub(crate) const FDS: usize = 2;
+pub(crate) const FDS: usize = 3;
 
 /// A control message that carries fds (cmsg(3)): its head, and room for them right behind it.
 #[repr(C)]
@@ -731,7 +731,7 @@ pub(crate) fn receive(
     let is_rights = rights.head.cmsg_level == libc::SOL_SOCKET && rights.head.cmsg_type == libc::SCM_RIGHTS;
     let bytes = if is_rights { rights.head.cmsg_len } else { 0 };
     let fd = |at: usize| (bytes >= Rights::length(at + 1) as _).then(|| own(rights.fds[at]));
-    Ok((length, [fd(0), fd(1)]))
+    Ok((length, [fd(0), fd(1), fd(2)]))
 }
 
 /// `setsockopt(SO_SNDTIMEO)` — a send that finds nobody reading fails after `seconds`.
@@ -783,7 +783,7 @@ pub(crate) fn remove_env(name: &str) {
 /// So here is one function, and nothing in it but system calls.
 pub(crate) struct Entrance<'a> {
     supervisor: Pid,
-    close: [RawFd; 7],
+    close: [RawFd; 8],
     desk: RawFd,
     signals: &'a Signals,
     argv: &'a Argv,
@@ -797,7 +797,7 @@ impl<'a> Entrance<'a> {
     /// `close` is closed at once, -1 being nothing, and `desk` when there is a job.
     pub(crate) fn new(
         supervisor: Pid,
-        close: [RawFd; 7],
+        close: [RawFd; 8],
         desk: RawFd,
         signals: &'a Signals,
         argv: &'a Argv,

@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use crate::support::{Fixture, PATIENCE, Run, alive, as_nobody, scratch, through_shell, until};
 
-const TARGETS: [&str; 3] = ["harness", "stock", "threaded"];
+pub(crate) const TARGETS: [&str; 3] = ["harness", "stock", "threaded"];
 
 pub(crate) fn victim() -> Fixture {
     Fixture::build("victim")
@@ -869,6 +869,21 @@ fn scratch_is_private_empty_and_removed() {
 #[childproof::test]
 fn scratch_is_new_whatever_the_test_before_changed_of_it() {
     all_eight_pass("finds_its_scratch_new");
+}
+
+#[childproof::test]
+fn scratch_is_empty_also_after_one_that_cannot_be_emptied() {
+    let fixture = victim();
+    for target in TARGETS {
+        let arguments = ["bodies::finds_its_scratch_empty", "--test-threads=1"];
+        let mut run = Run::start(&fixture, target, &arguments);
+        let text = run.finish();
+        let pinned: Vec<String> = ["pinned-a", "pinned-c"].iter().filter_map(|name| run.told(name)).collect();
+        for file in &pinned {
+            assert!(std::process::Command::new("chattr").args(["-i", file]).status().unwrap().success());
+        }
+        assert!(text.contains("8 passed; 0 failed"), "{target}, {} pinned\n{text}", pinned.len());
+    }
 }
 
 #[childproof::test]

@@ -23,6 +23,7 @@ mod shapes;
 mod sockets;
 mod speed;
 mod support;
+mod turns;
 mod waits;
 
 childproof::main!();

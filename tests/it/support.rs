@@ -249,6 +249,20 @@ impl Run {
         Run::start(fixture, target, &[tests, &["--exact"]].concat())
     }
 
+    /// Starts a command beside the run, with its directories, its log and its mark.
+    pub(crate) fn beside(&self, mut command: Command) -> Child {
+        let log = File::options().append(true).open(self.directory.join("log")).unwrap();
+        command
+            .env(Run::MARK, &self.mark)
+            .env("VICTIM_OUT", self.directory.join("out"))
+            .env("TMPDIR", self.directory.join("tmp"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap()
+    }
+
     /// The process that was started: the harness, or the cargo above it.
     pub(crate) fn pid(&self) -> i32 {
         self.child.id() as i32

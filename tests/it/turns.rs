@@ -1,0 +1,54 @@
+//! Tests of one serial key never run at the same time, not in two runs either, and whatever is killed.
+
+use std::fs;
+use std::process::Child;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::invariants::{TARGETS, victim};
+use crate::support::{Run, until};
+
+/// Starts a run whose test has the turn, and another whose test waits for it.
+fn two(target: &str) -> (Run, Child) {
+    let fixture = victim();
+    let mut first = Run::of(&fixture, target, &["bodies::turns::holds"]);
+    first.wait_for("held");
+    let second = first.beside(fixture.command(target, &["bodies::turns::follows", "--exact"]));
+    let fds = format!("/proc/{}/fd", second.id());
+    until("the second at the lock", || {
+        let links = fs::read_dir(&fds).into_iter().flatten().flatten();
+        let mut links = links.filter_map(|fd| fs::read_link(fd.path()).ok());
+        links.any(|link| link.to_string_lossy().contains("/childproof-serial-"))
+    });
+    (first, second)
+}
+
+fn finish(first: &Run, second: &mut Child) {
+    until("the end of the second", || second.try_wait().unwrap().is_some());
+    assert_eq!(second.wait().unwrap().code(), Some(0), "{}", first.text());
+}
+
+#[childproof::test]
+fn are_taken_one_after_the_other_and_leave_no_file() {
+    for target in TARGETS {
+        let (mut first, mut second) = two(target);
+        first.tell("release");
+        let text = first.finish();
+        assert_eq!(first.code(), Some(0), "{target}\n{text}");
+        finish(&first, &mut second);
+        first.assert_nothing_left(Duration::from_secs(2));
+    }
+}
+
+/// The turn is over when nothing is left of the test, not when its harness is gone.
+#[childproof::test]
+fn last_until_nothing_is_left_of_the_test() {
+    for target in TARGETS {
+        let (mut first, mut second) = two(target);
+        kill(Pid::from_raw(first.pid()), Signal::SIGKILL).unwrap();
+        finish(&first, &mut second);
+        first.finish();
+    }
+}

@@ -520,7 +520,8 @@ impl Run {
         }
         let settings = self.options.policy.clone().over(&entry.policy()).over(&self.policy).settle();
         let job = Job { index: index as u64, name, settings };
-        let (verdict, output) = guard(&self.server, &job, self.options.no_capture, &self.captures);
+        let (mut verdict, output) = guard(&self.server, &job, self.options.no_capture, &self.captures);
+        verdict.obey(&self.options.policy);
         self.write_json(|| verdict_line(&verdict));
         let round = (self.options.repeat > 1).then(|| format!("round {round} of {}", self.options.repeat));
         self.write_junit(|junit| junit.ran(&verdict, &output, round.as_deref()));

@@ -54,7 +54,8 @@ impl Test {
         };
         let settings = environment.clone().over(&self.attribute.policy()).settle();
         let job = Job { index: self.index() as u64, name, settings };
-        let (verdict, output) = guard(server, &job, shows_output(), &CAPTURES);
+        let (mut verdict, output) = guard(server, &job, shows_output(), &CAPTURES);
+        verdict.obey(environment);
         // Printed and not written: libtest catches what is printed, and shows it with the test.
         if !output.is_empty() {
             print!("{output}");

@@ -169,6 +169,20 @@ impl Policy {
         self
     }
 
+    /// Whether this argument of the attribute has a value here.
+    pub(crate) fn sets(&self, argument: &str) -> bool {
+        match argument {
+            "timeout" => self.timeout.is_some(),
+            "fds" => self.fds.is_some(),
+            "processes" => self.deny_processes.is_some(),
+            "unwaited" => self.deny_unwaited.is_some(),
+            "threads" => self.deny_threads.is_some(),
+            "threaded_fork" => self.threaded_fork.is_some(),
+            // The others add up, or let nothing pass.
+            _ => false,
+        }
+    }
+
     /// Fills what is left open with the defaults.
     pub(crate) fn settle(self) -> Settings {
         Settings {

@@ -20,7 +20,7 @@ use nix::libc;
 
 use crate::facts::{Class, Facts, Makes, Process};
 use crate::outcome::{Body, End, Running};
-use crate::policy::Settings;
+use crate::policy::{Policy, Settings};
 
 use ends::Strayed;
 pub(crate) use ends::Unread;
@@ -244,6 +244,23 @@ impl Verdict {
 
     pub(crate) fn has(&self, cause: Cause) -> bool {
         self.findings.iter().any(|finding| finding.cause == Some(cause))
+    }
+
+    /// Takes back what would let the test pass where that has been decided elsewhere: the environment and the
+    /// command line, which are `outside`, win over the attribute.
+    pub(crate) fn obey(&mut self, outside: &Policy) {
+        for finding in self.findings.iter_mut().chain(&mut self.warnings) {
+            let argument = finding.allow.as_deref().and_then(|allow| allow.split(' ').next());
+            let Some(argument) = argument.filter(|argument| outside.sets(argument)) else { continue };
+            let note = format!(
+                "`{argument}` is set by `CHILDPROOF_{}` or on the command line, which win over the test's own argument.",
+                argument.to_uppercase()
+            );
+            finding.allow = None;
+            if !self.facts.notes.contains(&note) {
+                self.facts.notes.push(note);
+            }
+        }
     }
 
     /// The processes of one class, in the order of the tree.

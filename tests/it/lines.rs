@@ -81,6 +81,16 @@ fn are_those_that_made_it() {
 }
 
 #[childproof::test]
+fn of_an_end_are_those_that_brought_it() {
+    let source = fs::read_to_string(root().join(SOURCE)).unwrap();
+    let line = source.lines().position(|line| line.ends_with("// IN THE HANDLER")).unwrap() + 1;
+    let (places, ran) = places(&["exit_by", "--test-threads=1"]);
+    assert!(places["exit_by_a_raw_call_after_an_exec_that_failed"].is_empty(), "{}", ran.all());
+    assert_eq!(places["exit_by_the_handler_of_a_signal"], [format!("{SOURCE}:{line}")], "{}", ran.all());
+    assert!(ran.stdout.contains(" lines::quits (_exit)\n"), "{}", ran.all());
+}
+
+#[childproof::test]
 fn say_which_fds_are_expected() {
     let (places, ran) = places(&["pipe_of_code"]);
     assert_eq!(places["pipe_of_code_that_may"], Vec::<String>::new(), "{}", ran.all());

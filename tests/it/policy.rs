@@ -56,3 +56,21 @@ fn of_the_attribute_wins_over_the_harness_and_that_over_the_default() {
     assert!(!passes(&all, "file_left_open", &[]));
     assert!(passes(&all, "stray_pipe_that_is_off", &[]));
 }
+
+/// What would let a test pass is not proposed where it would change nothing.
+#[childproof::test]
+fn of_the_environment_is_told_where_it_lets_no_attribute_help() {
+    let fixture = Fixture::build("leaky");
+    let allow = "allow: #[childproof::test(unwaited = \"allow\")]";
+    let note = "note: `unwaited` is set by `CHILDPROOF_UNWAITED` or on the command line";
+    for (target, shape, environment, told, not_told) in [
+        ("harness", "zombie", Some("deny"), note, allow),
+        ("stock", "zombie", Some("deny"), note, allow),
+        ("harness", "zombie_where_it_is_denied", None, allow, note),
+    ] {
+        let mut command = fixture.command(target, &["--exact", &format!("shapes::{shape}"), "--color=never"]);
+        let ran = Ran::of(command.envs(environment.map(|value| ("CHILDPROOF_UNWAITED", value))));
+        let text = ran.all();
+        assert!(text.contains(told) && !text.contains(not_told), "{target} {shape}\n{text}");
+    }
+}

@@ -21,6 +21,7 @@ const SHAPES: &[(&str, &str, &str, &str)] = &[
     ("group_killed_whole", "passed", "", ""),
     ("straggler_within_the_grace", "passed", "", ""),
     ("child_that_takes_its_time", "passed", "", ""),
+    ("child_that_may_only_end", "passed", "", ""),
     ("orphan_that_ends_within_the_grace", "passed", "", ""),
     ("pipe_made_and_closed", "passed", "", ""),
     ("table_grown_and_left_empty", "passed", "", ""),

@@ -298,6 +298,9 @@ fn threaded_fork(text: &str) -> Option<ThreadedFork> {
 const VARIABLES: [&str; 9] =
     ["TIMEOUT", "GRACE", "PROCESSES", "FDS", "UNWAITED", "THREADS", "THREADED_FORK", "BACKTRACE", "TRACE"];
 
+/// Arguments that only a test itself has, as variables would be called.
+const OF_A_TEST: [&str; 3] = ["ALLOW_PROCESS", "ALLOW_CREATED_BY", "SERIAL"];
+
 /// Finds a variable that is none of ours and nearly is: what it was meant for would silently not
 /// be done. Others that begin with `CHILDPROOF_` are somebody else's business.
 pub(crate) fn misspelt(names: impl Iterator<Item = OsString>) -> Option<String> {
@@ -306,6 +309,12 @@ pub(crate) fn misspelt(names: impl Iterator<Item = OsString>) -> Option<String> 
         let Some(name) = text.strip_prefix("CHILDPROOF_").filter(|name| !VARIABLES.contains(name)) else {
             continue;
         };
+        if OF_A_TEST.contains(&name) {
+            return Some(format!(
+                "unknown variable `CHILDPROOF_{name}`: `{}` is set in a test's attribute or in a `Policy`",
+                name.to_lowercase()
+            ));
+        }
         let is_near = |known: &str| distance(&name.to_uppercase(), known) <= (known.len() / 3).min(2);
         if VARIABLES.into_iter().any(is_near) {
             return Some(format!(
@@ -375,9 +384,19 @@ mod tests {
     #[test]
     fn a_variable_that_is_nearly_ours_is_found() {
         let misspelt = |name: &str| misspelt([name.into()].into_iter()).is_some();
-        for name in
-            ["TIMOUT", "TIMEOUTS", "timeout", "FD", "FDSS", "GRACES", "THREAD", "THREADED_FORKS", "PROCESS"]
-        {
+        for name in [
+            "SERIAL",
+            "ALLOW_PROCESS",
+            "TIMOUT",
+            "TIMEOUTS",
+            "timeout",
+            "FD",
+            "FDSS",
+            "GRACES",
+            "THREAD",
+            "THREADED_FORKS",
+            "PROCESS",
+        ] {
             assert!(misspelt(&format!("CHILDPROOF_{name}")), "{name}");
         }
         for name in ["TIMEOUT", "FDS", "TRACE", "GRACE", "FOO", "BLESS", "FORK_SERVER", "SPACE", ""] {

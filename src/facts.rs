@@ -199,6 +199,8 @@ wire_struct! {
         pub(crate) processes: Vec<Process>,
         /// There was a descendant after the grace, and no look could catch it.
         pub(crate) unseen: bool,
+        /// The body came back, and its process ended before it was written down what was left.
+        pub(crate) unchecked: bool,
         pub(crate) strays: Vec<StrayFd>,
         /// More than `strays` lists when there were too many to keep.
         pub(crate) stray_count: u32,
@@ -267,6 +269,7 @@ impl Facts {
             && self.threads == 0
             && self.returned_children == 0
             && !self.unseen
+            && !self.unchecked
             && self.processes.is_empty()
             && self.stray_count == 0
             && self.survivors.is_empty()
@@ -321,6 +324,7 @@ impl Facts {
             time: Duration::ZERO,
             processes: Vec::new(),
             unseen: false,
+            unchecked: false,
             strays: Vec::new(),
             stray_count: 0,
             threads: 0,

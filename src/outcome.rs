@@ -88,11 +88,14 @@ pub(crate) enum Phase {
     Running,
     /// The body has come back.
     BodyEnded,
+    /// What it has left is written down.
+    Checked,
     /// It has stopped itself to be looked at, and exits when it is continued.
     Stopped,
 }
 
-const PHASES: [Phase; 4] = [Phase::Starting, Phase::Running, Phase::BodyEnded, Phase::Stopped];
+const PHASES: [Phase; 5] =
+    [Phase::Starting, Phase::Running, Phase::BodyEnded, Phase::Checked, Phase::Stopped];
 
 const PASSED: u32 = 1;
 const PANICKED: u32 = 2;

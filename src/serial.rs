@@ -19,7 +19,7 @@ use nix::libc;
 /// A test's turn. Others with the same key wait until it is dropped.
 pub(crate) struct Turn {
     path: PathBuf,
-    /// Locked until it is closed by everybody who has it, after the file is gone.
+    /// Locked until this is dropped, or, if we are killed, until the supervisor has closed its copy.
     lock: Flock<File>,
 }
 

@@ -114,6 +114,10 @@ const IDLE: Duration = Duration::from_millis(50);
 /// How long after a first look at blocked threads a second one is taken.
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// How long a test process may look at what its body has left once its time is over: longer than it waits for
+/// threads to end.
+const CHECKING: Duration = Duration::from_secs(1);
+
 /// How a test's watch ended.
 enum Ending {
     Ended(ChildState),
@@ -292,6 +296,8 @@ impl Supervisor {
                 // What could not be killed must not be taken for the next test's.
                 return self.leave(i32::from(!empty), None);
             }
+            // Before anything is forked that has not been told of it.
+            drop(turn);
             // Nothing is left of the test. Who has been given two will be given a third: its process is
             // forked while the harness tells of this one. nextest gives one test to a process.
             if mem::replace(&mut forks_ahead, self.may_take_ahead) {
@@ -434,6 +440,7 @@ impl Supervisor {
         facts.threads = page.threads();
         facts.running = page.running();
         facts.returned_children = page.returned_children();
+        facts.unchecked = page.phase() == Phase::BodyEnded && matches!(facts.end, End::Exited { .. });
         (facts.strays, facts.stray_count) = page.strays();
         if !facts.processes.is_empty() || !facts.strays.is_empty() {
             facts.foreign = scene.foreign;
@@ -447,9 +454,16 @@ impl Supervisor {
     /// ended.
     fn watch(&self, scene: &Scene<'_>, deadline: Option<Instant>, at_end: &mut Option<Snapshot>) -> Ending {
         let test = scene.test;
+        let mut deadline = deadline;
+        let mut is_over = false;
         loop {
             match self.wait(deadline, false) {
                 Event::Children | Event::Request => {}
+                // The body came back in time: what it has left is still being looked at.
+                Event::Deadline if !is_over && self.page.phase() == Phase::BodyEnded => {
+                    is_over = true;
+                    deadline = Some(Instant::now() + CHECKING);
+                }
                 Event::Deadline => return Ending::TimedOut,
                 Event::Abandoned => return Ending::Abandoned,
             }

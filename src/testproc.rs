@@ -97,7 +97,9 @@ impl TestProcess {
             sys::exit_now(if body.has_passed() { 0 } else { 101 });
         }
         self.page.end_body(&body, took);
-        if self.leaves_something() {
+        let leaves_something = self.leaves_something();
+        self.page.set_phase(Phase::Checked);
+        if leaves_something {
             self.page.set_phase(Phase::Stopped);
             let _ = sys::kill(pid as Pid, libc::SIGSTOP);
         }

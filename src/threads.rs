@@ -14,24 +14,23 @@ use nix::sys::stat::{Mode, stat};
 use crate::outcome::Running;
 use crate::sys::{self, Pid};
 
+const TASK: &CStr = c"/proc/self/task";
+
 /// Counts the threads that run code of the program. Where /proc is not to be had (the body may have
 /// changed its root) 2 stands for any number of them.
 ///
-/// One `stat` where there is one thread: a directory's links are itself, its name in its parent
-/// and each directory in it (proc_pid_task(5) has one a thread).
+/// One `stat` where there is one thread.
 pub(crate) fn count() -> u32 {
-    let task = c"/proc/self/task";
-    let Ok(links) = stat(task).map(|stat| stat.st_nlink) else {
+    let Some(all) = all() else {
         return if sys::is_threaded() { 2 } else { 1 };
     };
-    let all = u32::try_from(links).unwrap_or(u32::MAX).saturating_sub(2);
     if all <= 1 {
         return all;
     }
     // A thread that was joined may still be there for a moment. It runs no code of the program
     // any more, and so holds no lock.
     let mut running = 0;
-    match sys::list_numbers(task, |tid, task| running += u32::from(!is_exiting(task, tid))) {
+    match sys::list_numbers(TASK, |tid, task| running += u32::from(!is_exiting(task, tid))) {
         Ok(()) => running.max(1),
         Err(_) => all,
     }
@@ -44,16 +43,26 @@ const ENDING: u32 = 100;
 /// a moment: `std::thread::scope` comes back when its closures have, not when their threads are gone.
 /// Not async-signal-safe.
 pub(crate) fn count_others() -> u32 {
-    let mut others = count().saturating_sub(1);
     // Nothing tells of the end of a thread that somebody else has started.
     for _ in 0..ENDING {
-        if others == 0 {
-            break;
+        // The kernel's own number: a list of threads may miss one that has made another and ended.
+        match all() {
+            None => return count().saturating_sub(1),
+            Some(0 | 1) => return 0,
+            Some(_) => std::thread::sleep(Duration::from_millis(1)),
         }
-        std::thread::sleep(Duration::from_millis(1));
-        others = count().saturating_sub(1);
     }
-    others
+    count().saturating_sub(1).max(1)
+}
+
+/// How many threads there are, those included that have ended and are still there for a moment. `None` if /proc is
+/// not to be had.
+///
+/// A directory's links are itself, its name in its parent and each directory in it (proc_pid_task(5) has one a
+/// thread).
+fn all() -> Option<u32> {
+    let links = stat(TASK).ok()?.st_nlink;
+    Some(u32::try_from(links).unwrap_or(u32::MAX).saturating_sub(2))
 }
 
 /// Milliseconds that a thread has to name itself.
@@ -69,7 +78,7 @@ pub(crate) fn running(own: Pid) -> Vec<Running> {
     // A thread has the name of the one that made it until it is given another.
     let own_name = |tid: Pid| name(tid).filter(|name| Some(name) != inherited.as_ref()).unwrap_or_default();
     let mut running = Vec::new();
-    let _ = sys::list_numbers(c"/proc/self/task", |tid, task| {
+    let _ = sys::list_numbers(TASK, |tid, task| {
         if tid == own || is_exiting(task, tid) {
             return;
         }

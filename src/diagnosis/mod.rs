@@ -99,6 +99,8 @@ pub(crate) struct Origin {
     pub(crate) functions: Vec<String>,
     /// An async runtime made it for itself.
     pub(crate) of_runtime: bool,
+    /// And keeps it until the process ends.
+    pub(crate) is_kept: bool,
     /// The whole stack, if `CHILDPROOF_BACKTRACE=full` asks for it.
     pub(crate) stack: Vec<String>,
 }
@@ -390,6 +392,15 @@ fn endings(facts: &Facts, settings: &Settings, call: Option<&Origin>, findings: 
     let came_back = facts.body != Body::Unfinished;
     let limit = settings.timeout.unwrap_or_default().as_secs_f64();
     match &facts.end {
+        End::Exited { code } if facts.unchecked => add(
+            Cause::EndedEarly,
+            format!(
+                "the body came back, and then another thread ended the test process with code {code} before it was \
+                 known what the body had left."
+            ),
+            Some("join every thread that the body starts, or use `std::thread::scope`."),
+            None,
+        ),
         End::Exited { code } if *code != 0 && facts.body.has_passed() => add(
             Cause::EndedEarly,
             format!("the body came back, and then the test process exited with code {code}."),

@@ -23,10 +23,10 @@ fn made_by(paths: &[String], makers: &[&str]) -> bool {
     maker.is_some_and(|path| makers.iter().any(|begin| path.starts_with(begin)))
 }
 
-/// Whether a runtime made it for itself, and keeps it until the process ends.
-pub(super) fn keeps(paths: &[String]) -> bool {
-    const MAKERS: [&str; 2] = ["tokio::runtime", "tokio::signal"];
-    made_by(paths, &MAKERS)
+/// Whether a pair of sockets is the one by which tokio learns of signals, and which it keeps until the process
+/// ends. Not by `tokio::runtime`: that is below all that a task does, and the task's own functions may have no names.
+pub(crate) fn is_kept_socket(paths: &[String]) -> bool {
+    made_by(paths, &["tokio::signal"])
 }
 
 /// Whether a thread waits for work of a runtime, not in a task's own code.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use nix::libc;
 
-use super::{Cause, Finding, Origin, plural, runtimes};
+use super::{Cause, Finding, Origin, plural};
 use crate::facts::{Facts, Process};
 use crate::outcome::{End, StrayFd};
 use crate::policy::Settings;
@@ -54,7 +54,7 @@ pub(super) fn allow(facts: &mut Facts, settings: &Settings, origins: &[Origin]) 
         let is_expected = |function: &String| {
             settings.allow_created_by.iter().any(|prefix| is_below(path_of(function), prefix))
         };
-        !runtimes::keeps(&origin.functions) && !origin.functions.iter().any(is_expected)
+        !origin.is_kept && !origin.functions.iter().any(is_expected)
     });
     let gone = (before - facts.strays.len()) as u32;
     facts.stray_count = facts.stray_count.saturating_sub(gone);
@@ -79,8 +79,9 @@ fn allow_makers(strays: &[Stray], origins: &[Origin]) -> Option<String> {
         // Without type parameters and closures, and what cannot stand in a string.
         let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
         let path = path_of(function).split(|c| !is_path(c)).next()?.trim_end_matches(':');
-        // `fn`, `dyn` or `u32` would be many others' too.
-        if !path.contains("::") {
+        // `fn`, `dyn` or `u32` would be many others' too, as would a type of std's that a trait is for.
+        let is_stds = ["std::", "core::", "alloc::"].iter().any(|begin| path.starts_with(begin));
+        if is_stds || !path.contains("::") {
             return None;
         }
         if !makers.contains(&path) {

@@ -52,3 +52,12 @@ fn last_until_nothing_is_left_of_the_test() {
         first.finish();
     }
 }
+
+#[childproof::test]
+fn are_nothing_that_a_test_sees() {
+    for target in TARGETS {
+        let mut run = Run::start(&victim(), target, &["bodies::turns::keyed", "--test-threads=1"]);
+        let text = run.finish();
+        assert!(text.contains("5 passed; 0 failed"), "{target}\n{text}");
+    }
+}

@@ -694,7 +694,7 @@ pub(crate) fn guard(
     };
     let fds: Vec<BorrowedFd<'_>> = iter::once(capture.as_fd()).chain(turn).collect();
     let facts = server.run(job, &fds, slow, looking);
-    let as_before = only_appends(&capture);
+    let as_before = only_appends(&capture).is_ok();
     let verdict = judge(job, facts);
     let output = read(&capture).unwrap_or_else(|error| format!("[its output cannot be read: {error}]"));
     // Somebody may still write to it if something was left; and then it is not the next test's.
@@ -734,16 +734,15 @@ fn capture() -> io::Result<File> {
     std::fs::remove_file(path)?;
     fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     let capture = fd.into();
-    match only_appends(&capture) {
-        true => Ok(capture),
-        false => Err(io::Error::last_os_error()),
-    }
+    only_appends(&capture)?;
+    Ok(capture)
 }
 
 /// Has whoever writes to a file append to it, and do nothing else: its flags are those of everybody who has
 /// it, and a test may have changed them.
-fn only_appends(capture: &File) -> bool {
-    fcntl(capture, FcntlArg::F_SETFL(OFlag::O_APPEND)).is_ok()
+fn only_appends(capture: &File) -> io::Result<()> {
+    fcntl(capture, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
+    Ok(())
 }
 
 fn read(capture: &File) -> io::Result<String> {

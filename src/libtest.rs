@@ -82,9 +82,7 @@ impl Test {
             std::panic::resume_unwind(Box::new(expected.to_owned()));
         }
     }
-}
 
-impl Test {
     /// Runs the test as libtest would. A test that runs its own binary again, to have a body in a process of
     /// its own, means that process by its exit code, its signals and its parent; and all that comes of it is
     /// guarded, with the test that has started it.

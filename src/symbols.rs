@@ -221,6 +221,7 @@ fn futex(thread: &Thread) -> Option<String> {
 fn origin(site: &Site, resolver: &mut Resolver<'_>) -> Origin {
     let frames = resolver.stack(&site.frames);
     let Resolver { here, full, .. } = *resolver;
+    let paths = paths(&frames);
     let at = frames
         .iter()
         .position(|frame| is_users(frame) && !is_of_registry(frame))
@@ -242,8 +243,8 @@ fn origin(site: &Site, resolver: &mut Resolver<'_>) -> Origin {
         function: best.and_then(|frame| frame.line.function.clone()),
         callers: own(above, CALLERS, here),
         functions: frames.iter().filter_map(|frame| frame.line.function.clone()).collect(),
-        of_runtime: runtimes::is_own_socket(&paths(&frames)),
-        is_kept: site.call == "socketpair" && runtimes::is_kept_socket(&paths(&frames)),
+        of_runtime: runtimes::is_own_socket(&paths),
+        is_kept: site.call == "socketpair" && runtimes::is_kept_socket(&paths),
         stack: match full {
             true => frames.iter().skip_while(is_recorder).map(|frame| describe(frame, here)).collect(),
             false => Vec::new(),

@@ -97,11 +97,11 @@ impl TestProcess {
             sys::exit_now(if body.has_passed() { 0 } else { 101 });
         }
         self.page.end_body(&body, took);
-        let leaves_something = self.leaves_something();
-        self.page.set_phase(Phase::Checked);
-        if leaves_something {
+        if self.leaves_something() {
             self.page.set_phase(Phase::Stopped);
             let _ = sys::kill(pid as Pid, libc::SIGSTOP);
+        } else {
+            self.page.set_phase(Phase::Checked);
         }
         std::process::exit(if body.has_passed() { 0 } else { 101 })
     }

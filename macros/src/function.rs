@@ -96,12 +96,12 @@ impl Function {
     /// Tells whether an attribute surely makes it a `#[test]`. Not all put that below: tokio before 1.38
     /// puts it above, where it has expanded by the time of the last pass, and a second one would run the test twice.
     pub(crate) fn has_a_test_from_elsewhere(&self) -> bool {
-        let makes_one = |attribute: &&Attribute| {
+        let makes_one = |attribute: &Attribute| {
             let mut path = attribute.path().segments.iter().map(|segment| segment.ident.to_string());
             let (first, last) = (path.next(), path.next());
             matches!(first.as_deref(), Some("tokio" | "async_std")) && last.as_deref() == Some("test")
         };
-        self.of_kind(Kind::Foreign).any(|attribute| makes_one(&attribute))
+        self.of_kind(Kind::Foreign).any(makes_one)
     }
 
     /// Tells whether `rstest` will make modules within modules of it, under names of its own: one

@@ -17,9 +17,7 @@ pub(crate) fn is_own_socket(paths: &[String]) -> bool {
 }
 
 fn made_by(paths: &[String], makers: &[&str]) -> bool {
-    // `<crate::Type as Trait>::function` is in `crate` too.
-    let mut plain = paths.iter().map(|path| path.trim_start_matches('<'));
-    let maker = plain.find(|path| !is_called(path));
+    let maker = paths.iter().find(|path| !is_called(path));
     maker.is_some_and(|path| makers.iter().any(|begin| path.starts_with(begin)))
 }
 

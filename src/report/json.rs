@@ -22,6 +22,7 @@ pub(crate) fn line(verdict: &Verdict) -> String {
         Body::Panicked | Body::DidNotPanic | Body::PanickedOtherwise { .. } => "panicked",
         Body::Error => "error",
     };
+    let ended = verdict.origin_of_end();
     let leaked = facts.tasks().filter(|(process, _)| process.class == Class::Leaked);
     let causes: Vec<&str> = verdict.causes().into_iter().map(Cause::name).collect();
     json!({
@@ -40,8 +41,8 @@ pub(crate) fn line(verdict: &Verdict) -> String {
         "sockets": list(&facts.sockets, |found| socket(verdict, found)),
         "waits": list(leaked, |(process, thread)| wait(verdict, process, thread)),
         "survivors": list(&facts.survivors, |survivor| json!(survivor.pid)),
-        "ended_at": verdict.origin_of_end().and_then(|origin| origin.place.as_deref()),
-        "ended": verdict.origin_of_end().map(made),
+        "ended_at": ended.and_then(|origin| origin.place.as_deref()),
+        "ended": ended.map(made),
         "notes": facts.notes,
     })
     .to_string()

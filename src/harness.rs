@@ -25,7 +25,7 @@ use crate::forkserver::{self, ForkServer, Takeover, lock};
 use crate::options::Options;
 use crate::policy::{self, Policy};
 use crate::proc::process::Stat;
-use crate::registry::{self, Test};
+use crate::registry::{self, Form, Test};
 use crate::report;
 use crate::report::annotations::{self, Checkout};
 use crate::report::escape;
@@ -337,6 +337,14 @@ impl<'a> Entry<'a> {
         }
     }
 
+    /// Where its arguments are written.
+    fn form(self) -> Form {
+        match self {
+            Entry::Registered(test) => test.attribute.form(),
+            Entry::Added(_) => Form::Policy,
+        }
+    }
+
     /// Whether it is left out of this run, and why. Nobody can ask for an added test that cannot
     /// run here.
     fn left_out(self, options: &Options) -> Option<&'a str> {
@@ -521,6 +529,7 @@ impl Run {
         let settings = self.options.policy.clone().over(&entry.policy()).over(&self.policy).settle();
         let job = Job { index: index as u64, name, settings };
         let (mut verdict, output) = guard(&self.server, &job, self.options.no_capture, &self.captures);
+        verdict.form = entry.form();
         verdict.obey(&self.options.policy);
         self.write_json(|| verdict_line(&verdict));
         let round = (self.options.repeat > 1).then(|| format!("round {round} of {}", self.options.repeat));

@@ -55,6 +55,7 @@ impl Test {
         let settings = environment.clone().over(&self.attribute.policy()).settle();
         let job = Job { index: self.index() as u64, name, settings };
         let (mut verdict, output) = guard(server, &job, shows_output(), &CAPTURES);
+        verdict.form = self.attribute.form();
         verdict.obey(environment);
         // Printed and not written: libtest catches what is printed, and shows it with the test.
         if !output.is_empty() {

@@ -115,15 +115,33 @@ impl Policy {
         self
     }
 
+    /// Fails a test that leaves a process, as is the default, where a weaker policy lets it pass.
+    pub fn deny_processes(mut self) -> Self {
+        self.deny_processes = Some(true);
+        self
+    }
+
     /// Fails a test that leaves a zombie: a child that has exited and was never waited for.
     pub fn deny_unwaited(mut self) -> Self {
         self.deny_unwaited = Some(true);
         self
     }
 
+    /// Lets zombies pass, as is the default, where a weaker policy fails the test.
+    pub fn allow_unwaited(mut self) -> Self {
+        self.deny_unwaited = Some(false);
+        self
+    }
+
     /// Fails a test whose threads still run when its body returns.
     pub fn deny_threads(mut self) -> Self {
         self.deny_threads = Some(true);
+        self
+    }
+
+    /// Lets such threads pass, as is the default, where a weaker policy fails the test.
+    pub fn allow_threads(mut self) -> Self {
+        self.deny_threads = Some(false);
         self
     }
 

@@ -10,6 +10,17 @@ use std::time::Duration;
 
 use crate::policy::{Fds, Policy, ThreadedFork};
 
+/// Where the arguments of a test are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// `#[childproof::test(..)]`
+    Test,
+    /// `#[childproof::guard(..)]`
+    Guard,
+    /// `Harness::test_with(.., Policy::new()..)`
+    Policy,
+}
+
 /// The arguments of one attribute, as constants. A field that was not given is `None` or empty.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)] // Not public API: only generated code fills it.
@@ -30,6 +41,8 @@ pub struct Attribute {
     pub should_panic: Option<&'static str>,
     /// The function also carries a foreign `#[should_panic]` that libtest will judge.
     pub libtest_expects_panic: bool,
+    /// The user wrote `#[childproof::guard]`.
+    pub is_guard: bool,
 }
 
 impl Attribute {
@@ -48,7 +61,12 @@ impl Attribute {
         ignore: None,
         should_panic: None,
         libtest_expects_panic: false,
+        is_guard: false,
     };
+
+    pub(crate) fn form(&self) -> Form {
+        if self.is_guard { Form::Guard } else { Form::Test }
+    }
 
     pub(crate) fn policy(&self) -> Policy {
         let owned = |list: &[&str]| list.iter().map(|item| (*item).to_owned()).collect();

@@ -25,6 +25,8 @@ const NAMES: [&str; 11] = [
 
 /// Not public API: what the first pass adds when it looks for a trace of the last one.
 pub(crate) const TRACE: &str = "__trace";
+/// Not public API: what the first pass adds when the user wrote `guard`.
+pub(crate) const GUARD: &str = "__guard";
 
 const DURATION: &str = "a duration such as `500ms`, `5s` or `2m`";
 const TIMEOUT: &str = "a duration above zero such as `500ms`, `5s` or `2m`, or `none`";
@@ -46,6 +48,8 @@ pub(crate) struct Args {
     serial: Option<LitStr>,
     /// The name of the function whose first pass looks for a trace of the last one.
     pub(crate) trace: Option<Ident>,
+    /// Whether the first pass saw `guard`.
+    pub(crate) is_guard: bool,
     /// The hidden module of the library that generated code talks to.
     pub(crate) private: TokenStream,
 }
@@ -66,6 +70,7 @@ impl Args {
             allow_created_by: Vec::new(),
             serial: None,
             trace: None,
+            is_guard: false,
             private: quote!(::childproof::__private),
         };
         let mut errors = None;
@@ -88,6 +93,10 @@ impl Args {
         if text == TRACE {
             input.parse::<Token![=]>()?;
             self.trace = Some(input.call(Ident::parse_any)?);
+            return Ok(());
+        }
+        if text == GUARD {
+            self.is_guard = true;
             return Ok(());
         }
         let Some(known) = NAMES.into_iter().find(|known| *known == text) else {

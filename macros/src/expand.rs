@@ -16,7 +16,7 @@ use syn::ext::IdentExt;
 use syn::spanned::Spanned;
 use syn::{Error, ReturnType, Type};
 
-use crate::args::{Args, TRACE, add};
+use crate::args::{Args, GUARD, TRACE, add};
 use crate::function::{Function, Kind, check_signature, ignore, kind, not_a_function, should_panic};
 
 /// Which attribute was written.
@@ -56,12 +56,14 @@ pub(crate) fn expand(form: Form, pass: Pass, args: TokenStream, item: TokenStrea
             return quote!(#error #item);
         }
     };
+    let is_written_guard = form == Form::Guard && pass == Pass::First;
     // A visible `#[test]` says the same as `#[childproof::test]`, so it goes, and `guard` takes
     // its place.
     let form = if function.has(Kind::Test) { Form::Test } else { form };
     function.attributes.retain(|attribute| kind(attribute) != Kind::Test);
 
-    let (parsed, mut errors) = Args::parse(args.clone());
+    let (mut parsed, mut errors) = Args::parse(args.clone());
+    parsed.is_guard |= is_written_guard;
     let twice = function.of_kind(Kind::Ours).next();
     if let Some(attribute) = twice {
         let message = "a test has one `childproof` attribute: put all arguments into one";
@@ -96,10 +98,12 @@ fn move_down(form: Form, parsed: &Args, args: &TokenStream, function: &Function)
         Form::Test | Form::Guard => quote!(#private::guard),
     };
     let (check, mark) = check_of_survival(function).unzip();
+    let guard = parsed.is_guard.then(|| Ident::new(GUARD, Span::call_site()));
+    let guard = guard.map(|guard| quote!(, #guard));
     quote! {
         #[cfg(test)]
         #(#attributes)*
-        #[#last(#args #mark)]
+        #[#last(#args #mark #guard)]
         #visibility #signature #body
         #check
     }
@@ -179,6 +183,9 @@ fn write_test(
         .filter(|attribute| matches!(kind(attribute), Kind::Inert | Kind::Foreign | Kind::CfgAttr));
 
     let mut fields = args.fields();
+    if args.is_guard {
+        fields.extend(quote!(is_guard: true,));
+    }
     if let Some(reason) = ignore {
         fields.extend(quote!(ignore: ::core::option::Option::Some(#reason),));
     }

@@ -106,7 +106,7 @@ pub(super) fn find(strayed: &[Strayed<'_>], mut told: Vec<u64>, findings: &mut V
                 one.place
             ),
             fix: Some(one.fix()),
-            allow: None,
+            allow: Vec::new(),
         });
     }
 }

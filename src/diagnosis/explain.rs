@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use super::ends::{Strayed, Unread};
 use super::stuck::{Because, Stuck, has_crowd_behind};
-use super::{Awaited, Finding, Names, origin_of_inode, plural};
+use super::{Awaited, Finding, Names, enumerate, origin_of_inode, plural};
 use crate::facts::{Facts, Process};
 use crate::outcome::End;
 use crate::proc::fds::Fd;
@@ -112,7 +112,7 @@ pub(super) fn find(
             1 => "1 more wait never ends, for another reason.".to_owned(),
             more => format!("{more} more waits never end, for other reasons."),
         };
-        findings.push(Finding { cause: None, sentence, fix: None, allow: None });
+        findings.push(Finding { cause: None, sentence, fix: None, allow: Vec::new() });
     }
     scene.told.into_inner()
 }
@@ -256,7 +256,7 @@ impl Scene<'_> {
                 (format!("{pid}{clause}. {}{unwatched}", can_never("go on")), fix)
             }
         };
-        Some(Finding { cause: None, sentence, fix, allow: None })
+        Some(Finding { cause: None, sentence, fix, allow: Vec::new() })
     }
 
     /// Whether one of these processes waits at another pipe than this.
@@ -733,10 +733,7 @@ pub(super) fn list(numbers: &[i32]) -> String {
     if numbers.len() > MOST {
         words.push(format!("{} more", numbers.len() - MOST));
     }
-    match words.split_last() {
-        Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
-        _ => words.concat(),
-    }
+    enumerate(&words)
 }
 
 #[cfg(test)]

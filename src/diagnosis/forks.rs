@@ -1,6 +1,6 @@
 //! Forks of a threaded process whose child did not go straight on to exec.
 
-use super::{Because, Cause, Finding, Origin, Stuck};
+use super::{Allow, Because, Cause, Finding, Origin, Stuck};
 use crate::policy::{Settings, ThreadedFork};
 
 /// Tells each line of code that forked so, once.
@@ -32,7 +32,7 @@ pub(super) fn find(settings: &Settings, origins: &[Origin], stuck: &[Stuck], tes
             cause: deny.then_some(Cause::ThreadedFork),
             sentence: sentence(first, more.len(), test),
             fix: Some(FIX.to_owned()),
-            allow: Some("threaded_fork = \"allow\"".to_owned()),
+            allow: vec![Allow::new("threaded_fork", "allow")],
         })
     });
     findings.collect()

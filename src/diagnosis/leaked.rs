@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Cause, Ended, Finding, Names, origin_of_process, plural};
+use super::{Allow, Cause, Ended, Finding, Names, origin_of_process, plural};
 use crate::facts::{Class, Facts, Process};
 use crate::outcome::End;
 use crate::policy::Settings;
@@ -26,7 +26,7 @@ pub(super) fn find(
                 plural(returned, "process")
             ),
             fix: Some("end the child's branch after `fork` with `_exit` or an exec.".to_owned()),
-            allow: None,
+            allow: Vec::new(),
         });
     }
     let leaked: Vec<&Process> = facts
@@ -49,7 +49,7 @@ pub(super) fn find(
                 milliseconds(settings.grace)
             ),
             fix: Some("end the one that forks, or its whole process group.".to_owned()),
-            allow: Some("processes = \"allow\"".to_owned()),
+            allow: vec![Allow::new("processes", "allow")],
         });
     }
     let first = leaked.first()?;
@@ -69,18 +69,19 @@ pub(super) fn find(
     Some(first.pid)
 }
 
-/// The arguments that let all of these pass; `None` if one of them has no name of its own.
-fn allow(leaked: &[&Process]) -> Option<String> {
+/// The arguments that let all of these pass; none if one of them has no name of its own.
+fn allow(leaked: &[&Process]) -> Vec<Allow> {
     /// The most programs that are named one by one.
     const NAMED: usize = 4;
-    let mut globs: Vec<String> = Vec::new();
+    let mut globs: Vec<Allow> = Vec::new();
     for process in leaked {
-        let glob = format!("allow_process = \"{}\"", glob_for(process)?);
+        let Some(glob) = glob_for(process) else { return Vec::new() };
+        let glob = Allow::new("allow_process", glob);
         if !globs.contains(&glob) {
             globs.push(glob);
         }
     }
-    Some(if globs.len() > NAMED { "processes = \"allow\"".to_owned() } else { globs.join(", ") })
+    if globs.len() > NAMED { vec![Allow::new("processes", "allow")] } else { globs }
 }
 
 fn fix(process: &Process, facts: &Facts, ended: &[Ended], names: &Names) -> String {

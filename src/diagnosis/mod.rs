@@ -15,12 +15,14 @@ mod threads;
 mod unproved;
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 
 use nix::libc;
 
 use crate::facts::{Class, Facts, Makes, Process};
 use crate::outcome::{Body, End, Running};
 use crate::policy::{Policy, Settings};
+use crate::registry::Form;
 
 use ends::Strayed;
 pub(crate) use ends::Unread;
@@ -148,14 +150,35 @@ pub(crate) struct Finding {
     pub(crate) cause: Option<Cause>,
     pub(crate) sentence: String,
     pub(crate) fix: Option<String>,
-    /// The attribute that allows it if it is meant.
-    pub(crate) allow: Option<String>,
+    /// What allows it if it is meant.
+    pub(crate) allow: Vec<Allow>,
+}
+
+/// An argument of a test that lets something pass.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Allow {
+    pub(crate) argument: &'static str,
+    pub(crate) value: String,
+}
+
+impl Allow {
+    fn new(argument: &'static str, value: impl Into<String>) -> Allow {
+        Allow { argument, value: value.into() }
+    }
+}
+
+impl fmt::Display for Allow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = \"{}\"", self.argument, self.value)
+    }
 }
 
 /// What one run of one test came to.
 #[derive(Clone, Debug)]
 pub(crate) struct Verdict {
     pub(crate) name: String,
+    /// Where an argument of the test is written.
+    pub(crate) form: Form,
     pub(crate) facts: Facts,
     pub(crate) findings: Vec<Finding>,
     /// The leaked process that a finding names.
@@ -180,6 +203,7 @@ impl Verdict {
     fn clean(name: &str, facts: Facts) -> Verdict {
         Verdict {
             name: name.to_owned(),
+            form: Form::Test,
             facts,
             findings: Vec::new(),
             leaked: None,
@@ -252,13 +276,13 @@ impl Verdict {
     /// command line, which are `outside`, win over the attribute.
     pub(crate) fn obey(&mut self, outside: &Policy) {
         for finding in self.findings.iter_mut().chain(&mut self.warnings) {
-            let argument = finding.allow.as_deref().and_then(|allow| allow.split(' ').next());
-            let Some(argument) = argument.filter(|argument| outside.sets(argument)) else { continue };
+            let arguments = finding.allow.iter().map(|allow| allow.argument);
+            let Some(argument) = arguments.clone().find(|argument| outside.sets(argument)) else { continue };
             let note = format!(
                 "`{argument}` is set by `CHILDPROOF_{}` or on the command line, which win over the test's own argument.",
                 argument.to_uppercase()
             );
-            finding.allow = None;
+            finding.allow.clear();
             if !self.facts.notes.contains(&note) {
                 self.facts.notes.push(note);
             }
@@ -291,7 +315,7 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     endings(&facts, settings, origin_of_end(&names.origins, &facts), &mut findings);
     if stuck.iter().any(Stuck::proved) {
         // More time would help nobody.
-        findings[first..].iter_mut().for_each(|finding| finding.allow = None);
+        findings[first..].iter_mut().for_each(|finding| finding.allow.clear());
     }
     let ended = parents::find(&facts, &names);
     let leaked = leaked::find(&facts, settings, &ended, &names, &mut findings);
@@ -313,7 +337,7 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
                 "it still runs: end it by hand (`kill -9 {}`), as a user who may.",
                 survivor.pid
             )),
-            allow: None,
+            allow: Vec::new(),
         });
     }
     let pipes = stray::pipes(&facts);
@@ -365,8 +389,9 @@ fn is_of_runtime(origins: &[Origin], inode: u64) -> bool {
 
 /// How body and process came to their end.
 fn endings(facts: &Facts, settings: &Settings, call: Option<&Origin>, findings: &mut Vec<Finding>) {
-    let mut add = |cause, sentence: String, fix: Option<&str>, allow: Option<String>| {
-        findings.push(Finding { cause: Some(cause), sentence, fix: fix.map(str::to_owned), allow });
+    let mut add = |cause, sentence: String, fix: Option<&str>, allow: Option<Allow>| {
+        let (fix, allow) = (fix.map(str::to_owned), allow.into_iter().collect());
+        findings.push(Finding { cause: Some(cause), sentence, fix, allow });
     };
     match &facts.body {
         Body::Unfinished | Body::Passed | Body::PanickedAsExpected => {}
@@ -447,7 +472,7 @@ fn endings(facts: &Facts, settings: &Settings, call: Option<&Origin>, findings: 
             Cause::TimedOut,
             format!("the body had not come back after {limit} s (the timeout)."),
             None,
-            Some("timeout = \"600s\"".to_owned()),
+            Some(Allow::new("timeout", format!("{}s", (2.0 * limit).ceil().max(600.0)))),
         ),
         End::Lost { why } => add(Cause::Lost, format!("the test could not be guarded: {why}."), None, None),
     }
@@ -466,7 +491,7 @@ fn counts(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
             cause: Some(Cause::Unwaited),
             sentence: format!("{} had exited and nobody waited for it: pid {}.", plural(unwaited.len(), "child"), unwaited.join(", ")),
             fix: Some("call `wait` on every `Child`, also after `kill`: a `Child` that is dropped is not waited for.".to_owned()),
-            allow: Some("unwaited = \"allow\"".to_owned()),
+            allow: vec![Allow::new("unwaited", "allow")],
         });
     }
     if settings.deny_threads && facts.threads > 0 {
@@ -478,7 +503,7 @@ fn counts(facts: &Facts, settings: &Settings, findings: &mut Vec<Finding>) {
                 running(facts)
             ),
             fix: Some("join every thread that the body starts, or use `std::thread::scope`.".to_owned()),
-            allow: Some("threads = \"allow\"".to_owned()),
+            allow: vec![Allow::new("threads", "allow")],
         });
     }
 }
@@ -509,6 +534,14 @@ pub(crate) fn plural(count: usize, noun: &str) -> String {
         (_, "child") => format!("{count} children"),
         (_, noun) if noun.ends_with("process") => format!("{count} {noun}es"),
         _ => format!("{count} {noun}s"),
+    }
+}
+
+/// `a`, `a and b`, `a, b and c`.
+pub(crate) fn enumerate(words: &[String]) -> String {
+    match words.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} and {last}", others.join(", ")),
+        _ => words.concat(),
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use nix::libc;
 
-use super::{Cause, Finding, Origin, plural};
+use super::{Allow, Cause, Finding, Origin, plural};
 use crate::facts::{Facts, Process};
 use crate::outcome::{End, StrayFd};
 use crate::policy::Settings;
@@ -72,7 +72,7 @@ fn is_below(path: &str, prefix: &str) -> bool {
 }
 
 /// The arguments that let just these pass, by the functions that made them; `None` if one has none.
-fn allow_makers(strays: &[Stray], origins: &[Origin]) -> Option<String> {
+fn allow_makers(strays: &[Stray], origins: &[Origin]) -> Option<Vec<Allow>> {
     let mut makers: Vec<&str> = Vec::new();
     for stray in strays {
         let function = super::origin_of_inode(origins, stray.fd.ino)?.function.as_deref()?;
@@ -88,11 +88,8 @@ fn allow_makers(strays: &[Stray], origins: &[Origin]) -> Option<String> {
             makers.push(path);
         }
     }
-    if makers.len() > MAKERS {
-        return None;
-    }
-    let arguments: Vec<String> = makers.iter().map(|path| format!("allow_created_by = \"{path}\"")).collect();
-    Some(arguments.join(", "))
+    (makers.len() <= MAKERS)
+        .then(|| makers.into_iter().map(|path| Allow::new("allow_created_by", path)).collect())
 }
 
 /// Joins each stray fd with the other holders of its file.
@@ -163,11 +160,9 @@ pub(super) fn find(facts: &Facts, strays: &[Stray], origins: &[Origin], findings
         cause: Some(Cause::StrayFd),
         sentence: format!("the body left {} open: fd {}{more}.", plural(count, noun), numbers.join(", ")),
         fix: Some(fix(first, strays, facts.pid)),
-        allow: Some(
-            allow_makers(strays, origins)
-                .filter(|_| count == strays.len())
-                .unwrap_or_else(|| format!("fds = \"{}\"", if pipes == 0 { "pipes" } else { "off" })),
-        ),
+        allow: allow_makers(strays, origins)
+            .filter(|_| count == strays.len())
+            .unwrap_or_else(|| vec![Allow::new("fds", if pipes == 0 { "pipes" } else { "off" })]),
     });
 }
 

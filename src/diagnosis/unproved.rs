@@ -61,7 +61,7 @@ impl Scene<'_> {
             sentence += &more;
             fix = fix.or(mends);
         }
-        Some(Finding { cause: None, sentence, fix, allow: None })
+        Some(Finding { cause: None, sentence, fix, allow: Vec::new() })
     }
 
     /// Who waits for the test meanwhile, at a pipe: whatever the test waits for, that comes first.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::diagnosis::{By, Cause, Finding, Holder, Origin, Stray, Stuck, Verdict};
+use crate::diagnosis::{Allow, By, Cause, Finding, Holder, Origin, Stray, Stuck, Verdict};
 use crate::facts::{Class, Process};
 use crate::outcome::{Body, StrayFd};
 use crate::proc::fds::{Fd, end};
@@ -78,11 +78,12 @@ fn list<T>(of: impl IntoIterator<Item = T>, value: impl FnMut(T) -> Value) -> Va
 }
 
 fn finding(finding: &Finding) -> Value {
+    let allow: Vec<String> = finding.allow.iter().map(Allow::to_string).collect();
     json!({
         "cause": finding.cause.map(Cause::name),
         "sentence": finding.sentence,
         "fix": finding.fix,
-        "allow": finding.allow,
+        "allow": (!allow.is_empty()).then(|| allow.join(", ")),
     })
 }
 

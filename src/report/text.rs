@@ -9,13 +9,15 @@ use anstyle::{AnsiColor, Style};
 
 use super::escape;
 use crate::diagnosis::{
-    By, Cause, Ended, Finding, Holder, Origin, Stray, Verdict, is_daemon, plural, signal_name,
+    Allow, By, Cause, Ended, Finding, Holder, Origin, Stray, Verdict, enumerate, is_daemon, plural,
+    signal_name,
 };
 use crate::facts::{Class, Facts, PipeState, Process};
 use crate::outcome::{Body, End};
 use crate::proc::fds::{Fd, end};
 use crate::proc::sockets::{Peer, Socket};
 use crate::proc::waits::{On, Thread};
+use crate::registry::Form;
 
 /// The most processes and fds that are listed one by one.
 const LISTED: usize = 24;
@@ -75,7 +77,9 @@ pub(crate) fn warning(verdict: &Verdict, colour: bool) -> Option<String> {
         text.wrapped("  ", 2, &escape::text(&warning.sentence));
     }
     text.line("");
-    text.fixes_of(&verdict.warnings);
+    let warnings: Vec<&Finding> = verdict.warnings.iter().collect();
+    text.fixes_of(&warnings);
+    text.allow(verdict.form, &warnings);
     Some(text.out)
 }
 
@@ -562,26 +566,46 @@ impl Text {
         }
     }
 
-    fn fixes_of(&mut self, findings: &[Finding]) {
-        let bold = Style::new().bold();
-        let (fix, allow) = (self.styled(bold, "fix:"), self.styled(bold, "allow:"));
+    fn fixes_of(&mut self, findings: &[&Finding]) {
+        let fix = self.styled(Style::new().bold(), "fix:");
         for finding in findings {
             if let Some(text) = &finding.fix {
                 self.wrapped(&format!("  {fix} "), 7, &escape::text(text));
             }
-            if let Some(text) = &finding.allow {
-                self.line(&format!("  {allow} #[childproof::test({text})]"));
-            }
         }
     }
 
+    /// All that would let the test pass, in one, as it is written in the code.
+    fn allow(&mut self, form: Form, findings: &[&Finding]) {
+        let mut all: Vec<&Allow> = Vec::new();
+        for allow in findings.iter().flat_map(|finding| &finding.allow) {
+            if !all.contains(&allow) {
+                all.push(allow);
+            }
+        }
+        if all.is_empty() {
+            return;
+        }
+        let arguments = || all.iter().map(|allow| allow.to_string()).collect::<Vec<_>>().join(", ");
+        let code = match form {
+            Form::Test => format!("#[childproof::test({})]", arguments()),
+            Form::Guard => format!("#[childproof::guard({})]", arguments()),
+            Form::Policy => {
+                let calls: String = all.into_iter().map(call).collect();
+                format!("test_with(.., Policy::new(){calls}, ..)")
+            }
+        };
+        let allow = self.styled(Style::new().bold(), "allow:");
+        self.line(&format!("  {allow} {code}"));
+    }
+
     fn fixes(&mut self, verdict: &Verdict) {
-        let mut findings = verdict.findings.iter().chain(&verdict.warnings);
-        if findings.any(|finding| finding.fix.is_some() || finding.allow.is_some()) {
+        let findings: Vec<&Finding> = verdict.findings.iter().chain(&verdict.warnings).collect();
+        if findings.iter().any(|finding| finding.fix.is_some() || !finding.allow.is_empty()) {
             self.line("");
         }
-        self.fixes_of(&verdict.findings);
-        self.fixes_of(&verdict.warnings);
+        self.fixes_of(&findings);
+        self.allow(verdict.form, &findings);
         let killed: Vec<String> = verdict
             .facts
             .processes
@@ -598,6 +622,22 @@ impl Text {
             };
             self.line(&format!("  killed: {shown}{more}"));
         }
+    }
+}
+
+/// The method of `Policy` that an argument is.
+fn call(Allow { argument, value }: &Allow) -> String {
+    match (*argument, value.as_str()) {
+        ("timeout", limit) => {
+            format!(".timeout(Duration::from_secs({}))", limit.trim_end_matches('s'))
+        }
+        ("processes", _) => ".allow_processes()".to_owned(),
+        ("unwaited", _) => ".allow_unwaited()".to_owned(),
+        ("threads", _) => ".allow_threads()".to_owned(),
+        ("threaded_fork", _) => ".threaded_fork(ThreadedFork::Allow)".to_owned(),
+        ("fds", "pipes") => ".fds(Fds::Pipes)".to_owned(),
+        ("fds", _) => ".fds(Fds::Off)".to_owned(),
+        (argument, value) => format!(".{argument}(\"{value}\")"),
     }
 }
 
@@ -698,7 +738,7 @@ fn left(verdict: &Verdict) -> String {
     if verdict.has(Cause::Threads) {
         parts.push(plural(facts.threads as usize, "thread"));
     }
-    if parts.is_empty() { String::new() } else { format!("; left {}", parts.join(" and ")) }
+    if parts.is_empty() { String::new() } else { format!("; left {}", enumerate(&parts)) }
 }
 
 /// State, age, and how the process stands in the tree. `several`: it stands for others like it.

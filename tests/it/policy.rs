@@ -74,3 +74,17 @@ fn of_the_environment_is_told_where_it_lets_no_attribute_help() {
         assert!(text.contains(told) && !text.contains(not_told), "{target} {shape}\n{text}");
     }
 }
+
+/// All that would let a test pass is proposed in one, in the words of where it is written: and so it passes.
+#[childproof::test]
+fn of_a_test_that_was_made_by_hand_is_proposed_as_it_is_written() {
+    let fixture = Fixture::build("leaky");
+    let mut command = fixture.command("harness", &["made::", "--color=never"]);
+    let ran = Ran::of(command.env("LEAKY_MADE", "yes"));
+    let text = ran.all();
+    let allow = "  allow: test_with(.., Policy::new().allow_process(\"sleep *\")\
+                 .allow_created_by(\"harness::shapes::leaves_several_kinds\").allow_unwaited(), ..)\n";
+    assert!(text.contains(allow), "{text}");
+    assert!(text.contains("test made::leaks           ... FAILED"), "{text}");
+    assert!(text.contains("test made::leaks_as_it_may ... ok"), "{text}");
+}

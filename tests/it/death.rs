@@ -201,7 +201,9 @@ fn parent(pid: i32) -> i32 {
 /// `cargo test` or `cargo nextest run` of one target of the fixture.
 fn cargo(fixture: &Fixture, target: &str, nextest: bool) -> Command {
     let mut command = fixture.command(target, &[]);
-    let like = std::mem::replace(&mut command, Command::new(env!("CARGO")));
+    let like = std::mem::replace(&mut command, Command::new("env"));
+    // A shell has what it runs in the background ignore that.
+    command.args(["--default-signal=INT", env!("CARGO")]);
     for (name, value) in like.get_envs() {
         match value {
             Some(value) => command.env(name, value),

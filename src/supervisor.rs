@@ -114,8 +114,8 @@ const IDLE: Duration = Duration::from_millis(50);
 /// How long after a first look at blocked threads a second one is taken.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// How long a test process may look at what its body has left once its time is over: longer than it waits for
-/// threads to end.
+/// How long a test process may look at what its body has left once its time is over, beyond the grace: longer than
+/// it waits for threads to end.
 const CHECKING: Duration = Duration::from_secs(1);
 
 /// How a test's watch ended.
@@ -385,6 +385,7 @@ impl Supervisor {
             mark: registry::mark_of(&[&job.name]),
             fds: job.settings.fds,
             deny_threads: job.settings.deny_threads,
+            grace: job.settings.grace,
         };
         if let Err(error) = self.desk.ours.send(&order.encode(), &output.fds()) {
             let mut facts = Facts::lost(format!("cannot reach the test process: {error}"));
@@ -406,7 +407,7 @@ impl Supervisor {
         let mut facts = Facts::lost(String::new());
         facts.pid = test;
         facts.session = self.pid;
-        facts.end = match self.watch(&scene, deadline, &mut at_end) {
+        facts.end = match self.watch(&scene, deadline, job.settings.grace, &mut at_end) {
             Ending::Ended(ChildState::Exited(code)) => End::Exited { code },
             Ending::Ended(ChildState::Signalled(signal)) => End::Signalled { signal },
             Ending::Ended(ChildState::Stopped | ChildState::Trapped(_)) | Ending::TimedOut => End::TimedOut,
@@ -452,7 +453,13 @@ impl Supervisor {
 
     /// Follows the test process to its end, its deadline or the harness's death. Reaps it if it
     /// ended.
-    fn watch(&self, scene: &Scene<'_>, deadline: Option<Instant>, at_end: &mut Option<Snapshot>) -> Ending {
+    fn watch(
+        &self,
+        scene: &Scene<'_>,
+        deadline: Option<Instant>,
+        grace: Duration,
+        at_end: &mut Option<Snapshot>,
+    ) -> Ending {
         let test = scene.test;
         let mut deadline = deadline;
         let mut is_over = false;
@@ -462,7 +469,7 @@ impl Supervisor {
                 // The body came back in time: what it has left is still being looked at.
                 Event::Deadline if !is_over && self.page.phase() == Phase::BodyEnded => {
                     is_over = true;
-                    deadline = Some(Instant::now() + CHECKING);
+                    deadline = Some(Instant::now() + grace + CHECKING);
                 }
                 Event::Deadline => return Ending::TimedOut,
                 Event::Abandoned => return Ending::Abandoned,

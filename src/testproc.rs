@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::libc;
 
@@ -27,12 +27,13 @@ wire_struct! {
         pub(crate) mark: u64,
         pub(crate) fds: Fds,
         pub(crate) deny_threads: bool,
+        pub(crate) grace: Duration,
     }
 }
 
 impl Order {
     /// How long it is on its way.
-    pub(crate) const LENGTH: usize = 18;
+    pub(crate) const LENGTH: usize = 30;
 }
 
 /// A forked process that is about to run, or has run, one body.
@@ -97,39 +98,70 @@ impl TestProcess {
             sys::exit_now(if body.has_passed() { 0 } else { 101 });
         }
         self.page.end_body(&body, took);
-        if self.leaves_something() {
-            self.page.set_phase(Phase::Stopped);
-            let _ = sys::kill(pid as Pid, libc::SIGSTOP);
-        } else {
-            self.page.set_phase(Phase::Checked);
-        }
+        self.check();
         std::process::exit(if body.has_passed() { 0 } else { 101 })
     }
 
-    /// Records stray fds and threads; tells whether the supervisor should look at the tree.
-    fn leaves_something(&self) -> bool {
-        let fds = self.order.fds;
-        if self.order.deny_threads {
-            let others = threads::count_others();
-            self.page.set_threads(others);
-            if others > 0 {
-                self.page.set_running(&threads::running(std::process::id() as Pid));
+    /// Writes down what the body has left, and stops to be looked at if that is anything.
+    fn check(&self) {
+        let mut others = if self.order.deny_threads { threads::count_others() } else { 0 };
+        let mut strays = self.strays();
+        let mut has_stopped = false;
+        if !strays.is_empty() && threads::count() > 1 {
+            // A child that ends in what follows was there at the end of the body.
+            has_stopped = has_children();
+            if has_stopped {
+                self.stop();
+                self.page.set_phase(Phase::BodyEnded);
             }
+            self.wait_for_threads(&mut strays);
+            others = others.max(threads::count().saturating_sub(1));
         }
-        let mut strays = 0;
-        if fds != Fds::Off && !self.fds_are_as_before() {
-            sys::each_open_fd(|fd| {
-                let Some(identity) = sys::fd_identity(fd) else { return };
-                if !is_stray(&self.before, fd, &identity, fds) {
-                    return;
-                }
-                let Some(target) = target(fd, fds) else { return };
-                self.page.add_stray(fd, &target, &identity, sys::is_cloexec(fd).unwrap_or(false));
-                strays += 1;
-            });
+        for (fd, identity, target) in &strays {
+            self.page.add_stray(*fd, target, identity, sys::is_cloexec(*fd).unwrap_or(false));
         }
-        let children = sys::waitid(None, libc::WEXITED | libc::WNOWAIT);
-        strays > 0 || !matches!(children, Ok(Children::None))
+        self.page.set_threads(others);
+        if others > 0 {
+            self.page.set_running(&threads::running(std::process::id() as Pid));
+        }
+        if !has_stopped && (!strays.is_empty() || has_children()) {
+            self.stop();
+        } else {
+            self.page.set_phase(Phase::Checked);
+        }
+    }
+
+    /// Stops, once in a test: the supervisor looks at the tree, and continues it.
+    fn stop(&self) {
+        self.page.set_phase(Phase::Stopped);
+        let _ = sys::kill(std::process::id() as Pid, libc::SIGSTOP);
+    }
+
+    /// The fds that the body has left open and that count, each with what it is.
+    fn strays(&self) -> Vec<(RawFd, FdIdentity, String)> {
+        let fds = self.order.fds;
+        let mut strays = Vec::new();
+        if fds == Fds::Off || self.fds_are_as_before() {
+            return strays;
+        }
+        sys::each_open_fd(|fd| {
+            let identity = sys::fd_identity(fd).filter(|found| is_stray(&self.before, fd, found, fds));
+            let stray = identity.and_then(|identity| Some((fd, identity, target(fd, fds)?)));
+            strays.extend(stray);
+        });
+        strays
+    }
+
+    /// Gives threads that nobody has joined the grace to close what is theirs, as descendants have it to end.
+    fn wait_for_threads(&self, strays: &mut Vec<(RawFd, FdIdentity, String)>) {
+        let begin = Instant::now();
+        // Nothing tells of an fd that is closed, nor of the end of a thread that somebody else has started.
+        while !strays.is_empty() && threads::count() > 1 && begin.elapsed() < self.order.grace {
+            std::thread::sleep(Duration::from_millis(1));
+            *strays = self.strays();
+        }
+        // The last thread may have ended since.
+        *strays = self.strays();
     }
 
     /// Whether nothing is open but what was open before the body: then nothing has to be listed.
@@ -141,6 +173,11 @@ impl TestProcess {
         };
         !self.before.iter().any(changed) && sys::nothing_open_but(&self.before)
     }
+}
+
+/// Whether there is a child, dead or alive.
+fn has_children() -> bool {
+    !matches!(sys::waitid(None, libc::WEXITED | libc::WNOWAIT), Ok(Children::None))
 }
 
 /// Runs the body below a frame of this name: there std's backtraces end, unless all of them is

@@ -156,10 +156,25 @@ pub(super) fn find(facts: &Facts, strays: &[Stray], origins: &[Origin], findings
     let noun = if pipes == strays.len() { "pipe end" } else { "fd" };
     let numbers: Vec<String> = strays.iter().take(NAMED).map(|stray| stray.fd.fd.to_string()).collect();
     let more = if count > numbers.len() { ", .." } else { "" };
+    let mut sentence =
+        format!("the body left {} open: fd {}{more}.", plural(count, noun), numbers.join(", "));
+    let mut fix = fix(first, strays, facts.pid);
+    if facts.threads > 0 {
+        sentence.push_str(&format!(
+            " {} still ran, and may own {}{}.",
+            plural(facts.threads as usize, "thread"),
+            if count == 1 { "it" } else { "them" },
+            super::running(facts)
+        ));
+        fix.insert_str(
+            0,
+            "if a thread owns it, have that end and join it: what it owns is closed then. Else ",
+        );
+    }
     findings.push(Finding {
         cause: Some(Cause::StrayFd),
-        sentence: format!("the body left {} open: fd {}{more}.", plural(count, noun), numbers.join(", ")),
-        fix: Some(fix(first, strays, facts.pid)),
+        sentence,
+        fix: Some(fix),
         allow: allow_makers(strays, origins)
             .filter(|_| count == strays.len())
             .unwrap_or_else(|| vec![Allow::new("fds", if pipes == 0 { "pipes" } else { "off" })]),

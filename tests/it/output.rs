@@ -138,6 +138,7 @@ fn of_a_failing_test_is_a_report_that_names_what_was_left() {
         "fork_that_leaves_the_session",
         "session_of_two",
         "both_ends_left_open",
+        "thread_that_keeps_a_pipe",
         "exits_in_the_middle_and_leaks",
         "waits_for_a_child_that_never_ends",
         "panics_and_leaks",

@@ -25,7 +25,7 @@ use crate::forkserver::{self, ForkServer, Takeover, lock};
 use crate::options::Options;
 use crate::policy::{self, Policy};
 use crate::proc::process::Stat;
-use crate::registry::{self, Form, Test};
+use crate::registry::{self, Form, Place, Test};
 use crate::report;
 use crate::report::annotations::{self, Checkout};
 use crate::report::escape;
@@ -337,11 +337,10 @@ impl<'a> Entry<'a> {
         }
     }
 
-    /// Where its arguments are written.
     fn form(self) -> Form {
         match self {
             Entry::Registered(test) => test.attribute.form(),
-            Entry::Added(_) => Form::Policy,
+            Entry::Added(added) => Form { place: Place::Policy, has_arguments: added.more.is_some() },
         }
     }
 

@@ -10,9 +10,17 @@ use std::time::Duration;
 
 use crate::policy::{Fds, Policy, ThreadedFork};
 
+/// How the arguments of a test are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Form {
+    pub(crate) place: Place,
+    /// There are some already.
+    pub(crate) has_arguments: bool,
+}
+
 /// Where the arguments of a test are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
+pub(crate) enum Place {
     /// `#[childproof::test(..)]`
     Test,
     /// `#[childproof::guard(..)]`
@@ -43,6 +51,8 @@ pub struct Attribute {
     pub libtest_expects_panic: bool,
     /// The user wrote `#[childproof::guard]`.
     pub is_guard: bool,
+    /// There is something in its parentheses.
+    pub has_arguments: bool,
 }
 
 impl Attribute {
@@ -62,10 +72,12 @@ impl Attribute {
         should_panic: None,
         libtest_expects_panic: false,
         is_guard: false,
+        has_arguments: false,
     };
 
     pub(crate) fn form(&self) -> Form {
-        if self.is_guard { Form::Guard } else { Form::Test }
+        let place = if self.is_guard { Place::Guard } else { Place::Test };
+        Form { place, has_arguments: self.has_arguments }
     }
 
     pub(crate) fn policy(&self) -> Policy {

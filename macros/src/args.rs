@@ -50,6 +50,8 @@ pub(crate) struct Args {
     pub(crate) trace: Option<Ident>,
     /// Whether the first pass saw `guard`.
     pub(crate) is_guard: bool,
+    /// Whether the user has given any.
+    pub(crate) has_any: bool,
     /// The hidden module of the library that generated code talks to.
     pub(crate) private: TokenStream,
 }
@@ -71,6 +73,7 @@ impl Args {
             serial: None,
             trace: None,
             is_guard: false,
+            has_any: false,
             private: quote!(::childproof::__private),
         };
         let mut errors = None;
@@ -99,6 +102,7 @@ impl Args {
             self.is_guard = true;
             return Ok(());
         }
+        self.has_any = true;
         let Some(known) = NAMES.into_iter().find(|known| *known == text) else {
             rest(input);
             return Err(Error::new(name.span(), unknown(&text)));

@@ -186,6 +186,9 @@ fn write_test(
     if args.is_guard {
         fields.extend(quote!(is_guard: true,));
     }
+    if args.has_any {
+        fields.extend(quote!(has_arguments: true,));
+    }
     if let Some(reason) = ignore {
         fields.extend(quote!(ignore: ::core::option::Option::Some(#reason),));
     }

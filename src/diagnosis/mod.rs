@@ -22,7 +22,7 @@ use nix::libc;
 use crate::facts::{Class, Facts, Makes, Process};
 use crate::outcome::{Body, End, Running};
 use crate::policy::{Policy, Settings};
-use crate::registry::Form;
+use crate::registry::{Form, Place};
 
 use ends::Strayed;
 pub(crate) use ends::Unread;
@@ -177,7 +177,7 @@ impl fmt::Display for Allow {
 #[derive(Clone, Debug)]
 pub(crate) struct Verdict {
     pub(crate) name: String,
-    /// Where an argument of the test is written.
+    /// How an argument of the test is written.
     pub(crate) form: Form,
     pub(crate) facts: Facts,
     pub(crate) findings: Vec<Finding>,
@@ -203,7 +203,7 @@ impl Verdict {
     fn clean(name: &str, facts: Facts) -> Verdict {
         Verdict {
             name: name.to_owned(),
-            form: Form::Test,
+            form: Form { place: Place::Test, has_arguments: false },
             facts,
             findings: Vec::new(),
             leaked: None,
@@ -313,8 +313,8 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     let told = explain::find(&facts, &stuck, &names, &strayed, &unread, &mut findings);
     let first = findings.len();
     endings(&facts, settings, origin_of_end(&names.origins, &facts), &mut findings);
-    if stuck.iter().any(Stuck::proved) {
-        // More time would help nobody.
+    if stuck.iter().any(|stuck| stuck.proved() || stuck.tid == facts.pid) {
+        // More time would help nobody, as far as can be seen.
         findings[first..].iter_mut().for_each(|finding| finding.allow.clear());
     }
     let ended = parents::find(&facts, &names);

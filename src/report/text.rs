@@ -17,7 +17,7 @@ use crate::outcome::{Body, End};
 use crate::proc::fds::{Fd, end};
 use crate::proc::sockets::{Peer, Socket};
 use crate::proc::waits::{On, Thread};
-use crate::registry::Form;
+use crate::registry::{Form, Place};
 
 /// The most processes and fds that are listed one by one.
 const LISTED: usize = 24;
@@ -586,13 +586,17 @@ impl Text {
         if all.is_empty() {
             return;
         }
-        let arguments = || all.iter().map(|allow| allow.to_string()).collect::<Vec<_>>().join(", ");
-        let code = match form {
-            Form::Test => format!("#[childproof::test({})]", arguments()),
-            Form::Guard => format!("#[childproof::guard({})]", arguments()),
-            Form::Policy => {
+        // Those that are there already are to stay.
+        let others = form.has_arguments.then(|| "..".to_owned());
+        let arguments = others.into_iter().chain(all.iter().map(|allow| allow.to_string()));
+        let arguments = || arguments.collect::<Vec<_>>().join(", ");
+        let code = match form.place {
+            Place::Test => format!("#[childproof::test({})]", arguments()),
+            Place::Guard => format!("#[childproof::guard({})]", arguments()),
+            Place::Policy => {
+                let policy = if form.has_arguments { "policy" } else { "Policy::new()" };
                 let calls: String = all.into_iter().map(call).collect();
-                format!("test_with(.., Policy::new(){calls}, ..)")
+                format!("test_with(.., {policy}{calls}, ..)")
             }
         };
         let allow = self.styled(Style::new().bold(), "allow:");

@@ -61,7 +61,7 @@ fn of_the_attribute_wins_over_the_harness_and_that_over_the_default() {
 #[childproof::test]
 fn of_the_environment_is_told_where_it_lets_no_attribute_help() {
     let fixture = Fixture::build("leaky");
-    let allow = "allow: #[childproof::test(unwaited = \"allow\")]";
+    let allow = "unwaited = \"allow\")]";
     let note = "note: `unwaited` is set by `CHILDPROOF_UNWAITED` or on the command line";
     for (target, shape, environment, told, not_told) in [
         ("harness", "zombie", Some("deny"), note, allow),

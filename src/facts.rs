@@ -208,6 +208,8 @@ wire_struct! {
         /// Some of them.
         pub(crate) running: Vec<Running>,
         pub(crate) returned_children: u32,
+        /// One of them.
+        pub(crate) returned_child: Option<i32>,
         pub(crate) survivors: Vec<Survivor>,
         /// The inodes of pipes that were there before the test.
         pub(crate) foreign: Vec<u64>,
@@ -330,6 +332,7 @@ impl Facts {
             threads: 0,
             running: Vec::new(),
             returned_children: 0,
+            returned_child: None,
             survivors: Vec::new(),
             foreign: Vec::new(),
             pipes: Vec::new(),

@@ -121,6 +121,7 @@ pub(crate) struct Page {
     body_nanos: AtomicU64,
     threads: AtomicU32,
     returned_children: AtomicU32,
+    returned_child: AtomicI32,
     message_length: AtomicU32,
     message: [AtomicU8; MESSAGE],
     foreign_count: AtomicU32,
@@ -261,8 +262,14 @@ impl Page {
     }
 
     /// Records that a process which the body forked ran on into the harness's code.
-    pub(crate) fn count_returned_child(&self) {
+    pub(crate) fn add_returned_child(&self, pid: i32) {
+        self.returned_child.store(pid, Ordering::Relaxed);
         self.returned_children.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The last of them.
+    pub(crate) fn returned_child(&self) -> Option<i32> {
+        (self.returned_children() > 0).then(|| self.returned_child.load(Ordering::Relaxed))
     }
 
     pub(crate) fn returned_children(&self) -> u32 {

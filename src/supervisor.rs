@@ -441,6 +441,7 @@ impl Supervisor {
         facts.threads = page.threads();
         facts.running = page.running();
         facts.returned_children = page.returned_children();
+        facts.returned_child = page.returned_child();
         facts.unchecked = page.phase() == Phase::BodyEnded && matches!(facts.end, End::Exited { .. });
         (facts.strays, facts.stray_count) = page.strays();
         if !facts.processes.is_empty() || !facts.strays.is_empty() {
@@ -641,6 +642,7 @@ impl Supervisor {
             keys.extend(fds.filter_map(|fd| Some((Makes::Fds, fd.pipe_or_socket()?))));
         }
         keys.extend(facts.strays.iter().map(|stray| (Makes::Fds, stray.ino)));
+        keys.extend(facts.returned_child.map(|pid| (Makes::Process, pid as u64)));
         let is_left = !keys.is_empty();
         if facts.body == Body::Unfinished && matches!(facts.end, End::Exited { .. } | End::Signalled { .. }) {
             keys.push((Makes::End, facts.pid as u64));

@@ -93,7 +93,7 @@ impl TestProcess {
         if std::process::id() != pid {
             // A process that the body forked has come back through the body. It is a descendant,
             // not the test: it has no say in the outcome, and ends here.
-            self.page.count_returned_child();
+            self.page.add_returned_child(std::process::id() as Pid);
             let _ = std::io::stdout().flush();
             sys::exit_now(if body.has_passed() { 0 } else { 101 });
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Allow, Cause, Ended, Finding, Names, origin_of_process, plural};
+use super::{Allow, Cause, Ended, Finding, Names, origin_of_process};
 use crate::facts::{Class, Facts, Process};
 use crate::outcome::End;
 use crate::policy::Settings;
@@ -17,13 +17,17 @@ pub(super) fn find(
     names: &Names,
     findings: &mut Vec<Finding>,
 ) -> Option<i32> {
-    let returned = facts.returned_children as usize;
-    if returned > 0 {
+    if let Some(pid) = facts.returned_child {
+        let origin = origin_of_process(&names.origins, pid).map(|origin| format!(" {}", origin.at()));
+        let more = match facts.returned_children {
+            0 | 1 => String::new(),
+            many => format!(" So did {} more.", many - 1),
+        };
         findings.push(Finding {
             cause: Some(Cause::EndedEarly),
             sentence: format!(
-                "{} that the body forked came back through the body, like the test itself.",
-                plural(returned, "process")
+                "pid {pid}, which the body forked{}, came back through the body, like the test itself.{more}",
+                origin.unwrap_or_default()
             ),
             fix: Some("end the child's branch after `fork` with `_exit` or an exec.".to_owned()),
             allow: Vec::new(),

@@ -103,7 +103,9 @@ fn place<'a>(verdict: &'a Verdict, finding: &Finding) -> Option<&'a str> {
             fork?.place.as_deref()
         }
         Cause::TimedOut => verdict.names.lines.get(&verdict.facts.pid).map(String::as_str),
-        Cause::EndedEarly | Cause::Signal => verdict.origin_of_end()?.place.as_deref(),
+        Cause::EndedEarly | Cause::Signal => verdict
+            .origin_of_end()
+            .map_or_else(|| of_process(verdict.facts.returned_child?), |end| end.place.as_deref()),
         Cause::Panicked | Cause::Error | Cause::Threads | Cause::Lost => None,
     }
 }

@@ -40,6 +40,13 @@ impl Test {
             return self.run_unguarded();
         }
         let name = self.full_name();
+        // libtest's thread for a test has its name: it has not been called by some other test.
+        let is_libtests = std::thread::current().name() == Some(&name);
+        if is_libtests && self.has_run_before() {
+            fail(&format!(
+                "error: `{name}` is a test twice, by `#[test]` and by the `#[childproof::test]` below it: remove `#[test]`"
+            ));
+        }
         let server = SERVER.get_or_init(start);
         let environment =
             ENVIRONMENT.get_or_init(|| match policy::misspelt(std::env::vars_os().map(|(name, _)| name)) {

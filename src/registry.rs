@@ -5,7 +5,7 @@
 //! no section that a linker's garbage collection could drop (`.init_array` is always kept).
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::policy::{Fds, Policy, ThreadedFork};
@@ -111,6 +111,8 @@ pub struct Test {
     next: AtomicPtr<Test>,
     /// The place in the order of registration, which is the same in every process of a binary.
     index: AtomicUsize,
+    /// libtest has run it in this process.
+    has_run: AtomicBool,
 }
 
 static HEAD: AtomicPtr<Test> = AtomicPtr::new(std::ptr::null_mut());
@@ -127,7 +129,8 @@ impl Test {
         attribute: &'static Attribute,
     ) -> Test {
         let next = AtomicPtr::new(std::ptr::null_mut());
-        Test { module, name, body, attribute, place, next, index: AtomicUsize::new(0) }
+        let (index, has_run) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Test { module, name, body, attribute, place, next, index, has_run }
     }
 
     /// Adds the test to the list. Runs before `main`, once a test, in one thread.
@@ -135,6 +138,11 @@ impl Test {
         self.index.store(COUNT.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
         self.next.store(HEAD.load(Ordering::Relaxed), Ordering::Relaxed);
         HEAD.store((&raw const *self).cast_mut(), Ordering::Release);
+    }
+
+    /// Notes that libtest runs it; tells whether it has done so before.
+    pub(crate) fn has_run_before(&self) -> bool {
+        self.has_run.swap(true, Ordering::Relaxed)
     }
 
     /// The place in [`registered`]'s list.

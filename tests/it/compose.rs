@@ -59,8 +59,17 @@ fn every_order_is_guarded() {
 /// tokio before 1.38 puts its `#[test]` above all other attributes, where it has expanded before ours.
 #[childproof::test]
 fn a_test_of_an_old_tokio_runs_once() {
-    let output = Fixture::build("compose-old").run("stock", &[]);
+    let output = Fixture::build("compose-old").run("stock", &["--skip", "twice"]);
     let text = output.all();
     assert!(text.contains("test result: FAILED. 2 passed; 1 failed; 1 ignored"), "{text}");
     assert!(text.contains("LEAK  leaks   body passed"), "{text}");
+}
+
+/// A `#[test]` that was left above has made a test before ours, too early to be seen.
+#[childproof::test]
+fn a_test_that_is_one_twice_fails_and_says_so() {
+    let output = Fixture::build("compose-old").run("stock", &["twice", "--exact", "--test-threads=2"]);
+    let text = output.all();
+    assert!(text.contains("test result: FAILED. 1 passed; 1 failed"), "{text}");
+    assert!(text.contains("error: `twice` is a test twice, by `#[test]` and by"), "{text}");
 }

@@ -180,7 +180,14 @@ impl Harness {
             let _ = libtest_mimic::run(&arguments, trials);
             return ExitCode::SUCCESS;
         };
-        say_that_no_xml_is_written("");
+        if cfg!(not(feature = "junit")) {
+            say_that_no_xml_is_written(NEEDS_JUNIT);
+        } else if options.is_nextests {
+            say_that_no_xml_is_written(
+                "cargo-nextest runs each test by itself, and each would replace the file of the one before. It can \
+                 write JUnit's XML of all of them: `[profile.default.junit]` in its configuration",
+            );
+        }
         for path in options.json.iter_mut().chain(options.junit.as_mut().map(|(_, path)| path)) {
             *path = of_target(path, &target());
         }
@@ -626,16 +633,17 @@ fn ignored_line(_: &str) -> String {
     String::new()
 }
 
-/// Says that Bazel's variable is without effect where the feature is off; `more` is what it needs besides.
-/// Bazel sets it for every test: that is no error.
-pub(crate) fn say_that_no_xml_is_written(more: &str) {
+/// What JUnit's XML needs.
+pub(crate) const NEEDS_JUNIT: &str = "that needs childproof's feature `junit`, which is off in this build";
+
+/// Says that Bazel's variable is without effect, and why. Bazel sets it for every test: that is no error.
+pub(crate) fn say_that_no_xml_is_written(why: &str) {
     let is_set = std::env::var_os("XML_OUTPUT_FILE").is_some_and(|path| !path.is_empty());
-    if is_set && !cfg!(feature = "junit") {
+    if is_set {
         // Written and not printed: libtest catches what is printed.
         let _ = writeln!(
             io::stderr(),
-            "childproof: `XML_OUTPUT_FILE` is set and nothing is written there: that needs childproof's feature \
-             `junit`, which is off in this build{more}"
+            "childproof: `XML_OUTPUT_FILE` is set and nothing is written there: {why}"
         );
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use crate::forkserver::{self, ForkServer, Takeover};
-use crate::harness::{guard, say_that_no_xml_is_written};
+use crate::harness::{NEEDS_JUNIT, guard, say_that_no_xml_is_written};
 use crate::outcome::Body;
 use crate::policy::{self, Policy};
 use crate::proc::process::Stat;
@@ -113,8 +113,13 @@ impl Test {
 }
 
 fn start() -> Result<ForkServer, String> {
+    const NEEDS_A_HARNESS: &str = "a target with `harness = false`";
     forkserver::second_net();
-    say_that_no_xml_is_written(", and a target with `harness = false`");
+    say_that_no_xml_is_written(&if cfg!(feature = "junit") {
+        format!("that needs {NEEDS_A_HARNESS}")
+    } else {
+        format!("{NEEDS_JUNIT}, and {NEEDS_A_HARNESS}")
+    });
     let server = ForkServer::exec(Takeover::Late);
     HARNESS.store(std::process::id(), Ordering::Relaxed);
     sys::at_exit(end);

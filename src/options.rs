@@ -38,6 +38,8 @@ pub(crate) struct Options {
     pub(crate) json: Option<PathBuf>,
     /// Where JUnit goes, and what stands before the path in the place that says so.
     pub(crate) junit: Option<(&'static str, PathBuf)>,
+    /// cargo-nextest has started this process, for one test.
+    pub(crate) is_nextests: bool,
     pub(crate) policy: Policy,
 }
 
@@ -101,6 +103,7 @@ impl Options {
             repeat: matches.get_one::<u64>("repeat").copied().unwrap_or(1),
             fail_fast: flag("fail-fast"),
             json: matches.get_one::<PathBuf>("json").cloned(),
+            is_nextests: false,
             junit: matches.get_one::<PathBuf>("junit").map(|path| ("--junit ", path.clone())),
             policy,
         }
@@ -133,7 +136,8 @@ impl Options {
         // Bazel sets it for every test, also for one that was built without the feature: that is only said.
         if let (None, true) = (&self.junit, cfg!(feature = "junit")) {
             let path = get("XML_OUTPUT_FILE").filter(|path| !path.is_empty());
-            self.junit = path.map(|path| ("XML_OUTPUT_FILE=", path.into()));
+            self.is_nextests = get("NEXTEST").is_some() && self.exact && self.filters.len() == 1;
+            self.junit = path.filter(|_| !self.is_nextests).map(|path| ("XML_OUTPUT_FILE=", path.into()));
         }
         Ok(())
     }

@@ -191,6 +191,20 @@ fn goes_where_bazel_wants_it() {
     assert_eq!((ran.code, path.exists()), (Some(0), false), "a list has no results: {}", ran.all());
 }
 
+/// There, each test would replace the file of the one before.
+#[childproof::test]
+fn is_not_written_by_the_single_tests_of_nextest() {
+    let path = path();
+    let mut command = command(&["--exact", "passes", "--nocapture"]);
+    let ran = Ran::of(command.env("XML_OUTPUT_FILE", &path).env("NEXTEST", "1"));
+    assert_eq!((ran.code, path.exists()), (Some(0), false), "{}", ran.all());
+    let said = "childproof: `XML_OUTPUT_FILE` is set and nothing is written there: cargo-nextest runs each";
+    assert!(ran.stderr.contains(said), "{}", ran.all());
+    // Who asks for the file by name gets it.
+    let ran = Ran::of(command.args(["--junit", path.to_str().unwrap()]));
+    assert_eq!((ran.code, path.exists()), (Some(0), true), "{}", ran.all());
+}
+
 fn umask() -> u32 {
     let mask = nix::sys::stat::umask(Mode::empty());
     nix::sys::stat::umask(mask);

@@ -28,6 +28,8 @@
 //! `json`: `--json PATH`, one object per test and line.
 //!
 //! `junit`: `--junit PATH`, JUnit's XML, also where Bazel's variable `XML_OUTPUT_FILE` says.
+//!
+//! `sites`, on by default: reports name the lines of code that made what was left.
 
 #![allow(clippy::test_attr_in_doctest, reason = "that is what this crate is about")]
 
@@ -94,10 +96,11 @@ pub use childproof_macros::guard;
 /// | argument | values, the default first | meaning |
 /// | --- | --- | --- |
 /// | `timeout` | `"300s"`, a duration, `"none"` | the body must end in time |
-/// | `grace` | `"200ms"`, a duration | how long descendants may take to end by themselves |
+/// | `grace` | `"200ms"`, a duration | how long descendants may take to end by themselves, and threads to close what they own |
 /// | `processes` | `"deny"`, `"allow"` | descendants that are alive after the grace fail the test |
 /// | `allow_process` | a glob on the command line, repeatable | left behind, but expected |
-/// | `fds` | `"pipes"`, `"all"`, `"off"` | which kinds of fds the body must have closed |
+/// | `fds` | `"pipes"`, `"all"`, `"off"` | which kinds of fds must be closed when the body has returned |
+/// | `allow_created_by` | a path such as `"signal_hook_registry"`, repeatable | fds made there or below are expected |
 /// | `unwaited` | `"allow"`, `"deny"` | zombies: children that nobody waited for |
 /// | `threads` | `"allow"`, `"deny"` | threads that still run when the body returns |
 /// | `threaded_fork` | `"warn"`, `"deny"`, `"allow"` | forks among threads whose child does not go straight on to exec |

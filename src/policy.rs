@@ -96,8 +96,9 @@ impl Policy {
         self
     }
 
-    /// Sets how long descendants may take to end by themselves once the body has ended. The
-    /// default is 200 ms; the wait ends early when the last one is gone.
+    /// Sets how long descendants may take to end by themselves once the body has ended, and threads
+    /// that still run to close what they own. The default is 200 ms; the wait ends early when the
+    /// last one is gone.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.grace = Some(grace);
         self

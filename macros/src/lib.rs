@@ -11,13 +11,14 @@ use proc_macro::TokenStream;
 
 use crate::expand::{Form, Pass, expand};
 
-/// Makes a function a guarded test.
+// Documented where `childproof` exports them: rustdoc would put these words behind those.
+#[allow(missing_docs)]
 #[proc_macro_attribute]
 pub fn test(args: TokenStream, item: TokenStream) -> TokenStream {
     expand(Form::Test, Pass::First, args.into(), item.into()).into()
 }
 
-/// Guards a function that already has a foreign `#[test]` above it.
+#[allow(missing_docs)]
 #[proc_macro_attribute]
 pub fn guard(args: TokenStream, item: TokenStream) -> TokenStream {
     expand(Form::Guard, Pass::First, args.into(), item.into()).into()

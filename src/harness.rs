@@ -399,7 +399,10 @@ const NAME: usize = 1000;
 /// the registered ones by name, as libtest has it, then the added ones as they were added.
 fn check(entries: &Entries, options: &Options) -> Result<Vec<usize>, String> {
     let names: Vec<String> = entries.iter().map(Entry::name).collect();
-    if let Some(name) = names.iter().find(|name| name.is_empty() || name.contains(escape::rearranges)) {
+    if names.iter().any(String::is_empty) {
+        return Err("a test that was added has an empty name: expected text".to_owned());
+    }
+    if let Some(name) = names.iter().find(|name| name.contains(escape::rearranges)) {
         return Err(format!(
             "invalid test name `{}`: expected text without control characters",
             escape::text(name)

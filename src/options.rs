@@ -252,6 +252,7 @@ fn command() -> Command {
                 "PATH",
                 "Write one JSON object a test to this file; `{binary}` in it is the target's name",
             )
+            .hide(cfg!(not(feature = "json")))
             .value_parser(clap::value_parser!(PathBuf)),
         )
         .arg(
@@ -260,6 +261,7 @@ fn command() -> Command {
                 "PATH",
                 "Write JUnit's XML to this file, at the end; `{binary}` in it is the target's name",
             )
+            .hide(cfg!(not(feature = "junit")))
             .value_parser(clap::value_parser!(PathBuf)),
         )
         .arg(Arg::new("unstable").short('Z').value_name("FLAG").action(ArgAction::Append).hide(true))

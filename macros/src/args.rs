@@ -259,6 +259,11 @@ fn string(input: ParseStream<'_>, name: &str) -> syn::Result<LitStr> {
     if fork.parse::<LitStr>().is_ok() && fork.is_empty() {
         return input.parse();
     }
+    // What follows begins like another argument.
+    if let (Ok(next), true) = (fork.call(Ident::parse_any), fork.peek(Token![=])) {
+        rest(input);
+        return Err(Error::new(next.span(), format!("expected `,` before `{next}`")));
+    }
     let message = format!("expected a string literal: `{name} = {}`", example(name));
     // On all tokens of the value, not only on the first.
     Err(Error::new_spanned(rest(input).0, message))
@@ -296,7 +301,7 @@ fn unknown(name: &str) -> String {
             .map(|known| (distance(name, known), known))
             .min()
             // Further away it is another word, not a slip.
-            .filter(|(distance, known)| *distance <= known.len() / 3 + 1)
+            .filter(|(distance, known)| *distance <= known.len() / 3 + usize::from(known.len() > 4))
             .map(|(_, known)| format!("did you mean `{known}`? ")),
     };
     let names = NAMES.map(|known| format!("`{known}`")).join(", ");

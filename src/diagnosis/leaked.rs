@@ -146,6 +146,13 @@ pub(crate) fn is_daemon(process: &Process, facts: &Facts) -> bool {
     facts.session != 0 && process.sid != facts.session
 }
 
+/// The leaked processes that the policy lets pass.
+pub(super) fn allowed(facts: &Facts, settings: &Settings) -> Vec<i32> {
+    let leaked = facts.processes.iter().filter(|process| process.class == Class::Leaked && !process.is_test);
+    let allowed = leaked.filter(|process| !settings.deny_processes || is_allowed(process, settings));
+    allowed.map(|process| process.pid).collect()
+}
+
 fn is_allowed(process: &Process, settings: &Settings) -> bool {
     let line = process.command_line.join(" ");
     let line = if line.is_empty() { &process.comm } else { &line };

@@ -183,6 +183,8 @@ pub(crate) struct Verdict {
     pub(crate) findings: Vec<Finding>,
     /// The leaked process that a finding names.
     pub(crate) leaked: Option<i32>,
+    /// The leaked processes that the policy lets pass.
+    pub(crate) allowed: Vec<i32>,
     /// What is told and fails nothing.
     pub(crate) warnings: Vec<Finding>,
     /// The stray fds, same ones folded, with who holds the other end.
@@ -207,6 +209,7 @@ impl Verdict {
             facts,
             findings: Vec::new(),
             leaked: None,
+            allowed: Vec::new(),
             warnings: Vec::new(),
             strays: Vec::new(),
             pipes: Vec::new(),
@@ -341,10 +344,12 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
         });
     }
     let pipes = stray::pipes(&facts);
+    let allowed = leaked::allowed(&facts, settings);
     Verdict {
         findings,
         warnings,
         leaked,
+        allowed,
         strays,
         pipes,
         unread,

@@ -238,7 +238,7 @@ impl Text {
             End::Signalled { signal } => signal_name(*signal),
             End::TimedOut | End::Lost { .. } => {
                 match facts.processes.iter().find(|process| process.is_test) {
-                    Some(test) => describe(test, facts, false),
+                    Some(test) => describe(verdict, test, false),
                     None => String::new(),
                 }
             }
@@ -276,7 +276,7 @@ impl Text {
             }
             shown_parent = *parent;
             let name = self.styled(Style::new().bold(), &escape::command(process));
-            let description = describe(process, facts, !others.is_empty());
+            let description = describe(verdict, process, !others.is_empty());
             if others.is_empty() {
                 self.line(&format!("  {indent}`- {} {name}   {description}", process.pid));
             } else {
@@ -726,8 +726,8 @@ fn left(verdict: &Verdict) -> String {
         return format!("; killed {}", plural(leaked, "process"));
     }
     let mut parts = Vec::new();
-    if leaked > 0 {
-        parts.push(plural(leaked, "process"));
+    if leaked > verdict.allowed.len() {
+        parts.push(plural(leaked - verdict.allowed.len(), "process"));
     }
     if facts.unseen {
         parts.push("a process".to_owned());
@@ -746,7 +746,8 @@ fn left(verdict: &Verdict) -> String {
 }
 
 /// State, age, and how the process stands in the tree. `several`: it stands for others like it.
-fn describe(process: &Process, facts: &Facts, several: bool) -> String {
+fn describe(verdict: &Verdict, process: &Process, several: bool) -> String {
+    let facts = &verdict.facts;
     let mut parts = vec![process.state.clone()];
     if let Some(age) = process.age {
         parts.push(format!("age {:.1} s", age.as_secs_f64()));
@@ -767,6 +768,9 @@ fn describe(process: &Process, facts: &Facts, several: bool) -> String {
         }
         if process.adopted {
             parts.push("adopted: its parent has exited".to_owned());
+        }
+        if verdict.allowed.contains(&process.pid) {
+            parts.push("allowed".to_owned());
         }
     }
     parts.join(", ")

@@ -138,6 +138,7 @@ fn of_a_failing_test_is_a_report_that_names_what_was_left() {
         "fork_that_leaves_the_session",
         "session_of_two",
         "both_ends_left_open",
+        "one_allowed_and_one_not",
         "thread_that_keeps_a_pipe",
         "exits_in_the_middle_and_leaks",
         "waits_for_a_child_that_never_ends",
@@ -242,14 +243,17 @@ fn never_has_the_escape_sequences_of_a_name() {
 #[childproof::test]
 fn has_no_names_and_reasons_that_rearrange_its_lines() {
     let fixture = Fixture::build("leaky");
-    for (name, shown) in
-        [("a\nb", r"a\nb"), ("a\x1b[2J", r"a\u{1b}[2J"), ("a\u{202e}b", r"a\u{202e}b"), ("", "")]
-    {
+    let invalid =
+        |name: &str| format!("invalid test name `{name}`: expected text without control characters");
+    for (name, expected) in [
+        ("a\nb", invalid(r"a\nb")),
+        ("a\x1b[2J", invalid(r"a\u{1b}[2J")),
+        ("a\u{202e}b", invalid(r"a\u{202e}b")),
+        ("", "a test that was added has an empty name: expected text".to_owned()),
+    ] {
         let ran = Ran::of(fixture.command("harness", &["made"]).env("LEAKY_NAME", name));
         assert_eq!((ran.code, ran.stdout.as_str()), (Some(2), ""), "{}", ran.all());
-        let expected =
-            format!("error: invalid test name `{shown}`: expected text without control characters\n");
-        assert_eq!(ran.stderr, expected);
+        assert_eq!(ran.stderr, format!("error: {expected}\n"));
     }
     let name = "made of naïve ☃ 👩\u{200d}🚀";
     let mut command = fixture.command("harness", &["made", "--color=always"]);

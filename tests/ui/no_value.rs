@@ -10,4 +10,7 @@ fn nothing_after_the_sign() {}
 #[childproof::test("5s")]
 fn value_alone() {}
 
+#[childproof::test(timeout = "5s" grace = "1s")]
+fn no_comma() {}
+
 fn main() {}

@@ -245,6 +245,7 @@ fn origin(site: &Site, resolver: &mut Resolver<'_>) -> Origin {
         functions: frames.iter().filter_map(|frame| frame.line.function.clone()).collect(),
         of_runtime: runtimes::is_own_socket(&paths),
         is_kept: site.call == "socketpair" && runtimes::is_kept_socket(&paths),
+        is_tokios: runtimes::is_process(&paths),
         stack: match full {
             true => frames.iter().skip_while(is_recorder).map(|frame| describe(frame, here)).collect(),
             false => Vec::new(),

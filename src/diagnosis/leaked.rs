@@ -133,6 +133,11 @@ fn fix(process: &Process, facts: &Facts, ended: &[Ended], names: &Names) -> Stri
             "`kill({pid}, SIGKILL)` and `waitpid({pid})` before the test ends, also when it panics."
         );
     }
+    if is_child && origin.is_some_and(|origin| origin.is_tokios) {
+        return "call `kill().await` on its `Child` before the test ends, or start it with `kill_on_drop(true)`: \
+                otherwise dropping a `Child` does not end it."
+            .to_owned();
+    }
     if is_child {
         return "call `kill` and `wait` on its `Child` before the test ends, also when the test panics: \
                 dropping a `Child` does neither."

@@ -103,6 +103,8 @@ pub(crate) struct Origin {
     pub(crate) of_runtime: bool,
     /// And keeps it until the process ends.
     pub(crate) is_kept: bool,
+    /// It is a process that `tokio::process` has started.
+    pub(crate) is_tokios: bool,
     /// The whole stack, if `CHILDPROOF_BACKTRACE=full` asks for it.
     pub(crate) stack: Vec<String>,
 }

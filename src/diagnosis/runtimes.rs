@@ -27,6 +27,11 @@ pub(crate) fn is_kept_socket(paths: &[String]) -> bool {
     made_by(paths, &["tokio::signal"])
 }
 
+/// Whether a process was started as one of tokio's.
+pub(crate) fn is_process(paths: &[String]) -> bool {
+    made_by(paths, &["tokio::process"])
+}
+
 /// Whether a thread waits for work of a runtime, not in a task's own code.
 pub(crate) fn waits(paths: &[String], name: &str) -> bool {
     const WAITERS: [&str; 3] = ["tokio::runtime", "tokio::park", "tokio::loom"];

@@ -73,3 +73,9 @@ fn a_test_that_is_one_twice_fails_and_says_so() {
     assert!(text.contains("test result: FAILED. 1 passed; 1 failed"), "{text}");
     assert!(text.contains("error: `twice` is a test twice, by `#[test]` and by"), "{text}");
 }
+
+#[childproof::test]
+fn a_child_of_tokio_is_mended_as_tokio_has_it() {
+    let text = Fixture::build("compose").run("hangs", &["leaves_a_child"]).all();
+    assert!(text.contains("fix: call `kill().await` on its `Child` before the test ends, or"), "{text}");
+}

@@ -201,6 +201,8 @@ wire_struct! {
         pub(crate) unseen: bool,
         /// The body came back, and its process ended before it was written down what was left.
         pub(crate) unchecked: bool,
+        /// More calls were made than are recorded, and something is left.
+        pub(crate) unrecorded: bool,
         pub(crate) strays: Vec<StrayFd>,
         /// More than `strays` lists when there were too many to keep.
         pub(crate) stray_count: u32,
@@ -327,6 +329,7 @@ impl Facts {
             processes: Vec::new(),
             unseen: false,
             unchecked: false,
+            unrecorded: false,
             strays: Vec::new(),
             stray_count: 0,
             threads: 0,

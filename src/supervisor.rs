@@ -658,13 +658,7 @@ impl Supervisor {
         }
         if is_left {
             facts.notes.extend(sites::UNKNOWN.map(str::to_owned));
-            if !self.log.is_complete() {
-                facts.notes.push(
-                    "the test made more pipes and processes than are recorded, the first and the last of them: where a \
-                     line is not known, that may be why"
-                        .to_owned(),
-                );
-            }
+            facts.unrecorded = !self.log.is_complete();
         }
     }
 

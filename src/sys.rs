@@ -500,7 +500,7 @@ pub(crate) fn is_cloexec(fd: RawFd) -> Option<bool> {
 /// as young as its test the kernel has to make all of that directory first.
 pub(crate) fn nothing_open_but<T>(known: &[(RawFd, T)]) -> bool {
     const LONG: usize = c_ulong::BITS as usize;
-    const MOST: usize = 1024;
+    const MOST: usize = 1 << 14;
     // No fd is there from `end` on. select reads a bit set as far as the table of fds goes, a
     // multiple of 64, and leaves alone what is behind ("ignores any file descriptor in these sets
     // that is greater than the maximum", select(2), BUGS); a bit of an fd that is not open is an
@@ -521,7 +521,8 @@ pub(crate) fn nothing_open_but<T>(known: &[(RawFd, T)]) -> bool {
         if result == 0 && set[end / LONG] == c_ulong::MAX {
             break;
         }
-        end *= 2;
+        // Of more than 64 the kernel makes a power of two (`alloc_fdtable`, fs/file.c).
+        end = (end + 1).next_power_of_two();
     }
     // None is there below `end` either, but for the known ones. Plain loops: most tests are debug
     // builds, in which an iterator's step costs ten times as much, and there are 64 a test.

@@ -311,6 +311,7 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     let strays = stray::fold(&facts);
     facts.notes.extend(stuck::too_many(&facts));
     facts.notes.extend(lineless(&names));
+    facts.notes.extend(unrecorded(&facts));
     let stuck = stuck::find(&facts, &names);
     let mut findings = Vec::new();
     let strayed = ends::strayed(&facts, &names);
@@ -366,6 +367,13 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
 fn lineless(names: &Names) -> Option<String> {
     let words = "the test binary has no debug information: `debug = \"line-tables-only\"` in its profile gives lines.";
     names.lineless.then(|| words.to_owned())
+}
+
+/// Why a line may not be known.
+fn unrecorded(facts: &Facts) -> Option<String> {
+    let words = "the test made more pipes and processes than are recorded, the first and the last of them: where a line \
+                 is not known, that may be why";
+    facts.unrecorded.then(|| words.to_owned())
 }
 
 /// Where the process `pid` was made.

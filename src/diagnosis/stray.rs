@@ -151,7 +151,21 @@ fn holders_of<'a>(facts: &'a Facts, target: &'a str) -> impl Iterator<Item = Hol
 /// Adds what is to be said of stray fds.
 pub(super) fn find(facts: &Facts, strays: &[Stray], origins: &[Origin], findings: &mut Vec<Finding>) {
     let count = facts.stray_count as usize;
-    let Some(first) = strays.first() else { return };
+    let Some(first) = strays.first() else {
+        if count > 0 {
+            findings.push(Finding {
+                cause: Some(Cause::StrayFd),
+                sentence: format!(
+                    "the body left {} open beyond those that were written down, which are allowed: what they are \
+                     is not known.",
+                    plural(count, "fd")
+                ),
+                fix: Some("close what is allowed too, and see what is left.".to_owned()),
+                allow: vec![Allow::new("fds", "off")],
+            });
+        }
+        return;
+    };
     let pipes = strays.iter().filter(|stray| stray.is_pipe()).count();
     let noun = if pipes == strays.len() { "pipe end" } else { "fd" };
     let numbers: Vec<String> = strays.iter().take(NAMED).map(|stray| stray.fd.fd.to_string()).collect();

@@ -314,17 +314,13 @@ impl Text {
                 self.origin(&format!("  {indent}"), how, origin, verdict.facts.pid);
             }
             None if crate::sites::UNKNOWN.is_none() => {
-                let unknown = match verdict.ended_parent(process.pid) {
-                    Some((Ended { by: By::Session, .. }, _)) => {
-                        "started by that one, or below it: it is of its session"
-                    }
-                    Some((Ended { by: By::Group, .. }, _)) => {
+                let unknown = match verdict.ended_parent(process.pid).map(|(ended, _)| ended.by) {
+                    Some(By::Session) => "started by that one, or below it: it is of its session",
+                    Some(By::Group) => {
                         "probably started by that one, or below it: it is of its process group"
                     }
-                    Some((Ended { by: By::Order, .. }, _)) => {
-                        "probably started by that one, the last before it that has ended"
-                    }
-                    None => "started by another program, or by a raw syscall: its line is not known",
+                    Some(By::Order) => "probably started by that one, the last before it that has ended",
+                    None => &unknown_line(verdict, "started by another program,"),
                 };
                 self.line(&format!("  {indent}{unknown}"));
             }
@@ -460,7 +456,7 @@ impl Text {
             match verdict.origin_of_inode(pipe) {
                 Some(origin) => self.origin("    ", "created", origin, verdict.facts.pid),
                 None if crate::sites::UNKNOWN.is_none() => {
-                    self.line("    created by another program, or by a raw syscall: its line is not known");
+                    self.line(&format!("    {}", unknown_line(verdict, "created by another program,")));
                 }
                 None => {}
             }
@@ -535,10 +531,14 @@ impl Text {
             }
         }
         if unknown && crate::sites::UNKNOWN.is_none() {
-            self.line(match verdict.strays.iter().all(Stray::is_pipe) {
-                true => "       created by a raw system call: its line is not known",
-                false => "       its line is not known: only those of pipes, socket pairs and processes are recorded",
-            });
+            let unknown = match verdict.strays.iter().all(Stray::is_pipe) {
+                true => unknown_line(verdict, "created"),
+                false => {
+                    "its line is not known: only those of pipes, socket pairs and processes are recorded"
+                        .to_owned()
+                }
+            };
+            self.line(&format!("       {unknown}"));
         }
         let more = (verdict.facts.stray_count as usize).saturating_sub(listed);
         if more > 0 {
@@ -743,6 +743,14 @@ fn left(verdict: &Verdict) -> String {
         parts.push(plural(facts.threads as usize, "thread"));
     }
     if parts.is_empty() { String::new() } else { format!("; left {}", enumerate(&parts)) }
+}
+
+/// Why it is not known which line has made something, behind how it may have been made.
+fn unknown_line(verdict: &Verdict, how: &str) -> String {
+    if verdict.facts.unrecorded {
+        return "its line is not known".to_owned();
+    }
+    format!("{how} by a raw system call or within the C library: its line is not known")
 }
 
 /// State, age, and how the process stands in the tree. `several`: it stands for others like it.

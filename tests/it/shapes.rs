@@ -92,6 +92,7 @@ const SHAPES: &[(&str, &str, &str, &str)] = &[
     ("second_number_for_an_end", "failed", "stray_fd", "fds=1"),
     ("forty_pipes", "failed", "stray_fd", "fds=80"),
     ("three_hundred_pipe_ends", "failed", "stray_fd", "fds=256"),
+    ("more_allowed_pipe_ends_than_are_written_down", "failed", "stray_fd", ""),
     ("pipe_in_place_of_its_stdin", "failed", "stray_fd", "fds=1"),
     ("pipe_end_last_in_the_first_table", "failed", "stray_fd", "fds=1"),
     ("pipe_end_first_in_the_second_table", "failed", "stray_fd", "fds=1"),

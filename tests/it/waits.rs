@@ -184,7 +184,7 @@ fn for_locks_that_are_held_for_a_moment_are_told_too() {
             "can never run again: it waits for a lock of the C library (in `",
             "`) that some thread of pid # held when # was forked. That thread does not exist in #.",
             " < tests/fixtures/leaky/tests/waits.rs:339:19 waits::leak_one_that_hangs",
-            "started by another program, or by a raw syscall: its line is not known",
+            "started by another program, by a raw system call or within the C library: its line is not known",
         ],
     );
 }

@@ -468,7 +468,19 @@ fn a_kill_goes_through_a_pidfd_that_was_rechecked() {
 /// strace has let it stay stopped (`ptrace(PTRACE_LISTEN, ..): Input/output error`, seen with 6.1).
 /// It says so, and is asked again.
 pub(crate) fn traced(fixture: &Fixture, target: &str, arguments: &[&str], calls: &str) -> (String, String) {
-    let like = fixture.command(target, &[]);
+    traced_with(&[], fixture, target, arguments, calls)
+}
+
+/// The same, with more in its environment.
+fn traced_with(
+    environment: &[(&str, &str)],
+    fixture: &Fixture,
+    target: &str,
+    arguments: &[&str],
+    calls: &str,
+) -> (String, String) {
+    let mut like = fixture.command(target, &[]);
+    like.envs(environment.iter().copied());
     let trace = scratch().join(format!("trace-{target}"));
     let script =
         format!("exec strace -f -qq -s 200 -e signal=none -e {calls} -o '{}' \"$@\"", trace.display());
@@ -620,10 +632,11 @@ fn a_clean_test_reads_nothing_of_proc() {
         return;
     }
     let fixture = victim();
-    for target in ["harness", "stock"] {
+    // Also where there are more fds than the smallest tables hold.
+    for (target, open) in [("harness", "0"), ("stock", "0"), ("harness", "600")] {
         let looked_at = |filter: &str| {
-            let arguments = [filter, "--test-threads=1"];
-            let (text, trace) = traced(&fixture, target, &arguments, "trace=%file");
+            let (arguments, environment) = ([filter, "--test-threads=1"], [("VICTIM_OPEN", open)]);
+            let (text, trace) = traced_with(&environment, &fixture, target, &arguments, "trace=%file");
             assert!(text.contains("test result: ok"), "{target}\n{text}");
             let mut paths: BTreeMap<String, u32> = BTreeMap::new();
             for call in by_process(&trace).values().flatten() {
@@ -640,7 +653,7 @@ fn a_clean_test_reads_nothing_of_proc() {
             .map(|(path, count)| (path.as_str(), count - eight.get(path).unwrap_or(&0).min(count)))
             .filter(|(_, count)| *count > 0)
             .collect();
-        assert!(more.is_empty(), "{target}: {more:?} is what 8 clean tests look at");
+        assert!(more.is_empty(), "{target}, {open}: {more:?} is what 8 clean tests look at");
     }
 }
 

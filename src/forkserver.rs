@@ -30,7 +30,7 @@ use crate::lifeline::{Lifeline, Watch};
 use crate::proc::process::{self, Stat};
 use crate::registry;
 use crate::supervisor::{self, Job, Served, Supervisor, Then, World};
-use crate::sys::{self, Children, Fork, Pid, Signals};
+use crate::sys::{self, Children, Fork, Mask, Pid};
 use crate::testproc::TestProcess;
 use crate::wire::{Wire, wire_enum, wire_struct};
 
@@ -133,14 +133,14 @@ impl ForkServer {
     pub(crate) fn fork(run: &dyn Fn(&TestProcess)) -> io::Result<ForkServer> {
         check_proc()?;
         let (ours, theirs) = Channel::pair()?;
-        let signals = Signals::current()?;
+        let mask = Mask::current()?;
         let harness = nix::unistd::getpid().as_raw();
         // What is buffered would be printed by every process that ends in `exit`.
         let _ = io::Write::flush(&mut io::stdout());
         match sys::fork()? {
             Fork::Child => {
                 drop(ours);
-                match serve(theirs, harness, signals, &Then::Run(run)) {
+                match serve(theirs, harness, mask, &Then::Run(run)) {
                     Served::Done(code) => sys::exit_now(code),
                     Served::Test(_) => sys::exit_now(1),
                 }
@@ -160,7 +160,7 @@ impl ForkServer {
             Takeover::Late => "late",
             Takeover::Early => "early",
         };
-        let mask = Signals::current()?.mask_bits();
+        let mask = Mask::current()?.bits();
         let socket = sys::fd_identity(theirs.as_raw_fd()).map_or(0, |socket| socket.ino);
         let mut arguments = std::env::args_os();
         let mut command = Command::new("/proc/self/exe");
@@ -345,6 +345,7 @@ fn check_proc() -> io::Result<()> {
 
 /// Makes this process, the harness, the one that orphans of a killed fork server come to.
 pub(crate) fn second_net() {
+    sys::stop_ignoring_children();
     let _ = nix::sys::prctl::set_child_subreaper(true);
 }
 
@@ -439,10 +440,10 @@ impl Start {
         sys::remove_env(VARIABLE);
         // Rust's start-up ignores SIGPIPE in every program, `Command` undoes it for children.
         sys::ignore_signal(libc::SIGPIPE);
-        let ready = sys::dup_above(0, 3).and_then(|control| Ok((control, Signals::current()?)));
-        let Ok((control, mut signals)) = ready else { sys::exit_now(1) };
-        signals.set_mask_bits(self.mask);
-        match serve(Channel::from_fd(control), self.harness, signals, then) {
+        let ready = sys::dup_above(0, 3).and_then(|control| Ok((control, Mask::current()?)));
+        let Ok((control, mut mask)) = ready else { sys::exit_now(1) };
+        mask.set_bits(self.mask);
+        match serve(Channel::from_fd(control), self.harness, mask, then) {
             Served::Done(code) => sys::exit_now(code),
             test => test,
         }
@@ -472,15 +473,15 @@ struct Server {
 }
 
 /// Serves a harness until it is gone; returns in a test process, or when it is over.
-fn serve(control: Channel, harness: Pid, signals: Signals, then: &Then<'_>) -> Served {
-    match Server::start(control, harness, signals) {
+fn serve(control: Channel, harness: Pid, mask: Mask, then: &Then<'_>) -> Served {
+    match Server::start(control, harness, mask) {
         Ok(server) => server.run(then),
         Err(_) => Served::Done(1),
     }
 }
 
 impl Server {
-    fn start(control: Channel, harness: Pid, signals: Signals) -> io::Result<Server> {
+    fn start(control: Channel, harness: Pid, mask: Mask) -> io::Result<Server> {
         let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
         // Whoever reads the harness's output must not have to wait for us to end.
         for standard in 0..=2 {
@@ -489,9 +490,7 @@ impl Server {
         drop(null);
         nix::unistd::setsid()?;
         nix::sys::prctl::set_child_subreaper(true)?;
-        for signal in sys::DEAF_TO {
-            sys::ignore_signal(signal);
-        }
+        supervisor::turn_deaf()?;
         let stat = Stat::of_self().ok_or_else(|| io::Error::other("cannot read `/proc/self/stat`"))?;
         let title = sys::Argv::at(process::argv_of_self().unwrap_or_default());
         // Whatever is matched by name, this process must not be: it kills what a killed supervisor
@@ -516,7 +515,7 @@ impl Server {
             world: World {
                 lifeline: Watch::from(lifeline),
                 harness: harness_fd,
-                signals,
+                mask,
                 command_line: title.arguments(),
                 title,
                 // An exec'ed server is called `exe`, after the link it was started by.

@@ -1,7 +1,7 @@
 //! Guards one test at a time: runs it, watches it, tears it down.
 //!
 //! A supervisor has one thread, a session of its own, is a child subreaper, runs no user code and
-//! ignores every signal it can. It has no `PR_SET_PDEATHSIG`: that would kill it before it could
+//! hears no signal that can be blocked. It has no `PR_SET_PDEATHSIG`: that would kill it before it could
 //! kill what it guards. Instead it watches the lifeline and a pidfd of the harness.
 //!
 //! It takes the next test only after the kernel has said `ECHILD`. From its second test on it forks
@@ -35,7 +35,7 @@ use crate::proc::sockets::Socket;
 use crate::registry;
 use crate::sites;
 use crate::snapshot::{Depth, Scene, Snapshot};
-use crate::sys::{self, ChildState, Children, FdIdentity, Fork, Pid, Shared, Signals, Waited};
+use crate::sys::{self, ChildState, Children, FdIdentity, Fork, Mask, Pid, Shared, Waited};
 use crate::testproc::{Order, TestProcess};
 use crate::wire::{Wire, wire_struct};
 
@@ -54,7 +54,7 @@ wire_struct! {
 pub(crate) struct World {
     pub(crate) lifeline: Watch,
     pub(crate) harness: OwnedFd,
-    pub(crate) signals: Signals,
+    pub(crate) mask: Mask,
     pub(crate) title: sys::Argv,
     pub(crate) comm: CString,
     /// The test binary's arguments.
@@ -199,6 +199,14 @@ pub(crate) enum Served {
     Done(i32),
 }
 
+/// Lets no signal end this process but those that nobody can refuse. All of them: an orphan may tell its parent
+/// by SIGUSR1 that it is ready, and that is the supervisor. They are blocked and not ignored, so that
+/// what a test finds is as it was, and its mask is given back in one call.
+pub(crate) fn turn_deaf() -> nix::Result<()> {
+    sys::default_signal(libc::SIGCHLD);
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)
+}
+
 impl Supervisor {
     /// Turns a freshly forked process into a supervisor.
     ///
@@ -219,13 +227,9 @@ impl Supervisor {
     fn prepare(world: World, slot: Channel, scratch: PathBuf, pid: Pid) -> io::Result<Supervisor> {
         nix::unistd::setsid()?;
         nix::sys::prctl::set_child_subreaper(true)?;
-        for signal in sys::DEAF_TO {
-            sys::ignore_signal(signal);
-        }
-        sys::default_signal(libc::SIGCHLD);
+        turn_deaf()?;
         let mut set = SigSet::empty();
         set.add(Signal::SIGCHLD);
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&set), None)?;
         let children = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let (ours, theirs) = Channel::pair()?;
         let mut supervisor = Supervisor {
@@ -739,9 +743,9 @@ impl Supervisor {
     /// What a fork has to do to be a test process, with nothing of the harness left in it.
     fn entrance(&self, open: [RawFd; 3]) -> sys::Entrance<'_> {
         let [slot, ours, theirs, children, lifeline, harness] = self.private_fds();
-        let World { signals, title, comm, .. } = &self.world;
+        let World { mask, title, comm, .. } = &self.world;
         let close = [slot, ours, children, lifeline, harness, open[0], open[1], open[2]];
-        sys::Entrance::new(self.pid, close, theirs, signals, title, comm)
+        sys::Entrance::new(self.pid, close, theirs, mask, title, comm)
     }
 
     /// Shows what this process is and guards, where `ps` and `pkill -f` look.

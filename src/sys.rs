@@ -179,51 +179,36 @@ pub(crate) fn is_threaded() -> bool {
 // ---------------------------------------------------------------------------------------------
 // Signals
 
-/// The signals that a supervisor ignores, and whose first dispositions a test must see again.
-pub(crate) const DEAF_TO: [c_int; 5] =
-    [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE];
-
-/// The signal world as the harness was given it.
+/// The signal mask as the harness was given it.
 #[derive(Clone, Copy)]
-pub(crate) struct Signals {
-    mask: libc::sigset_t,
-    actions: [libc::sigaction; DEAF_TO.len()],
-}
+pub(crate) struct Mask(libc::sigset_t);
 
-impl Signals {
-    /// Reads the mask of this thread and the dispositions of [`DEAF_TO`].
-    pub(crate) fn current() -> io::Result<Signals> {
+impl Mask {
+    /// Reads the mask of this thread.
+    pub(crate) fn current() -> io::Result<Mask> {
         let mut mask = MaybeUninit::<libc::sigset_t>::zeroed();
         // SAFETY: a null set changes nothing; the old mask is written to `mask`.
         let result = unsafe { libc::sigprocmask(libc::SIG_BLOCK, ptr::null(), mask.as_mut_ptr()) };
         check(result)?;
         // SAFETY: a zeroed sigset_t is valid, and the call has filled it.
-        let mask = unsafe { mask.assume_init() };
-        // SAFETY: an all-zero sigaction is a valid value (SIG_DFL, empty mask).
-        let empty: libc::sigaction = unsafe { mem::zeroed() };
-        let mut actions = [empty; DEAF_TO.len()];
-        for (signal, action) in DEAF_TO.iter().zip(&mut actions) {
-            // SAFETY: a null action changes nothing; the old one is written to `action`.
-            check(unsafe { libc::sigaction(*signal, ptr::null(), action) })?;
-        }
-        Ok(Signals { mask, actions })
+        Ok(Mask(unsafe { mask.assume_init() }))
     }
 
     /// The mask as one bit a signal, signal 1 the lowest: what an exec'ed fork server is told.
-    pub(crate) fn mask_bits(&self) -> u64 {
+    pub(crate) fn bits(&self) -> u64 {
         (1..=64)
             // SAFETY: `mask` is an initialized set, and the signal number is in range.
-            .filter(|signal| unsafe { libc::sigismember(&self.mask, *signal) } == 1)
+            .filter(|signal| unsafe { libc::sigismember(&self.0, *signal) } == 1)
             .fold(0, |bits, signal| bits | 1 << (signal - 1))
     }
 
-    /// Replaces the mask by [`Signals::mask_bits`] of another process.
-    pub(crate) fn set_mask_bits(&mut self, bits: u64) {
+    /// Replaces the mask by [`Mask::bits`] of another process.
+    pub(crate) fn set_bits(&mut self, bits: u64) {
         // SAFETY: `mask` is writable memory of the right type.
-        unsafe { libc::sigemptyset(&mut self.mask) };
+        unsafe { libc::sigemptyset(&mut self.0) };
         for signal in (1..=64).filter(|signal| bits & (1 << (signal - 1)) != 0) {
             // SAFETY: `mask` was made by sigemptyset; signals libc reserves for itself are refused.
-            unsafe { libc::sigaddset(&mut self.mask, signal) };
+            unsafe { libc::sigaddset(&mut self.0, signal) };
         }
     }
 }
@@ -231,6 +216,17 @@ impl Signals {
 /// `sigaction(signal, SIG_IGN)` — ignores a signal.
 pub(crate) fn ignore_signal(signal: c_int) {
     set_disposition(signal, libc::SIG_IGN);
+}
+
+/// `sigaction(SIGCHLD, SIG_DFL)` — where it is ignored, so that children that end can be waited for.
+pub(crate) fn stop_ignoring_children() {
+    // SAFETY: an all-zero sigaction is a valid value.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    // SAFETY: a null action changes nothing; the present one is written to `action`.
+    let result = unsafe { libc::sigaction(libc::SIGCHLD, ptr::null(), &mut action) };
+    if result == 0 && action.sa_sigaction == libc::SIG_IGN {
+        default_signal(libc::SIGCHLD);
+    }
 }
 
 /// `sigaction(signal, SIG_DFL)` — gives a signal its default effect back.
@@ -786,7 +782,7 @@ pub(crate) struct Entrance<'a> {
     supervisor: Pid,
     close: [RawFd; 8],
     desk: RawFd,
-    signals: &'a Signals,
+    mask: &'a Mask,
     argv: &'a Argv,
     /// argv as it was.
     arguments: *const c_void,
@@ -800,12 +796,12 @@ impl<'a> Entrance<'a> {
         supervisor: Pid,
         close: [RawFd; 8],
         desk: RawFd,
-        signals: &'a Signals,
+        mask: &'a Mask,
         argv: &'a Argv,
         comm: &'a CStr,
     ) -> Entrance<'a> {
         let (arguments, length) = (argv.original.as_ptr().cast(), argv.original.len());
-        Entrance { supervisor, close, desk, signals, argv, arguments, length, comm: comm.as_ptr() }
+        Entrance { supervisor, close, desk, mask, argv, arguments, length, comm: comm.as_ptr() }
     }
 
     /// Leaves the supervisor, in the fork. Ends the process if the supervisor is gone.
@@ -859,14 +855,8 @@ impl<'a> Entrance<'a> {
         unsafe { libc::memcpy(self.argv.start as *mut c_void, self.arguments, self.length) };
         // SAFETY: a NUL-terminated name in memory that the fork has copied.
         unsafe { libc::prctl(libc::PR_SET_NAME, self.comm) };
-        let mut at = 0;
-        while at < self.signals.actions.len() {
-            // SAFETY: it came from the kernel; a handler in it is code of this binary.
-            unsafe { libc::sigaction(DEAF_TO[at], &self.signals.actions[at], ptr::null_mut()) };
-            at += 1;
-        }
-        // SAFETY: `mask` came from the kernel.
-        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.signals.mask, ptr::null_mut()) };
+        // SAFETY: the mask came from the kernel.
+        unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.mask.0, ptr::null_mut()) };
     }
 }
 

@@ -9,8 +9,7 @@ use anstyle::{AnsiColor, Style};
 
 use super::escape;
 use crate::diagnosis::{
-    Allow, By, Cause, Ended, Finding, Holder, Origin, Stray, Verdict, enumerate, is_daemon, plural,
-    signal_name,
+    Allow, By, Cause, Finding, Holder, Origin, Stray, Verdict, enumerate, is_daemon, plural, signal_name,
 };
 use crate::facts::{Class, Facts, PipeState, Process};
 use crate::outcome::{Body, End};

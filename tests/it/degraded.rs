@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::support::{Fixture, Ran, Run, as_nobody, scratch, through_shell};
 
@@ -205,5 +206,21 @@ fn a_proc_of_another_namespace_is_refused() {
         }
         assert!(ran.all().contains("`/proc` belongs to another PID namespace"), "{target}: {}", ran.all());
         assert_ne!(ran.code, Some(0), "{target}: {}", ran.all());
+    }
+}
+
+/// The kernel itself then reaps children, and nobody could wait for the supervisors and the fork server.
+#[childproof::test]
+fn where_sigchld_is_ignored_a_run_ends_as_soon_as_elsewhere() {
+    let victim = Fixture::build("victim");
+    for target in ["harness", "stock", "threaded"] {
+        let script = "exec env --ignore-signal=CHLD \"$@\"";
+        let like = victim.command(target, &[]);
+        let arguments = ["--exact", "bodies::well_behaved"];
+        let mut run = Run::spawn(through_shell(&like, script, victim.binary(target), &arguments));
+        let text = run.finish();
+        assert_eq!(run.code(), Some(0), "{target}\n{text}");
+        // What does not come back is given up after seven.
+        assert!(run.took() < Duration::from_secs(5), "{target}: {:?}", run.took());
     }
 }

@@ -905,7 +905,7 @@ fn scratch_is_private_empty_and_removed() {
 
 #[childproof::test]
 fn scratch_is_new_whatever_the_test_before_changed_of_it() {
-    all_eight_pass("finds_its_scratch_new");
+    all_eight_pass("finds_its_scratch_new", "--show-output");
 }
 
 #[childproof::test]
@@ -925,13 +925,18 @@ fn scratch_is_empty_also_after_one_that_cannot_be_emptied() {
 
 #[childproof::test]
 fn stdin_and_output_are_new_whatever_the_test_before_changed_of_them() {
-    all_eight_pass("finds_its_files_flags_new");
+    all_eight_pass("finds_its_files_flags_new", "--show-output");
 }
 
-fn all_eight_pass(module: &str) {
+#[childproof::test]
+fn an_output_that_is_not_caught_is_as_it_was_after_each_test() {
+    all_eight_pass("finds_an_output_that_waits", "--nocapture");
+}
+
+fn all_eight_pass(module: &str, more: &str) {
     let fixture = victim();
     for target in TARGETS {
-        let mut run = Run::start(&fixture, target, &[&format!("bodies::{module}"), "--test-threads=1"]);
+        let mut run = Run::start(&fixture, target, &[&format!("bodies::{module}"), "--test-threads=1", more]);
         let text = run.finish();
         assert!(text.contains("8 passed; 0 failed"), "{target}\n{text}");
         run.assert_nothing_left(Duration::from_secs(2));

@@ -8,6 +8,7 @@
 //! not given away as long as a group of that number has a member, dead or alive
 //! (`free_pid`, kernel/pid.c).
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -52,7 +53,8 @@ fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
     loop {
         let alive: Vec<&Stat> =
             tree.below(root, except).into_iter().filter(|stat| !stat.is_zombie()).collect();
-        let watched = signal_all(&alive, &mut killed);
+        let mut refused = Vec::new();
+        let watched = signal_all(root, &alive, &mut killed, &mut refused);
         reap_zombies(root, except);
         match sys::waitid(None, libc::WEXITED | libc::WNOWAIT) {
             Ok(Children::None) => return killed,
@@ -60,7 +62,8 @@ fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
             _ => {}
         }
         if Instant::now() >= deadline {
-            killed.survivors = alive.iter().map(|stat| survivor(stat)).collect();
+            let why = |pid: Pid| refused.iter().find(|(refused, _)| *refused == pid).map(|(_, error)| error);
+            killed.survivors = alive.iter().map(|stat| survivor(stat, why(stat.pid))).collect();
             return killed;
         }
         let mut fds: Vec<PollFd<'_>> =
@@ -79,18 +82,30 @@ fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
 /// Sends SIGKILL to each of these processes that still is the one that was seen.
 ///
 /// They are stopped first: who sees the other end of its pipe go would else tell of that, in the
-/// output of the test and as if it were the cause.
-fn signal_all(alive: &[&Stat], killed: &mut Killed) -> Vec<OwnedFd> {
+/// output of the test and as if it were the cause. Where a pidfd may not be used (a seccomp filter), a child
+/// of `root` is signalled by its number, which it keeps until it is reaped, and that is done here alone.
+fn signal_all(
+    root: Pid,
+    alive: &[&Stat],
+    killed: &mut Killed,
+    refused: &mut Vec<(Pid, io::Error)>,
+) -> Vec<OwnedFd> {
     let mut watched = Vec::new();
     for few in alive.chunks(WATCHED) {
-        let pinned: Vec<(Pid, OwnedFd)> =
-            few.iter().filter_map(|stat| Some((stat.pid, pin(stat)?))).collect();
+        let pinned: Vec<(&Stat, OwnedFd)> = few.iter().filter_map(|stat| Some((*stat, pin(stat)?))).collect();
         for (_, pidfd) in &pinned {
             let _ = sys::pidfd_send_signal(pidfd, libc::SIGSTOP);
         }
-        for (pid, pidfd) in &pinned {
-            if sys::pidfd_send_signal(pidfd, libc::SIGKILL).is_ok() && !killed.signalled.contains(pid) {
-                killed.signalled.push(*pid);
+        for (stat, pidfd) in &pinned {
+            let sent =
+                sys::pidfd_send_signal(pidfd, libc::SIGKILL).or_else(|error| match stat.ppid == root {
+                    true => sys::kill(stat.pid, libc::SIGKILL),
+                    false => Err(error),
+                });
+            match sent {
+                Ok(()) if killed.signalled.contains(&stat.pid) => {}
+                Ok(()) => killed.signalled.push(stat.pid),
+                Err(error) => refused.push((stat.pid, error)),
             }
         }
         if watched.is_empty() {
@@ -125,13 +140,15 @@ fn reap_zombies(root: Pid, except: &[Pid]) {
     }
 }
 
-fn survivor(stat: &Stat) -> Survivor {
+/// Says why a process could not be killed; `refused` is what the kernel said to a signal.
+fn survivor(stat: &Stat, refused: Option<&io::Error>) -> Survivor {
     let now = Stat::read(stat.pid).unwrap_or_else(|| stat.clone());
     let own = nix::unistd::geteuid();
-    let why = match process::effective_uid(stat.pid) {
-        Some(uid) if !own.is_root() && uid != own.as_raw() => {
+    let why = match (process::effective_uid(stat.pid), refused) {
+        (Some(uid), _) if !own.is_root() && uid != own.as_raw() => {
             format!("it runs as user {uid}, whom user {own} may not signal")
         }
+        (_, Some(error)) => format!("the kernel does not let it be signalled: {error}"),
         _ if now.state == 'D' => "it is in an uninterruptible wait (state D)".to_owned(),
         _ => format!("it was still there {} s after SIGKILL, in state {}", LIMIT.as_secs(), now.state),
     };

@@ -194,10 +194,10 @@ impl Snapshot {
                 if (!fd.reads() || asked[0]) && (!fd.writes() || asked[1]) {
                     continue;
                 }
-                if let Some(pipe) = known.get_mut(*at) {
-                    if ask(&pidfd, fd, pipe) {
-                        *asked = [asked[0] || fd.reads(), asked[1] || fd.writes()];
-                    }
+                if let Some(pipe) = known.get_mut(*at)
+                    && ask(&pidfd, fd, pipe)
+                {
+                    *asked = [asked[0] || fd.reads(), asked[1] || fd.writes()];
                 }
             }
         }

@@ -902,10 +902,10 @@ fn socket_line(facts: &Facts, socket: &Socket) -> String {
         (Some(count), false) => drop(write!(line, ", {} to read", plural(count as usize, "byte"))),
         (None, _) => {}
     }
-    if let Peer::Socket { ino } = socket.peer {
-        if let Some(count) = facts.socket(ino).and_then(|peer| peer.queued) {
-            let _ = write!(line, ", {count} at the other end");
-        }
+    if let Peer::Socket { ino } = socket.peer
+        && let Some(count) = facts.socket(ino).and_then(|peer| peer.queued)
+    {
+        let _ = write!(line, ", {count} at the other end");
     }
     line
 }

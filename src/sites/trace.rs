@@ -146,10 +146,10 @@ unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c
         let mut free = closing.iter_mut();
         sys::each_open_fd(|fd| {
             let inside = u32::try_from(fd).is_ok_and(|fd| (first..=last).contains(&fd));
-            if let Some(end) = Closing::look(fd).filter(|_| inside) {
-                if let Some(free) = free.next() {
-                    *free = Some(end);
-                }
+            if let Some(end) = Closing::look(fd).filter(|_| inside)
+                && let Some(free) = free.next()
+            {
+                *free = Some(end);
             }
         });
     }

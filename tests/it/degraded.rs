@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::invariants::is_installed;
 use crate::support::{Fixture, Ran, Run, as_nobody, scratch, through_shell};
 
 fn leaky() -> Fixture {
@@ -222,5 +223,37 @@ fn where_sigchld_is_ignored_a_run_ends_as_soon_as_elsewhere() {
         assert_eq!(run.code(), Some(0), "{target}\n{text}");
         // What does not come back is given up after seven.
         assert!(run.took() < Duration::from_secs(5), "{target}: {:?}", run.took());
+    }
+}
+
+/// Runs a program under a seccomp filter that refuses `pidfd_send_signal` with EPERM.
+const WITHOUT_PIDFD_SEND_SIGNAL: &str = "
+import ctypes, os, struct, sys
+class Program(ctypes.Structure):
+    _fields_ = [('length', ctypes.c_ushort), ('filter', ctypes.c_void_p)]
+number, refuse, allow = 424, 0x00050001, 0x7fff0000
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, refuse), (0x06, 0, 0, allow)]
+code = ctypes.create_string_buffer(b''.join(struct.pack('HBBI', *step) for step in steps))
+program = Program(len(steps), ctypes.cast(code, ctypes.c_void_p).value)
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, ctypes.byref(program), 0, 0) == 0
+os.execvp(sys.argv[1], sys.argv[1:])
+";
+
+#[childproof::test]
+fn where_pidfds_may_not_be_signalled_all_is_killed_the_same() {
+    if !is_installed("python3") {
+        return;
+    }
+    let victim = Fixture::build("victim");
+    for target in ["harness", "stock"] {
+        let like = victim.command(target, &[]);
+        let script = format!("exec python3 -c \"{WITHOUT_PIDFD_SEND_SIGNAL}\" \"$@\"");
+        let arguments = ["--exact", "bodies::leaves_a_subreaper"];
+        let mut run = Run::spawn(through_shell(&like, &script, victim.binary(target), &arguments));
+        let text = run.finish();
+        assert!(text.contains("left 2 processes") && text.contains("killed: "), "{target}\n{text}");
+        assert!(!text.contains("could not be killed"), "{target}\n{text}");
+        run.assert_nothing_left(Duration::from_secs(2));
     }
 }

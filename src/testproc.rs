@@ -146,7 +146,7 @@ impl TestProcess {
         }
         sys::each_open_fd(|fd| {
             let identity = sys::fd_identity(fd).filter(|found| is_stray(&self.before, fd, found, fds));
-            let stray = identity.and_then(|identity| Some((fd, identity, target(fd, fds)?)));
+            let stray = identity.and_then(|identity| Some((fd, identity, target(fd, &identity, fds)?)));
             strays.extend(stray);
         });
         strays
@@ -193,11 +193,13 @@ fn __rust_begin_short_backtrace(body: impl FnOnce() -> ExitCode) -> ExitCode {
 }
 
 /// What an fd is, in the kernel's words; `None` if the policy has nothing to do with it.
-fn target(fd: RawFd, fds: Fds) -> Option<String> {
+fn target(fd: RawFd, identity: &FdIdentity, fds: Fds) -> Option<String> {
     match fs::read_link(format!("/proc/self/fd/{fd}")) {
         // A named FIFO is a file like others: it is `all` that asks for it.
         Ok(link) if fds == Fds::Pipes && !link.as_os_str().as_encoded_bytes().starts_with(b"pipe:[") => None,
         Ok(link) => Some(link.to_string_lossy().into_owned()),
+        // The body has changed its root: there is no /proc.
+        Err(_) if identity.kind == libc::S_IFIFO => Some(format!("pipe:[{}]", identity.ino)),
         Err(_) => Some("unreadable".to_owned()),
     }
 }

@@ -365,7 +365,7 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
 
 /// What would name lines where none is known.
 fn lineless(names: &Names) -> Option<String> {
-    let words = "the test binary has no debug information: `debug = \"line-tables-only\"` in its profile gives lines.";
+    let words = "the test binary has no debug information: `debug = \"limited\"` in its profile, without `strip`, gives lines.";
     names.lineless.then(|| words.to_owned())
 }
 

@@ -184,8 +184,8 @@ fn are_traced_however_a_pipe_is_closed() {
 /// what would name the line.
 #[childproof::test]
 fn are_not_known_without_debug_information() {
-    const HINT: &str = "  note: the test binary has no debug information: `debug = \"line-tables-only\"` in \
-                        its profile gives lines.\n";
+    const HINT: &str = "  note: the test binary has no debug information: `debug = \"limited\"` in \
+                        its profile, without `strip`, gives lines.\n";
     let fixture = Fixture::build("bare");
     let report = |test: &str| fixture.run("inlined", &["--exact", test, "--color=never"]).stdout;
     for (test, places) in [

@@ -174,15 +174,11 @@ pub(super) fn find(facts: &Facts, strays: &[Stray], origins: &[Origin], findings
         format!("the body left {} open: fd {}{more}.", plural(count, noun), numbers.join(", "));
     let mut fix = fix(first, strays, facts.pid);
     if facts.threads > 0 {
-        sentence.push_str(&format!(
-            " {} still ran, and may own {}{}.",
-            plural(facts.threads as usize, "thread"),
-            if count == 1 { "it" } else { "them" },
-            super::running(facts)
-        ));
-        fix.insert_str(
-            0,
-            "if a thread owns it, have that end and join it: what it owns is closed then. Else ",
+        let them = if count == 1 { "it" } else { "them" };
+        let threads = plural(facts.threads as usize, "thread");
+        sentence.push_str(&format!(" {threads} still ran, and may own {them}{}.", super::running(facts)));
+        fix = format!(
+            "if a thread owns {them}, have it end and join it: what it owns is closed then. Otherwise {fix}"
         );
     }
     findings.push(Finding {

@@ -852,16 +852,41 @@ pub(crate) fn remove_all(path: &Path) -> io::Result<()> {
     if first.is_ok() {
         return first;
     }
-    // A test may have taken its own permissions away. Follow no link on the way down.
-    make_writable(path);
-    fs::remove_dir_all(path)
+    // A test may have taken its own permissions away, or have nested deeper than there are fds and a path is long.
+    remove_from_the_top(path)
 }
 
-fn make_writable(directory: &Path) {
-    let _ = fs::set_permissions(directory, fs::Permissions::from_mode(0o700));
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            make_writable(&entry.path());
+/// Removes a directory and all below it, of which every directory is moved to its top before it is removed. Follows no
+/// link.
+fn remove_from_the_top(top: &Path) -> io::Result<()> {
+    let open_up = |directory: &Path| fs::set_permissions(directory, fs::Permissions::from_mode(0o700));
+    let mut moved = 0_u64;
+    loop {
+        let _ = open_up(top);
+        let before = moved;
+        for entry in fs::read_dir(top)? {
+            let entry = entry?;
+            let path = entry.path();
+            if !entry.file_type()?.is_dir() {
+                fs::remove_file(path)?;
+                continue;
+            }
+            let _ = open_up(&path);
+            for below in fs::read_dir(&path)? {
+                let below = below?;
+                if !below.file_type()?.is_dir() {
+                    fs::remove_file(below.path())?;
+                    continue;
+                }
+                // To move a directory is to write to it: it has its parent in it.
+                let _ = open_up(&below.path());
+                moved += 1;
+                fs::rename(below.path(), top.join(format!(".childproof-{moved}")))?;
+            }
+            fs::remove_dir(path)?;
+        }
+        if moved == before {
+            return fs::remove_dir(top);
         }
     }
 }

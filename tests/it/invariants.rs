@@ -943,6 +943,20 @@ fn all_eight_pass(module: &str, more: &str) {
     }
 }
 
+#[childproof::test]
+fn scratch_is_removed_however_deep_it_is() {
+    let fixture = victim();
+    for target in TARGETS {
+        let like = fixture.command(target, &[]);
+        let arguments = ["--exact", "bodies::nests_directories"];
+        let script = "ulimit -n 256; exec \"$@\"";
+        let mut run = Run::spawn(through_shell(&like, script, fixture.binary(target), &arguments));
+        let text = run.finish();
+        assert_passes(target, &run, &text, "nests_directories");
+        run.assert_nothing_left(Duration::from_secs(2));
+    }
+}
+
 /// Whoever is killed while a test has made its mess, as a user to whom permissions mean something.
 #[childproof::test(timeout = "120s")]
 fn scratch_is_removed_whoever_was_killed() {

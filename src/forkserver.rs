@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 use crate::channel::Channel;
 use crate::facts::{Answer, Facts};
@@ -440,10 +441,8 @@ impl Start {
         sys::remove_env(VARIABLE);
         // Rust's start-up ignores SIGPIPE in every program, `Command` undoes it for children.
         sys::ignore_signal(libc::SIGPIPE);
-        let ready = sys::dup_above(0, 3).and_then(|control| Ok((control, Mask::current()?)));
-        let Ok((control, mut mask)) = ready else { sys::exit_now(1) };
-        mask.set_bits(self.mask);
-        match serve(Channel::from_fd(control), self.harness, mask, then) {
+        let Ok(control) = sys::dup_above(0, 3) else { sys::exit_now(1) };
+        match serve(Channel::from_fd(control), self.harness, Mask::from_bits(self.mask), then) {
             Served::Done(code) => sys::exit_now(code),
             test => test,
         }
@@ -480,6 +479,14 @@ fn serve(control: Channel, harness: Pid, mask: Mask, then: &Then<'_>) -> Served 
     }
 }
 
+/// Lets no signal end this process and its supervisors but those that nobody can refuse. All of them: an orphan may
+/// tell its parent by SIGUSR1 that it is ready, and that is the supervisor. They are blocked and not
+/// ignored, so that what a test finds is as it was, and its mask is given back in one call.
+fn turn_deaf() -> nix::Result<()> {
+    sys::default_signal(libc::SIGCHLD);
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)
+}
+
 impl Server {
     fn start(control: Channel, harness: Pid, mask: Mask) -> io::Result<Server> {
         let null = fs::OpenOptions::new().read(true).write(true).open("/dev/null")?;
@@ -490,7 +497,7 @@ impl Server {
         drop(null);
         nix::unistd::setsid()?;
         nix::sys::prctl::set_child_subreaper(true)?;
-        supervisor::turn_deaf()?;
+        turn_deaf()?;
         let stat = Stat::of_self().ok_or_else(|| io::Error::other("cannot read `/proc/self/stat`"))?;
         let title = sys::Argv::at(process::argv_of_self().unwrap_or_default());
         // Whatever is matched by name, this process must not be: it kills what a killed supervisor
@@ -651,7 +658,7 @@ impl Server {
             sys::readable(&live.pidfd, Some(left));
             self.reap_supervisors();
         }
-        let clean = matches!(sys::waitid(None, libc::WEXITED | libc::WNOWAIT), Ok(Children::None));
+        let clean = !sys::has_children();
         if !clean {
             kill::kill_below(self.pid, &[]);
         }

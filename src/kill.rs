@@ -53,13 +53,10 @@ fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
     loop {
         let alive: Vec<&Stat> =
             tree.below(root, except).into_iter().filter(|stat| !stat.is_zombie()).collect();
-        let mut refused = Vec::new();
-        let watched = signal_all(root, &alive, &mut killed, &mut refused);
+        let (watched, refused) = signal_all(root, &alive, &mut killed);
         reap_zombies(root, except);
-        match sys::waitid(None, libc::WEXITED | libc::WNOWAIT) {
-            Ok(Children::None) => return killed,
-            _ if alive.is_empty() && !except.is_empty() => return killed,
-            _ => {}
+        if !sys::has_children() || alive.is_empty() && !except.is_empty() {
+            return killed;
         }
         if Instant::now() >= deadline {
             let why = |pid: Pid| refused.iter().find(|(refused, _)| *refused == pid).map(|(_, error)| error);
@@ -71,7 +68,7 @@ fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
         // Woken by the first death, or soon: an error here only makes the next pass come sooner.
         let _ = poll(&mut fds, PollTimeout::from(PASS));
         reap_zombies(root, except);
-        if sys::waitid(None, libc::WEXITED | libc::WNOWAIT).is_ok_and(|left| left == Children::None) {
+        if !sys::has_children() {
             return killed;
         }
         drop(watched);
@@ -84,13 +81,10 @@ fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
 /// They are stopped first: who sees the other end of its pipe go would else tell of that, in the
 /// output of the test and as if it were the cause. Where a pidfd may not be used (a seccomp filter), a child
 /// of `root` is signalled by its number, which it keeps until it is reaped, and that is done here alone.
-fn signal_all(
-    root: Pid,
-    alive: &[&Stat],
-    killed: &mut Killed,
-    refused: &mut Vec<(Pid, io::Error)>,
-) -> Vec<OwnedFd> {
-    let mut watched = Vec::new();
+///
+/// Gives some of them, to wait for, and what the kernel said where it refused.
+fn signal_all(root: Pid, alive: &[&Stat], killed: &mut Killed) -> (Vec<OwnedFd>, Vec<(Pid, io::Error)>) {
+    let (mut watched, mut refused) = (Vec::new(), Vec::new());
     for few in alive.chunks(WATCHED) {
         let pinned: Vec<(&Stat, OwnedFd)> = few.iter().filter_map(|stat| Some((*stat, pin(stat)?))).collect();
         for (_, pidfd) in &pinned {
@@ -112,7 +106,7 @@ fn signal_all(
             watched = pinned.into_iter().map(|(_, pidfd)| pidfd).collect();
         }
     }
-    watched
+    (watched, refused)
 }
 
 /// Opens a process, if it still is the one that was seen.

@@ -38,7 +38,7 @@ pub(crate) struct Options {
     pub(crate) json: Option<PathBuf>,
     /// Where JUnit goes, and what stands before the path in the place that says so.
     pub(crate) junit: Option<(&'static str, PathBuf)>,
-    /// cargo-nextest has started this process, for one test.
+    /// cargo-nextest has started this process for one test, and no XML is asked for but by the variable.
     pub(crate) is_nextests: bool,
     pub(crate) policy: Policy,
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::channel::{Channel, Message};
@@ -199,14 +199,6 @@ pub(crate) enum Served {
     Done(i32),
 }
 
-/// Lets no signal end this process but those that nobody can refuse. All of them: an orphan may tell its parent
-/// by SIGUSR1 that it is ready, and that is the supervisor. They are blocked and not ignored, so that
-/// what a test finds is as it was, and its mask is given back in one call.
-pub(crate) fn turn_deaf() -> nix::Result<()> {
-    sys::default_signal(libc::SIGCHLD);
-    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)
-}
-
 impl Supervisor {
     /// Turns a freshly forked process into a supervisor.
     ///
@@ -227,7 +219,7 @@ impl Supervisor {
     fn prepare(world: World, slot: Channel, scratch: PathBuf, pid: Pid) -> io::Result<Supervisor> {
         nix::unistd::setsid()?;
         nix::sys::prctl::set_child_subreaper(true)?;
-        turn_deaf()?;
+        // Every signal is blocked in it, as in the fork server that it is a fork of.
         let mut set = SigSet::empty();
         set.add(Signal::SIGCHLD);
         let children = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
@@ -668,7 +660,7 @@ impl Supervisor {
 
     /// The kernel's word for "clean": no child, so no descendant, is left.
     fn nothing_left(&self) -> bool {
-        matches!(sys::waitid(None, libc::WEXITED | libc::WNOWAIT), Ok(Children::None))
+        !sys::has_children()
     }
 
     /// Reaps every dead child but `test`.

@@ -160,6 +160,11 @@ pub(crate) fn waitid(pid: Option<Pid>, flags: c_int) -> io::Result<Children> {
     Ok(Children::Ready(Waited { pid, state }))
 }
 
+/// Whether this process has a child, dead or alive.
+pub(crate) fn has_children() -> bool {
+    !matches!(waitid(None, libc::WEXITED | libc::WNOWAIT), Ok(Children::None))
+}
+
 /// `ptrace(PTRACE_DETACH, pid, NULL, signal)` — lets a child that has made this process its tracer go on,
 /// with the signal that it was stopped for. Nothing, if it has not.
 pub(crate) fn ptrace_detach(pid: Pid, signal: c_int) {
@@ -202,14 +207,17 @@ impl Mask {
             .fold(0, |bits, signal| bits | 1 << (signal - 1))
     }
 
-    /// Replaces the mask by [`Mask::bits`] of another process.
-    pub(crate) fn set_bits(&mut self, bits: u64) {
+    /// The mask that has these [`Mask::bits`] in another process.
+    pub(crate) fn from_bits(bits: u64) -> Mask {
+        // SAFETY: a zeroed sigset_t is valid.
+        let mut mask = unsafe { mem::zeroed() };
         // SAFETY: `mask` is writable memory of the right type.
-        unsafe { libc::sigemptyset(&mut self.0) };
+        unsafe { libc::sigemptyset(&mut mask) };
         for signal in (1..=64).filter(|signal| bits & (1 << (signal - 1)) != 0) {
             // SAFETY: `mask` was made by sigemptyset; signals libc reserves for itself are refused.
-            unsafe { libc::sigaddset(&mut self.0, signal) };
+            unsafe { libc::sigaddset(&mut mask, signal) };
         }
+        Mask(mask)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::outcome::{Body, Page, Phase, is_stray};
 use crate::policy::Fds;
 use crate::proc::tree::Tree;
 use crate::sites;
-use crate::sys::{self, Children, FdIdentity, Pid, Shared};
+use crate::sys::{self, FdIdentity, Pid, Shared};
 use crate::threads;
 use crate::wire::wire_struct;
 
@@ -70,7 +70,7 @@ impl TestProcess {
     /// Takes what is open and running now for what was there before the body: `main` has run since
     /// the fork.
     pub(crate) fn rebase(&mut self) {
-        if sys::waitid(None, libc::WEXITED | libc::WNOWAIT).is_ok_and(|children| children != Children::None) {
+        if sys::has_children() {
             let (tree, pid) = (Tree::read(), std::process::id() as Pid);
             self.page.set_foreign(tree.below(pid, &[]).into_iter().map(|stat| stat.pid));
         }
@@ -109,12 +109,12 @@ impl TestProcess {
         let mut has_stopped = false;
         if !strays.is_empty() && threads::count() > 1 {
             // A child that ends in what follows was there at the end of the body.
-            has_stopped = has_children();
+            has_stopped = sys::has_children();
             if has_stopped {
                 self.stop();
                 self.page.set_phase(Phase::BodyEnded);
             }
-            self.wait_for_threads(&mut strays);
+            strays = self.strays_after_threads();
             others = others.max(threads::count().saturating_sub(1));
         }
         for (fd, identity, target) in &strays {
@@ -124,7 +124,7 @@ impl TestProcess {
         if others > 0 {
             self.page.set_running(&threads::running(std::process::id() as Pid));
         }
-        if !has_stopped && (!strays.is_empty() || has_children()) {
+        if !has_stopped && (!strays.is_empty() || sys::has_children()) {
             self.stop();
         } else {
             self.page.set_phase(Phase::Checked);
@@ -153,15 +153,18 @@ impl TestProcess {
     }
 
     /// Gives threads that nobody has joined the grace to close what is theirs, as descendants have it to end.
-    fn wait_for_threads(&self, strays: &mut Vec<(RawFd, FdIdentity, String)>) {
+    fn strays_after_threads(&self) -> Vec<(RawFd, FdIdentity, String)> {
         let begin = Instant::now();
         // Nothing tells of an fd that is closed, nor of the end of a thread that somebody else has started.
-        while !strays.is_empty() && threads::count() > 1 && begin.elapsed() < self.order.grace {
+        loop {
+            // First: who ends meanwhile has closed what was theirs when it is looked at.
+            let is_alone = threads::count() <= 1;
+            let strays = self.strays();
+            if strays.is_empty() || is_alone || begin.elapsed() >= self.order.grace {
+                return strays;
+            }
             std::thread::sleep(Duration::from_millis(1));
-            *strays = self.strays();
         }
-        // The last thread may have ended since.
-        *strays = self.strays();
     }
 
     /// Whether nothing is open but what was open before the body: then nothing has to be listed.
@@ -173,11 +176,6 @@ impl TestProcess {
         };
         !self.before.iter().any(changed) && sys::nothing_open_but(&self.before)
     }
-}
-
-/// Whether there is a child, dead or alive.
-fn has_children() -> bool {
-    !matches!(sys::waitid(None, libc::WEXITED | libc::WNOWAIT), Ok(Children::None))
 }
 
 /// Runs the body below a frame of this name: there std's backtraces end, unless all of them is

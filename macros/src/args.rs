@@ -186,6 +186,11 @@ impl Args {
             let name = Ident::new(name, Span::call_site());
             fields.extend(quote!(#name: #value,));
         };
+        for (name, is_set) in [("is_guard", self.is_guard), ("has_arguments", self.has_any)] {
+            if is_set {
+                field(name, quote!(true));
+            }
+        }
         if let Some(timeout) = self.timeout {
             let limit = timeout.map_or(quote!(::core::option::Option::None), |limit| some(constant(limit)));
             field("timeout", some(limit));

@@ -183,12 +183,6 @@ fn write_test(
         .filter(|attribute| matches!(kind(attribute), Kind::Inert | Kind::Foreign | Kind::CfgAttr));
 
     let mut fields = args.fields();
-    if args.is_guard {
-        fields.extend(quote!(is_guard: true,));
-    }
-    if args.has_any {
-        fields.extend(quote!(has_arguments: true,));
-    }
     if let Some(reason) = ignore {
         fields.extend(quote!(ignore: ::core::option::Option::Some(#reason),));
     }

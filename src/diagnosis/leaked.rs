@@ -8,11 +8,12 @@ use crate::outcome::End;
 use crate::policy::Settings;
 use crate::report::escape;
 
-/// Adds what is to be said of leaked processes, and of forked children that ran on. Gives the
-/// process that is named, if one is.
+/// Adds what is to be said of leaked processes that are none of the `allowed`, and of forked children that
+/// ran on. Gives the process that is named, if one is.
 pub(super) fn find(
     facts: &Facts,
     settings: &Settings,
+    allowed: &[i32],
     ended: &[Ended],
     names: &Names,
     findings: &mut Vec<Finding>,
@@ -33,12 +34,7 @@ pub(super) fn find(
             allow: Vec::new(),
         });
     }
-    let leaked: Vec<&Process> = facts
-        .processes
-        .iter()
-        .filter(|process| process.class == Class::Leaked && !process.is_test)
-        .filter(|process| !is_allowed(process, settings))
-        .collect();
+    let leaked: Vec<&Process> = leaked(facts).filter(|process| !allowed.contains(&process.pid)).collect();
     // At a timeout the children are killed with the test that had no time to stop them: the
     // timeout is what failed, and they are shown with it.
     if facts.end == End::TimedOut || !settings.deny_processes {
@@ -151,10 +147,13 @@ pub(crate) fn is_daemon(process: &Process, facts: &Facts) -> bool {
     facts.session != 0 && process.sid != facts.session
 }
 
+fn leaked(facts: &Facts) -> impl Iterator<Item = &Process> {
+    facts.processes.iter().filter(|process| process.class == Class::Leaked && !process.is_test)
+}
+
 /// The leaked processes that the policy lets pass.
 pub(super) fn allowed(facts: &Facts, settings: &Settings) -> Vec<i32> {
-    let leaked = facts.processes.iter().filter(|process| process.class == Class::Leaked && !process.is_test);
-    let allowed = leaked.filter(|process| !settings.deny_processes || is_allowed(process, settings));
+    let allowed = leaked(facts).filter(|process| !settings.deny_processes || is_allowed(process, settings));
     allowed.map(|process| process.pid).collect()
 }
 

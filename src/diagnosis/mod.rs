@@ -324,7 +324,8 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
         findings[first..].iter_mut().for_each(|finding| finding.allow.clear());
     }
     let ended = parents::find(&facts, &names);
-    let leaked = leaked::find(&facts, settings, &ended, &names, &mut findings);
+    let allowed = leaked::allowed(&facts, settings);
+    let leaked = leaked::find(&facts, settings, &allowed, &ended, &names, &mut findings);
     stray::find(&facts, &strays, &names.origins, &mut findings);
     ends::find(&strayed, told, &mut findings);
     drop(strayed);
@@ -347,7 +348,6 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
         });
     }
     let pipes = stray::pipes(&facts);
-    let allowed = leaked::allowed(&facts, settings);
     Verdict {
         findings,
         warnings,

@@ -77,8 +77,7 @@ pub(crate) fn warning(verdict: &Verdict, colour: bool) -> Option<String> {
     }
     text.line("");
     let warnings: Vec<&Finding> = verdict.warnings.iter().collect();
-    text.fixes_of(&warnings);
-    text.allow(verdict.form, &warnings);
+    text.fixes_of(verdict.form, &warnings);
     Some(text.out)
 }
 
@@ -565,13 +564,14 @@ impl Text {
         }
     }
 
-    fn fixes_of(&mut self, findings: &[&Finding]) {
+    fn fixes_of(&mut self, form: Form, findings: &[&Finding]) {
         let fix = self.styled(Style::new().bold(), "fix:");
         for finding in findings {
             if let Some(text) = &finding.fix {
                 self.wrapped(&format!("  {fix} "), 7, &escape::text(text));
             }
         }
+        self.allow(form, findings);
     }
 
     /// All that would let the test pass, in one, as it is written in the code.
@@ -607,8 +607,7 @@ impl Text {
         if findings.iter().any(|finding| finding.fix.is_some() || !finding.allow.is_empty()) {
             self.line("");
         }
-        self.fixes_of(&findings);
-        self.allow(verdict.form, &findings);
+        self.fixes_of(verdict.form, &findings);
         let killed: Vec<String> = verdict
             .facts
             .processes

@@ -1,9 +1,9 @@
 //! A tour: real programs under childproof, most of them leaking on purpose.
 //!
-//! `cargo run --example tour` runs this file twice. The first process is the guide: it starts the
-//! second, [`suite`], which is a test suite like any other, and then checks that every verdict was
-//! the one in [`stops`] and that nothing is left of any of them. The tests themselves are the
-//! functions below [`stops`]; each is a leak that somebody has really written.
+//! `cargo run --example tour` runs this file twice. The first process is the guide: it starts the second,
+//! [`suite`], which is an ordinary test suite. Then it checks that every verdict was the one in [`stops`],
+//! and that no process is left. The tests themselves are the functions below [`stops`]; each is a leak from
+//! real code.
 
 use std::error::Error;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -19,7 +19,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::setsid;
 use serde_json::Value;
 
-/// Set for the suite, and so for everything that it starts: whoever has it came from this run.
+/// Set for the suite, and inherited by every process that it starts: a process with it comes from this run.
 const MARK: &str = "TOUR_MARK";
 
 fn main() -> ExitCode {
@@ -40,7 +40,7 @@ struct Stop {
     name: &'static str,
     /// The causes that the verdict must name; none if the test must pass.
     expected: &'static [&'static str],
-    /// A program without which the test is skipped.
+    /// A program that the test needs; without it the test is skipped.
     needs: Option<&'static str>,
     policy: Policy,
     body: fn() -> io::Result<()>,
@@ -77,7 +77,7 @@ fn stops() -> Vec<Stop> {
     ]
 }
 
-/// What a user's test target does, with a table instead of `#[childproof::test]`.
+/// The same as a user's test target, with a table instead of `#[childproof::test]`.
 fn suite() -> ExitCode {
     let mut harness = Harness::new();
     for Stop { name, needs, policy, body, .. } in stops() {
@@ -97,7 +97,7 @@ fn pipeline() -> io::Result<()> {
     Ok(())
 }
 
-/// Ends by itself soon after the test: told with `--show-output`, and no failure.
+/// Exits by itself soon after the test: reported with `--show-output`, and not a failure.
 fn straggler_within_the_grace() -> io::Result<()> {
     shell("sleep 0.1 &").status()?;
     Ok(())
@@ -121,13 +121,13 @@ fn http_server_forgotten() -> io::Result<()> {
     Ok(())
 }
 
-/// The shell is waited for; what it left in the background is not.
+/// The shell is waited for; the process that it left in the background is not.
 fn background_sleep() -> io::Result<()> {
     shell("sleep 100 &").status()?;
     Ok(())
 }
 
-/// Forks twice and leaves session and process group, as daemons do: no group kill finds it.
+/// Forks twice and leaves session and process group, as daemons do, so a group kill does not reach it.
 fn daemon() -> io::Result<()> {
     let middle = fork(|| {
         let _ = setsid();
@@ -145,7 +145,7 @@ fn child_of_a_panic() -> io::Result<()> {
     child.kill()
 }
 
-/// Whoever reads from this pipe never sees its end.
+/// A reader of this pipe never gets EOF.
 fn pipe_end() -> io::Result<()> {
     let (reader, writer) = io::pipe()?;
     std::mem::forget(writer);
@@ -170,7 +170,7 @@ fn fork_while_a_thread_holds_a_lock() -> io::Result<()> {
     Ok(())
 }
 
-/// The child means to end with its parent: at end-of-file. It holds a write end itself.
+/// The child should exit with its parent, at EOF. But it holds a write end itself.
 fn keeper_of_its_own_lifeline() -> io::Result<()> {
     let (mut lifeline, parents_end) = io::pipe()?;
     let child = fork(|| drop(lifeline.read(&mut [0])))?;
@@ -179,7 +179,7 @@ fn keeper_of_its_own_lifeline() -> io::Result<()> {
     Ok(())
 }
 
-/// Under libtest this ends the whole suite, and with success.
+/// Under libtest this ends the whole suite, with success.
 fn exit_in_the_middle() -> io::Result<()> {
     std::process::exit(0)
 }
@@ -217,7 +217,7 @@ fn get(port: u16) -> io::Result<String> {
     Ok(answer)
 }
 
-/// Whether a program is there and starts: a version manager's shim may be all there is of it.
+/// Whether a program exists and starts: it may be only the shim of a version manager.
 fn is_installed(program: &str) -> bool {
     let mut version = Command::new(program);
     version.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
@@ -251,10 +251,10 @@ mod forking {
 
 // ---- the guide ----
 
-/// Runs the suite as `cargo test` would, and compares what it says with what it should say.
+/// Runs the suite as `cargo test` would, and compares the verdicts with the expected ones.
 fn guide() -> Result<ExitCode, Box<dyn Error>> {
     let report = tempfile::NamedTempFile::new()?;
-    // The path is different in every run.
+    // The path differs in every run.
     let mark = report.path().as_os_str();
     writeln!(io::stdout(), "tour: tests that start processes, most with a bug. What childproof says:")?;
     let status = Command::new(env::current_exe()?)
@@ -262,11 +262,11 @@ fn guide() -> Result<ExitCode, Box<dyn Error>> {
         .arg(report.path())
         .arg("--test-threads=2")
         .env(MARK, mark)
-        // The reports are what there is to see here.
+        // The reports are what this example shows.
         .env_remove("RUST_BACKTRACE")
         .status()?;
     let mut survivors = marked(mark.as_encoded_bytes());
-    // Somebody may try what a `kill -9` of the suite leaves. Its guards need a moment for the rest.
+    // A user may try `kill -9` on the suite. Its guards then need a moment to kill the rest.
     let until = Instant::now() + Duration::from_secs(5);
     while status.code().is_none() && !survivors.is_empty() && Instant::now() < until {
         thread::sleep(Duration::from_millis(20));
@@ -298,7 +298,7 @@ fn guide() -> Result<ExitCode, Box<dyn Error>> {
     Ok(code)
 }
 
-/// Says what is wrong with the verdict of one test, if anything is.
+/// Describes what is wrong with the verdict of one test, if anything.
 fn unexpected(stop: &Stop, verdicts: &[Value]) -> Option<String> {
     let Some(verdict) = verdicts.iter().find(|verdict| verdict["test"] == stop.name) else {
         return Some(format!("{} has no verdict", stop.name));
@@ -316,8 +316,8 @@ fn causes(verdict: &Value) -> Vec<&str> {
     verdict["causes"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
-/// The processes that have `MARK=value` in their environment: what the suite started, wherever in
-/// the tree it is now. A zombie has no environment; another user's process is none of ours.
+/// The processes with `MARK=value` in their environment: descendants of the suite, wherever in the tree they
+/// are now. Zombies have no environment, and other users' processes are not from this run.
 fn marked(value: &[u8]) -> Vec<u32> {
     let marker = [MARK.as_bytes(), b"=", value].concat();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();

@@ -1,110 +1,274 @@
-//! The lifeline: a pipe whose write end one process holds, and whose read end tells of its death.
+//! Guards the processes of any program with the mechanism that childproof guards tests with.
 //!
-//! Nothing is ever written. While the holder lives the read end is silent; when the holder is
-//! gone, however it went, the read end is at end-of-file, and whoever watches it kills what it
-//! guards. That holds only as long as nobody else has the write end: a copy in a child that was
-//! forked at the wrong moment keeps the line silent for ever. So the write end never leaves the
-//! process that makes it: the pipe is made *after* the fork of whoever watches it, and the read
-//! end is handed over as a passed fd.
+//! [`Command`] starts a program whose whole process tree dies with its owner, whatever ends the owner: a return,
+//! a panic, `exit`, SIGKILL. [`Lifeline`] and [`Watch`] are for children that cooperate and end by themselves.
+//!
+//! | wrong | its report, in a guarded test | right |
+//! | --- | --- | --- |
+//! | `std::process::Command::spawn` and no `wait`: the child outlives its owner | `pid 7 ... was still running 200 ms after the test ended`, with the line of the `spawn` | [`Command::spawn`]: the tree dies with the [`Guarded`] |
+//! | `PR_SET_PDEATHSIG` in the child: it follows the thread that called `spawn`, not the process, and reaches no grandchild | the same, for the grandchild | the same |
+//! | a pipe that the child watches, created before the fork: the child has the write end too, and waits for itself | `deadlocks on itself: it reads a pipe whose only writer is its own fd 4` | [`Lifeline::new`] after the fork, or [`after_fork`] in the child |
 
+use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::Stdio;
-use std::time::Duration;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{self, ChildStderr, ChildStdin, ChildStdout, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
-use nix::fcntl::OFlag;
-use nix::unistd::pipe2;
+use crate::guard::facts::{Answer, Class, Facts};
+use crate::guard::guarded::{Guard, own_program};
+use crate::guard::report_page::End;
+use crate::report::failure;
+pub use crate::sys::lifeline::{Lifeline, Watch, after_fork, close_inherited_fds_above_stdio};
 
-use crate::sys;
-
-/// Tells whoever watches it that this process is gone: a pipe's write end that only it holds.
+/// Starts a program whose whole process tree dies with its owner. Built as [`std::process::Command`] is.
 ///
-/// It is what guards the tests of childproof, and it guards a child of your own as well. Dropping
-/// it, or dying, however that happens, tells every [`Watch`]; unlike `PR_SET_PDEATHSIG` it follows
-/// the process and not the thread, and reaches grandchildren.
-///
-/// Both ends are close-on-exec, so no program that is started gets the write end by mistake. A
-/// child that is *forked* while a `Lifeline` exists has a copy of it, and keeps it silent for as
-/// long as that child lives and does not call exec: fork first, then make the lifeline.
+/// The guard is this program, started again and taken over before its constructors and `main`, so this works in
+/// a process with any number of threads. It takes some milliseconds, and two processes besides the command's.
 ///
 /// # Example
 ///
 /// ```
-/// use std::process::Command;
-/// use childproof::Lifeline;
+/// use std::process::Stdio;
+/// use childproof::lifeline::Command;
 ///
-/// let (lifeline, watch) = Lifeline::new()?;
-/// // `cat` reads its stdin to the end, and so lives as long as the lifeline.
-/// let mut cat = Command::new("cat").stdin(watch).spawn()?;
-/// assert!(cat.try_wait()?.is_none());
-/// drop(lifeline);
-/// assert!(cat.wait()?.success());
+/// let mut guarded = Command::new("sh").args(["-c", "sleep 600 & cat"]).stdin(Stdio::piped()).spawn()?;
+/// // `cat` reads to EOF, and `wait` closes its stdin.
+/// let ended = guarded.wait()?;
+/// assert!(ended.status.success());
+/// assert_eq!(ended.left[0].command, ["sleep", "600"]);
 /// # Ok::<(), std::io::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct Lifeline {
-    _write_end: OwnedFd,
+pub struct Command {
+    program: OsString,
+    arguments: Vec<OsString>,
+    /// What std starts: the guard. It has the environment, directory and standard streams of the command.
+    guard: process::Command,
+    grace: Duration,
 }
 
-/// Watches a [`Lifeline`]: the read end, at end-of-file once the lifeline is gone.
-///
-/// It becomes the stdin of a child by `Command::stdin(watch)`; the child gets it back by
-/// `Watch::from(std::io::stdin().as_fd().try_clone_to_owned()?)`.
-#[derive(Debug)]
-pub struct Watch(OwnedFd);
+impl Command {
+    /// Prepares the start of a program, which is searched for in `PATH` as execvp(3) does.
+    pub fn new(program: impl AsRef<OsStr>) -> Command {
+        let program = program.as_ref().to_owned();
+        Command { program, arguments: Vec::new(), guard: own_program(), grace: Duration::ZERO }
+    }
 
-impl Lifeline {
-    /// Makes a lifeline and one watch of it. Both fds are close-on-exec.
+    /// Adds an argument.
+    pub fn arg(&mut self, argument: impl AsRef<OsStr>) -> &mut Command {
+        self.arguments.push(argument.as_ref().to_owned());
+        self
+    }
+
+    /// Adds several arguments.
+    pub fn args<A: AsRef<OsStr>>(&mut self, arguments: impl IntoIterator<Item = A>) -> &mut Command {
+        self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets a variable of the environment.
+    pub fn env(&mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> &mut Command {
+        self.guard.env(name, value);
+        self
+    }
+
+    /// Removes a variable of the environment.
+    pub fn env_remove(&mut self, name: impl AsRef<OsStr>) -> &mut Command {
+        self.guard.env_remove(name);
+        self
+    }
+
+    /// Removes every variable of the environment.
+    pub fn env_clear(&mut self) -> &mut Command {
+        self.guard.env_clear();
+        self
+    }
+
+    /// Sets the working directory.
+    pub fn current_dir(&mut self, directory: impl AsRef<Path>) -> &mut Command {
+        self.guard.current_dir(directory);
+        self
+    }
+
+    /// Sets the stdin. Inherited by default.
+    pub fn stdin(&mut self, stdin: impl Into<Stdio>) -> &mut Command {
+        self.guard.stdin(stdin);
+        self
+    }
+
+    /// Sets the stdout. Inherited by default.
+    pub fn stdout(&mut self, stdout: impl Into<Stdio>) -> &mut Command {
+        self.guard.stdout(stdout);
+        self
+    }
+
+    /// Sets the stderr. Inherited by default.
+    pub fn stderr(&mut self, stderr: impl Into<Stdio>) -> &mut Command {
+        self.guard.stderr(stderr);
+        self
+    }
+
+    /// Sets how long descendants may take to end by themselves after the program has exited. None by default.
+    pub fn grace(&mut self, grace: Duration) -> &mut Command {
+        self.grace = grace;
+        self
+    }
+
+    /// Starts the program, and returns once it runs. A command can be started once.
     ///
     /// # Errors
     ///
-    /// If this process or the machine has too many open files (pipe(2), EMFILE and ENFILE).
-    pub fn new() -> io::Result<(Lifeline, Watch)> {
-        let (read, write) = pipe2(OFlag::O_CLOEXEC)?;
-        Ok((Lifeline { _write_end: write }, Watch(read)))
+    /// If the program cannot be started, with the error of execvp(3); if the guard cannot be set up (the message
+    /// names the step); `InvalidInput` if it was started before.
+    pub fn spawn(&mut self) -> io::Result<Guarded> {
+        let program = std::mem::take(&mut self.program);
+        if program.is_empty() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let guard = std::mem::replace(&mut self.guard, own_program());
+        let mut guard = Guard::start(guard, &program, &self.arguments, self.grace)?;
+        let pid = match guard.first()? {
+            Some(Answer::Started { pid, .. }) => pid,
+            Some(Answer::NotStarted { error }) => return Err(io::Error::from_raw_os_error(error)),
+            Some(Answer::NotBegun { failure }) => return Err(io::Error::other(failure::words(&failure))),
+            _ => return Err(killed()),
+        };
+        let net = &mut guard.net;
+        let (stdin, stdout, stderr) = (net.stdin.take(), net.stdout.take(), net.stderr.take());
+        Ok(Guarded { stdin, stdout, stderr, guard, pid, ended: None })
     }
 }
 
-impl Watch {
-    /// Waits until the lifeline is gone, at most for `limit`; tells whether it is.
+/// A running program and its whole process tree. Dropping it kills all of them, and waits until they are gone.
+///
+/// If the owner dies without dropping it, the guard does the same.
+pub struct Guarded {
+    /// The write end of its stdin, if that is piped.
+    pub stdin: Option<ChildStdin>,
+    /// The read end of its stdout, if that is piped.
+    pub stdout: Option<ChildStdout>,
+    /// The read end of its stderr, if that is piped.
+    pub stderr: Option<ChildStderr>,
+    guard: Guard,
+    pid: i32,
+    ended: Option<Ended>,
+}
+
+/// The end of a [`Guarded`].
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// The exit status of the program.
+    pub status: ExitStatus,
+    /// The processes that it had left running, and that were killed.
+    pub left: Vec<Left>,
+}
+
+/// A process that a program had left running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// The pid that it had.
+    pub pid: u32,
+    /// Its command line.
+    pub command: Vec<String>,
+}
+
+impl Guarded {
+    /// The pid of the program. It is not reused before [`Guarded::wait`] has returned.
+    pub fn id(&self) -> u32 {
+        self.pid.unsigned_abs()
+    }
+
+    /// Waits for the end of the program and of everything that it started: what is left is killed. Closes stdin
+    /// first, as [`std::process::Child::wait`] does. Waits without a limit; see [`Guarded::wait_timeout`].
     ///
-    /// # Example
+    /// # Errors
     ///
-    /// ```
-    /// use std::time::Duration;
-    /// use childproof::Lifeline;
+    /// If the guard was killed, and the program with it.
+    pub fn wait(&mut self) -> io::Result<Ended> {
+        self.stdin = None;
+        loop {
+            if let Some(ended) = self.wait_timeout(Duration::MAX)? {
+                return Ok(ended);
+            }
+        }
+    }
+
+    /// Waits as [`Guarded::wait`] does, at most for `limit`; `None` if the program still runs then. Leaves stdin
+    /// open.
     ///
-    /// let (lifeline, watch) = Lifeline::new()?;
-    /// assert!(!watch.wait(Duration::ZERO));
-    /// drop(lifeline);
-    /// assert!(watch.wait(Duration::from_secs(5)));
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
-    pub fn wait(&self, limit: Duration) -> bool {
-        sys::readable(&self.0, Some(limit))
+    /// # Errors
+    ///
+    /// If the guard was killed, and the program with it.
+    pub fn wait_timeout(&mut self, limit: Duration) -> io::Result<Option<Ended>> {
+        let deadline = Instant::now().checked_add(limit);
+        while self.ended.is_none() {
+            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+            match self.guard.receive(left) {
+                Ok(Some(Answer::Other { facts })) => {
+                    self.ended = Some(Ended::of(&facts)?);
+                    self.guard.shut_down();
+                }
+                // It was stopped, or is being looked at.
+                Ok(Some(_)) => {}
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Ok(None),
+                Ok(None) | Err(_) => return Err(killed()),
+            }
+        }
+        Ok(self.ended.clone())
+    }
+
+    /// Kills the program and everything that it started, and waits until they are gone. The program's status is
+    /// then SIGKILL, if it had not ended before.
+    ///
+    /// # Errors
+    ///
+    /// If the guard was killed, and the program with it.
+    pub fn kill(&mut self) -> io::Result<Ended> {
+        if let Some(ended) = self.wait_timeout(Duration::ZERO)? {
+            return Ok(ended);
+        }
+        self.guard.shut_down();
+        let ended = Ended { status: ExitStatus::from_raw(nix::libc::SIGKILL), left: Vec::new() };
+        Ok(self.ended.insert(ended).clone())
     }
 }
 
-impl From<OwnedFd> for Watch {
-    fn from(fd: OwnedFd) -> Watch {
-        Watch(fd)
-    }
-}
-
-impl From<Watch> for OwnedFd {
-    fn from(watch: Watch) -> OwnedFd {
-        watch.0
-    }
-}
-
-impl From<Watch> for Stdio {
-    fn from(watch: Watch) -> Stdio {
-        Stdio::from(watch.0)
-    }
-}
-
-impl AsFd for Watch {
+impl AsFd for Guarded {
+    /// The fd that is readable when the program has ended, for an event loop.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.guard.slot.as_fd()
     }
+}
+
+impl fmt::Debug for Guarded {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_struct("Guarded")
+            .field("pid", &self.pid)
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Ended {
+    fn of(facts: &Facts) -> io::Result<Ended> {
+        let status = match &facts.end {
+            End::Exited { code } => code << 8,
+            End::Signalled { signal } => *signal,
+            End::TimedOut => nix::libc::SIGKILL,
+            End::Unguarded { failure } => return Err(io::Error::other(failure::words(failure))),
+        };
+        let left =
+            facts.processes.iter().filter(|process| !process.is_test && process.class == Class::Leaked);
+        let left = left
+            .map(|process| Left { pid: process.pid.unsigned_abs(), command: process.command_line.clone() });
+        Ok(Ended { status: ExitStatus::from_raw(status), left: left.collect() })
+    }
+}
+
+fn killed() -> io::Error {
+    io::Error::other("the guard was killed, and the program with it")
 }

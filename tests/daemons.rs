@@ -1,9 +1,9 @@
 //! Real daemons under guard: redis and nginx, as their packages install them.
 //!
-//! A daemon leaves process group, session and parent, and closes its output: nothing that a shell
-//! or a group kill does finds it again. The target runs itself a second time as the suite of a
-//! careless user ([`careless`]), and judges what that suite reported and what is left of it.
-//! A daemon that is not installed is reported as ignored.
+//! A daemon leaves process group, session and parent, and closes its output: neither a shell nor a group kill
+//! finds it again. The target runs itself a second time as a suite that forgets its daemons ([`careless`]),
+//! and checks what that suite reported and what is left of it. A daemon that is not installed is reported as
+//! ignored.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // A test may panic.
 
@@ -18,7 +18,7 @@ use std::{env, thread};
 use childproof::Harness;
 use serde_json::Value;
 
-/// Set when the target runs as the careless user's suite.
+/// Set when the target runs as the careless suite.
 const CARELESS: &str = "DAEMONS_CARELESS";
 
 /// Longer than a daemon takes to start or to stop on a loaded machine.
@@ -28,16 +28,16 @@ fn main() -> ExitCode {
     if env::var_os(CARELESS).is_some() { careless().run() } else { suite().run() }
 }
 
-/// What there is to know about a daemon.
+/// The properties of a daemon.
 #[derive(Clone, Copy)]
 struct Daemon {
     name: &'static str,
     programs: &'static [&'static str],
-    /// How its processes call themselves: they overwrite their arguments.
+    /// The title of its processes: they overwrite their arguments.
     title: &'static str,
-    /// How many processes it has at least.
+    /// The least number of its processes.
     processes: usize,
-    /// Makes the command that starts it: state in this directory, listening on this address.
+    /// Builds the command that starts it, with its state in this directory, listening on this address.
     start: fn(&Path, SocketAddr) -> Command,
     stop: fn(&Path, SocketAddr) -> Command,
 }
@@ -63,7 +63,7 @@ const DAEMONS: [Daemon; 2] = [
 
 type Test = fn(Daemon);
 
-/// The tests that judge.
+/// The tests that check the careless suite.
 fn suite() -> Harness {
     let mut harness = Harness::new();
     for daemon in DAEMONS {
@@ -85,7 +85,7 @@ fn suite() -> Harness {
     harness
 }
 
-/// The suite of the careless user: it starts daemons and forgets them.
+/// The careless suite: it starts daemons and forgets them.
 fn careless() -> Harness {
     DAEMONS.into_iter().fold(Harness::new(), |harness, daemon| {
         harness.test(format!("{}::forgotten", daemon.name), move || drop(Running::start(daemon))).test(
@@ -100,7 +100,7 @@ fn careless() -> Harness {
 
 // ---- the tests ----
 
-/// This test is under guard itself: that it passes is the proof.
+/// This test is under guard itself: it passes only if nothing is left.
 fn stopped_is_clean(daemon: Daemon) {
     let running = Running::start(daemon);
     running.assert_serves();
@@ -115,7 +115,7 @@ fn forgotten_is_caught_named_and_gone(daemon: Daemon) {
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(101), "{text}");
 
-    // Caught.
+    // The leak is detected.
     let line = fs::read_to_string(&report).unwrap();
     let verdict: Value = serde_json::from_str(&line).expect(&line);
     assert_eq!(verdict["outcome"], "failed", "{verdict}");
@@ -123,7 +123,7 @@ fn forgotten_is_caught_named_and_gone(daemon: Daemon) {
     assert_eq!(verdict["body"]["outcome"], "passed", "{verdict}");
     assert_eq!(verdict["survivors"], serde_json::json!([]), "{verdict}");
 
-    // Named.
+    // The report names the daemon.
     let running = Running::announced(text.lines()).expect(&text);
     let processes = verdict["processes"].as_array().unwrap();
     assert!(processes.len() >= daemon.processes, "{verdict}");
@@ -136,7 +136,7 @@ fn forgotten_is_caught_named_and_gone(daemon: Daemon) {
     let named = text.lines().any(|line| line.contains(&sentence) && line.contains(daemon.title));
     assert!(named, "no line has the daemon's pid and title:\n{text}");
 
-    // Gone: all its processes, its port, its files.
+    // All its processes, its port and its files are gone.
     for process in processes {
         let pid = u32::try_from(process["pid"].as_u64().unwrap()).unwrap();
         assert!(!is_alive(pid), "pid {pid} is alive: {verdict}");
@@ -145,7 +145,7 @@ fn forgotten_is_caught_named_and_gone(daemon: Daemon) {
     assert!(!running.state.exists(), "{} is still there", running.state.display());
 }
 
-/// Nobody is left to report then; the daemon must end all the same.
+/// No process is left to report anything then; the daemon must be killed all the same.
 fn ends_with_a_killed_suite(daemon: Daemon) {
     let mut suite = rerun(&format!("{}::waits_for_ever", daemon.name))
         .arg("--nocapture")
@@ -166,11 +166,11 @@ fn ends_with_a_killed_suite(daemon: Daemon) {
 struct Running {
     pid: u32,
     address: SocketAddr,
-    /// Where its configuration, its logs and its pid file are.
+    /// The directory of its configuration, its logs and its pid file.
     state: PathBuf,
 }
 
-/// How a test tells the one that judges it about its daemon.
+/// The prefix of the line with which a careless test announces its daemon.
 const ANNOUNCEMENT: &str = "daemon runs:";
 
 impl Running {
@@ -208,7 +208,7 @@ impl Running {
         TcpStream::connect(self.address).unwrap();
     }
 
-    /// A worker may hold the port for a moment longer than the master lives.
+    /// A worker may keep the port open for a moment after the master has exited.
     fn assert_ends(&self) {
         until("its end", || !is_alive(self.pid) && TcpStream::connect(self.address).is_err());
     }
@@ -216,7 +216,7 @@ impl Running {
     fn assert_gone(&self) {
         assert!(!is_alive(self.pid), "pid {} is alive", self.pid);
         let connected = TcpStream::connect(self.address);
-        assert!(connected.is_err(), "somebody still listens on {}", self.address);
+        assert!(connected.is_err(), "a process still listens on {}", self.address);
     }
 }
 
@@ -243,7 +243,7 @@ fn stop_redis(_: &Path, address: SocketAddr) -> Command {
 
 fn start_nginx(state: &Path, address: SocketAddr) -> Command {
     let directory = state.display();
-    // Only root may give its workers to another user, and only root is asked for one.
+    // Only root may run workers as another user, so nginx is configured with one only for root.
     let user = match text_of("id", &["-u"]).as_str() {
         "0" => format!("user nobody {};", text_of("id", &["-gn", "nobody"])),
         _ => String::new(),
@@ -268,7 +268,7 @@ fn stop_nginx(state: &Path, _: SocketAddr) -> Command {
 
 fn nginx(state: &Path) -> Command {
     let mut command = program("nginx");
-    // Until it has read its configuration it logs where only root may.
+    // Until it has read its configuration, it logs to a path that only root can write.
     command.arg("-e").arg(state.join("log")).arg("-c").arg(state.join("nginx.conf"));
     command
 }
@@ -292,7 +292,7 @@ fn program(name: &str) -> Command {
     Command::new(find(name).unwrap_or_else(|| panic!("{name} is not installed")))
 }
 
-/// Looks where daemons are, too: an ordinary user's `PATH` often leaves `/usr/sbin` out.
+/// Also searches where daemons are installed: an ordinary user's `PATH` often lacks `/usr/sbin`.
 fn find(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from);
@@ -312,8 +312,8 @@ fn text_of(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// An address that nobody else takes before the daemon does: all of 127.0.0.0/8 is this machine,
-/// and each test has a part of its own.
+/// An address that no other process takes before the daemon does: all of 127.0.0.0/8 is this machine, and
+/// each test has a part of its own.
 fn free_address() -> SocketAddr {
     let [_, high, middle, low] = std::process::id().to_be_bytes();
     let own = Ipv4Addr::new(127, high, middle, low.clamp(1, 254));

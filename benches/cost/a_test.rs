@@ -1,4 +1,4 @@
-//! What one trivial test costs: a thousand of them, divided.
+//! The cost of one trivial test: a thousand of them, divided.
 
 use std::path::Path;
 use std::process::Command;
@@ -22,7 +22,8 @@ pub(crate) fn release(bench: &mut Bench) {
     }
 }
 
-const FLOOR: &str = "two bare forks and waits";
+const FLOOR: &str = "two forks and waits, in C";
+const FORKS: &str = "two forks and waits, in the test binary";
 const ALONE: &str = "childproof, `harness = false`";
 const STOCK: &str = "childproof, stock target";
 const NEXTEST: &str = "cargo nextest run";
@@ -31,6 +32,7 @@ const LIBTEST: &str = "libtest, threads of one process";
 
 fn compare(bench: &mut Bench, fixture: &Fixture, profile: Profile) {
     let built = if profile == Profile::Debug { "debug" } else { "release" };
+    let program = fixture::build_floor();
     let fork = Fixture::build("test-fork", profile, &[]);
     let nextest = Nextest::find(profile);
     for threads in [1, 2] {
@@ -47,13 +49,16 @@ fn compare(bench: &mut Bench, fixture: &Fixture, profile: Profile) {
             command.args(["-q", &format!("--test-threads={threads}")]);
             Timed::new(command, TESTS)
         };
-        let floor = Timed::new(fixture::clean(fixture.binary("harness")), TESTS)
+        let mut floor = fixture::clean(&program);
+        floor.args([TESTS, threads].map(|number| number.to_string()));
+        let forks = Timed::new(fixture::clean(fixture.binary("harness")), TESTS)
             .env("COST_FLOOR", TESTS)
             .env("COST_THREADS", threads);
-        let mut names = vec![FLOOR, ALONE, STOCK, LIBTEST];
+        let mut names = vec![FLOOR, ALONE, FORKS, STOCK, LIBTEST];
         let mut commands = vec![
-            floor,
+            Timed::new(floor, TESTS),
             harness(fixture.binary("harness")),
+            forks,
             harness(fixture.binary("stock")),
             harness(fixture.binary("libtest")),
         ];
@@ -78,7 +83,7 @@ fn compare(bench: &mut Bench, fixture: &Fixture, profile: Profile) {
             let row = Row::time(*name, samples);
             bench.table.row(&match *name {
                 FLOOR => row,
-                ALONE if threads == 1 => row.over(floor, FLOOR).reach(1.5),
+                ALONE if threads == 1 => row.over(floor, FLOOR).reach(1.4),
                 STOCK => row.over(alone, ALONE).reach(1.3),
                 _ => row.over(floor, FLOOR),
             });
@@ -89,7 +94,8 @@ fn compare(bench: &mut Bench, fixture: &Fixture, profile: Profile) {
     }
 }
 
-/// nextest, on a list of binaries that is made before: no build, and no look for one, is timed.
+/// nextest with a list of binaries that is made before, so that neither a build nor the check for one is
+/// timed.
 struct Nextest {
     profile: Profile,
 }

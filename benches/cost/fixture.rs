@@ -1,4 +1,4 @@
-//! Builds the crates in `benches/fixtures`, and finds what came of them.
+//! Builds the crates in `benches/fixtures`, and finds their binaries.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
-    /// Builds the tests of a fixture crate; the error is the end of what cargo said.
+    /// Builds the tests of a fixture crate; the error is the end of cargo's output.
     pub(crate) fn build(name: &str, profile: Profile, more: &[&str]) -> Result<Fixture, String> {
         let mut command = cargo(name, "test");
         command.args(["--no-run", "--message-format=json"]).args(more);
@@ -49,7 +49,7 @@ impl Fixture {
         &found.unwrap_or_else(|| panic!("no target `{target}` in {:?}", self.binaries)).1
     }
 
-    /// Copies the binaries to where no other build of the same crate replaces them.
+    /// Copies the binaries, so that another build of the same crate does not replace them.
     pub(crate) fn keep(self, name: &str) -> Fixture {
         let directory = target().join("kept").join(name);
         fs::create_dir_all(&directory).unwrap();
@@ -62,7 +62,19 @@ impl Fixture {
     }
 }
 
-/// A cargo command in a fixture crate, with none of the environment of the cargo that runs this.
+/// Builds the program with two forks and two waits, and returns its path. Uses the C compiler that Rust links
+/// with.
+pub(crate) fn build_floor() -> PathBuf {
+    fs::create_dir_all(target()).unwrap();
+    let program = target().join("floor");
+    let source = root().join("benches/fixtures/floor/floor.c");
+    let status = Command::new("cc").args(["-O2", "-Wall", "-o"]).arg(&program).arg(source).status();
+    let built = status.as_ref().is_ok_and(std::process::ExitStatus::success);
+    assert!(built, "`cc` cannot build the floor: {status:?}");
+    program
+}
+
+/// A cargo command in a fixture crate, without the environment of the cargo that runs this.
 pub(crate) fn cargo(name: &str, subcommand: &str) -> Command {
     let mut command = clean(Path::new(env!("CARGO")));
     command
@@ -74,7 +86,7 @@ pub(crate) fn cargo(name: &str, subcommand: &str) -> Command {
     command
 }
 
-/// A command without what cargo, nextest and childproof tell the programs that they run.
+/// A command without the variables that cargo, nextest and childproof set.
 pub(crate) fn clean(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null());
@@ -88,22 +100,22 @@ pub(crate) fn clean(program: &Path) -> Command {
     command
 }
 
-/// The repository.
+/// The root of the repository.
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Where the fixtures are built.
+/// The target directory of the fixtures.
 pub(crate) fn target() -> PathBuf {
     root().join("target/bench")
 }
 
-/// The file that makes a binary large, 200 MB of it.
+/// The file that makes a binary large: 200 MB of data.
 fn bulk() -> PathBuf {
     target().join("bulk")
 }
 
-/// Makes the file that makes a binary large. Not all zeroes, which a linker could leave out.
+/// Creates that file. Not all zeroes, which a linker could leave out.
 pub(crate) fn make_bulk() {
     const SIZE: usize = 200 << 20;
     let size = fs::metadata(bulk()).map_or(0, |found| found.len());

@@ -1,4 +1,4 @@
-//! What it takes of memory, and of the time of a build.
+//! The memory that a run takes, the size of a binary, and the time of a build.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -6,12 +6,12 @@ use std::process::Stdio;
 use std::time::{Instant, SystemTime};
 
 use crate::Bench;
-use crate::fixture;
+use crate::fixture::{self, Fixture, Profile};
 use crate::measure::side_by_side;
 use crate::table::Row;
 use crate::trouble::Out;
 
-/// Eight tests at once that wait.
+/// Eight tests that wait, at the same time.
 pub(crate) fn memory(bench: &mut Bench) {
     bench.table.group("memory, eight tests at once, debug", "PSS: a page that n processes share counts 1/n");
     let out = Out::new();
@@ -51,7 +51,7 @@ pub(crate) fn build(bench: &mut Bench) {
         "`cargo test --no-run` with nothing built before",
     );
     let crates = ["bare-mimic", "bare-childproof"];
-    // Once for the registry's downloads.
+    // Run once first, so that downloads are not timed.
     for name in crates {
         clean_build(name);
     }
@@ -72,19 +72,54 @@ pub(crate) fn build(bench: &mut Bench) {
     bench.table.row(&Row::time("#[childproof::test]", &samples[1]).over(&samples[0], "#[test]"));
 }
 
-/// The seconds of a build with nothing built before.
+/// The size of a test binary.
+pub(crate) fn binary(bench: &mut Bench) {
+    bench.table.group(
+        "a test binary with one dev-dependency and one test",
+        "the file, most of which is debug information in a debug build; and what of it is mapped when it runs",
+    );
+    for (profile, built) in [(Profile::Debug, "debug"), (Profile::Release, "release")] {
+        let sizes = ["bare-mimic", "bare-childproof"].map(|name| {
+            let fixture = Fixture::build(name, profile, &[]);
+            fixture.map(|fixture| fs::read(fixture.binary("one")).unwrap())
+        });
+        let [Ok(mimic), Ok(childproof)] = &sizes else {
+            bench.table.skip(&format!("a test binary, {built}"), "a fixture cannot be built");
+            continue;
+        };
+        for (what, size) in [("file", <[u8]>::len as fn(&[u8]) -> usize), ("mapped", mapped)] {
+            let [mimic, childproof] = [mimic, childproof].map(|binary| [size(binary) as f64]);
+            let of = |name: &str| format!("{name}, {built}, {what}");
+            bench.table.row(&Row::memory(of("libtest-mimic"), &mimic));
+            bench.table.row(&Row::memory(of("childproof"), &childproof).over(&mimic, "libtest-mimic"));
+        }
+    }
+}
+
+/// How many bytes of an ELF file (64-bit, elf(5)) are mapped when it runs.
+fn mapped(file: &[u8]) -> usize {
+    const LOAD: u64 = 1;
+    let number = |at: usize, length: usize| {
+        file[at..at + length].iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+    };
+    let (first, size, count) = (number(32, 8) as usize, number(54, 2) as usize, number(56, 2) as usize);
+    let headers = (0..count).map(|header| first + header * size);
+    headers.filter(|at| number(*at, 4) == LOAD).map(|at| number(at + 32, 8) as usize).sum()
+}
+
+/// The time of a build from an empty target directory, in seconds.
 fn clean_build(name: &str) -> f64 {
     let target = fixture::target().join("clean");
     let _ = fs::remove_dir_all(&target);
     let mut command = fixture::cargo(name, "test");
-    // From a registry no crate is built incrementally; by path they would be, and take a quarter longer.
+    // A crate from a registry is never built incrementally; by path it would be, and take a quarter longer.
     command.args(["--no-run", "--quiet"]).env("CARGO_TARGET_DIR", &target).env("CARGO_INCREMENTAL", "0");
     let begin = Instant::now();
     assert!(command.status().unwrap().success());
     begin.elapsed().as_secs_f64()
 }
 
-/// The seconds of a check of one target of the fixture.
+/// The time of a `cargo check` of one target of the fixture, in seconds.
 fn check(target: &str) -> f64 {
     let source = Path::new(env!("CARGO_MANIFEST_DIR"));
     let source = source.join("benches/fixtures/cost/tests").join(target).with_extension("rs");

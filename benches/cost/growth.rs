@@ -1,4 +1,4 @@
-//! What a test's cost grows with, and what it must not grow with.
+//! How the cost of a test grows, and with what it must not grow.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -63,7 +63,7 @@ fn count(bench: &mut Bench) {
     bench.table.row(&row.over(&few_bare, "the same with 100"));
 }
 
-/// More processes on the machine that have nothing to do with the run.
+/// More unrelated processes on the machine.
 fn neighbours(bench: &mut Bench) {
     bench.table.group("idle processes on the machine, debug", "the whole command by 500; one test at a time");
     const COUNTS: [usize; 3] = [0, 500, 2000];
@@ -89,7 +89,7 @@ fn neighbours(bench: &mut Bench) {
     bench.table.row(&Row::time(format!("{FLOOR}, 2000 idle"), &bare[2]).over(&bare[0], "the same with 0"));
 }
 
-/// Processes that do nothing, and end when this one does.
+/// Idle processes that exit when this one does.
 pub(crate) struct Crowd {
     lifeline: Option<Lifeline>,
     idle: Vec<Child>,
@@ -113,7 +113,7 @@ impl Drop for Crowd {
     }
 }
 
-/// What a process has when the run begins.
+/// More fds and memory in the process before the run.
 fn found(bench: &mut Bench) {
     bench
         .table
@@ -138,7 +138,7 @@ fn found(bench: &mut Bench) {
     bench.table.row(&Row::time("64 MB touched", &large).over(&large_floor, FLOOR));
 }
 
-/// More tests at once than there are processors.
+/// More parallel tests than processors.
 fn at_once(bench: &mut Bench) {
     bench.table.group("tests at once, debug", "the whole command by 1000");
     let [one, two, eight] =
@@ -148,7 +148,7 @@ fn at_once(bench: &mut Bench) {
     bench.table.row(&Row::time("8 at once", &eight).over(&one, "1 at once"));
 }
 
-/// A binary of 200 MB, a quarter of it data and the rest as debug information is.
+/// A binary of 200 MB, a quarter of it mapped data and the rest unmapped, like debug information.
 pub(crate) fn size(bench: &mut Bench) {
     bench.table.group("size of the binary", "the whole command by 500; one test at a time");
     fixture::make_bulk();

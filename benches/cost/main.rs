@@ -1,10 +1,10 @@
-//! What a guarded test costs, beside what else there is: `cargo bench`.
+//! Measures what a guarded test costs, compared with alternatives: `cargo bench`.
 //!
-//! Prints one table. What stands in one group was run in turns, round after round, so that the
-//! ratios hold on a machine that is disturbed; the times themselves do not.
+//! Prints one table. The rows of a group are measured in turns, round after round, so that their ratios hold
+//! even on a busy machine; the times themselves do not.
 //!
-//! `cargo bench -- --quick` takes a minute where the fixtures are built. Words select groups:
-//! `cargo bench -- death memory`.
+//! `cargo bench -- --quick` takes a minute once the fixtures are built. Words select groups: `cargo bench --
+//! death memory`.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot go on ends")]
 
@@ -13,13 +13,14 @@ mod fixture;
 mod footprint;
 mod growth;
 mod measure;
+mod shared;
 mod table;
 mod trouble;
 
 use fixture::{Fixture, Profile};
 use table::Table;
 
-/// What every group needs.
+/// The state that every group uses.
 struct Bench {
     table: Table,
     /// The crate `cost`, with debug information and assertions.
@@ -28,7 +29,7 @@ struct Bench {
 }
 
 impl Bench {
-    /// How often something is done: `full` times, or a few.
+    /// The number of repetitions: `full`, or a few with `--quick`.
     fn rounds(&self, full: usize) -> usize {
         if self.quick { (full / 8).max(1) } else { full }
     }
@@ -36,10 +37,11 @@ impl Bench {
 
 type Group = fn(&mut Bench);
 
-/// The groups by the words that select them.
-const GROUPS: [(&str, Group); 9] = [
+/// The groups, with the words that select them.
+const GROUPS: [(&str, Group); 11] = [
     ("test", a_test::debug),
     ("release", a_test::release),
+    ("shared", shared::shared),
     ("growth", growth::growth),
     ("size", growth::size),
     ("teardown", trouble::teardown),
@@ -47,14 +49,15 @@ const GROUPS: [(&str, Group); 9] = [
     ("diagnosis", trouble::diagnosis),
     ("memory", footprint::memory),
     ("build", footprint::build),
+    ("binary", footprint::binary),
 ];
 
-/// What needs builds of its own, and takes minutes.
-const SLOW: [&str; 4] = ["release", "size", "diagnosis", "build"];
+/// Groups that need builds of their own and take minutes.
+const SLOW: [&str; 5] = ["release", "size", "diagnosis", "build", "binary"];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo test --benches` runs this too, and means: see that it starts.
+    // `cargo test --benches` runs this too, only to check that it starts.
     if !arguments.iter().any(|argument| argument == "--bench") {
         println!("to measure, run `cargo bench`");
         return;

@@ -1,9 +1,9 @@
-//! Times commands side by side.
+//! Times commands in turns.
 
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-/// A command that is timed as a whole, from its start to its end, and how many tests it runs.
+/// A command that is timed as a whole, and the number of tests that it runs.
 pub(crate) struct Timed {
     command: Command,
     tests: f64,
@@ -15,13 +15,13 @@ impl Timed {
         Timed { command, tests: tests as f64 }
     }
 
-    /// Sets a variable of its environment.
+    /// Sets an environment variable.
     pub(crate) fn env(mut self, name: &str, value: usize) -> Timed {
         self.command.env(name, value.to_string());
         self
     }
 
-    /// Runs it once, and gives the seconds a test.
+    /// Runs it once, and returns the time per test in seconds.
     pub(crate) fn run(&mut self) -> f64 {
         let begin = Instant::now();
         let status = self.command.status().unwrap();
@@ -31,8 +31,8 @@ impl Timed {
     }
 }
 
-/// Calls `sample` for each of `count` things once a round, one after the other, so that what
-/// disturbs the machine disturbs them all alike. Gives the samples of each.
+/// Calls `sample` for each of `count` candidates once per round, so that a disturbance affects all of them
+/// alike. Returns the samples of each.
 pub(crate) fn side_by_side(
     rounds: usize,
     count: usize,
@@ -47,7 +47,7 @@ pub(crate) fn side_by_side(
     samples
 }
 
-/// Runs each command once a round; gives each one's seconds a test.
+/// Runs each command once per round; returns the times per test in seconds of each.
 pub(crate) fn interleaved<const N: usize>(rounds: usize, mut commands: [Timed; N]) -> [Vec<f64>; N] {
     let samples = side_by_side(rounds, N, |at| commands[at].run());
     samples.try_into().unwrap_or_else(|_| unreachable!("one list a command"))

@@ -1,6 +1,6 @@
-//! The one table: a line for each thing that was measured, printed as soon as it is known.
+//! The table of results: one line per measurement, printed as soon as it is known.
 
-/// What may be printed behind a number.
+/// The unit of a number.
 #[derive(Clone, Copy)]
 pub(crate) enum Unit {
     Time,
@@ -16,7 +16,7 @@ pub(crate) struct Row {
     reach: Option<Reach>,
 }
 
-/// What is to be reached.
+/// A target value.
 #[derive(Clone, Copy)]
 enum Reach {
     Ratio(f64),
@@ -30,7 +30,7 @@ pub(crate) struct Table {
     missed: Vec<String>,
     /// The group that is being printed.
     group: String,
-    /// What is counted in each group.
+    /// What is counted, for each group.
     counted: Vec<String>,
 }
 
@@ -45,14 +45,14 @@ impl Table {
         Table { met: 0, missed: Vec::new(), group: String::new(), counted: Vec::new() }
     }
 
-    /// Prints what the next rows are about. What is counted is told below the table.
+    /// Prints the heading of the next rows. What is counted is explained below the table.
     pub(crate) fn group(&mut self, what: &str, counted: &str) {
         line([&format!("**{what}**"), "", "", "", "", ""]);
         self.group = what.to_owned();
         self.counted.push(format!("{what}: {counted}"));
     }
 
-    /// Prints a thing that was not measured, and why.
+    /// Prints a row that was not measured, and why.
     pub(crate) fn skip(&mut self, what: &str, why: &str) {
         line([what, "skipped", why.lines().next().unwrap_or_default(), "", "", ""]);
     }
@@ -86,7 +86,7 @@ impl Table {
         ]);
     }
 
-    /// Prints what it came to.
+    /// Prints the summary.
     pub(crate) fn finish(&self) {
         println!("\nWhat is counted:");
         for counted in &self.counted {
@@ -110,21 +110,21 @@ impl Row {
         Row { unit: Unit::Memory, ..Row::time(what, samples) }
     }
 
-    /// Shows the ratio to what was measured beside it: the median of the rounds' ratios, since
-    /// what disturbs a round disturbs both.
+    /// Shows the ratio to another measurement: the median of the ratios per round, since a disturbance
+    /// affects both in a round.
     pub(crate) fn over(mut self, others: &[f64], name: &'static str) -> Row {
         let ratios: Vec<f64> = self.samples.iter().zip(others).map(|(own, other)| own / other).collect();
         self.over = Some((median(&ratios), name));
         self
     }
 
-    /// The ratio is to be this at most.
+    /// Sets the target: a ratio of at most `most`.
     pub(crate) fn reach(mut self, most: f64) -> Row {
         self.reach = Some(Reach::Ratio(most));
         self
     }
 
-    /// The median is to be this at most.
+    /// Sets the target: a median of at most `most`.
     pub(crate) fn at_most(mut self, most: f64) -> Row {
         self.reach = Some(Reach::Most(most));
         self
@@ -142,7 +142,7 @@ impl Unit {
     }
 }
 
-/// A number with three digits that count.
+/// A number with three significant digits.
 fn three(value: f64) -> String {
     let decimals = match value {
         100.0.. => 0,
@@ -156,7 +156,7 @@ pub(crate) fn median(samples: &[f64]) -> f64 {
     quantile(samples, 0.5)
 }
 
-/// The value below which a part of the samples lies; between two samples, in proportion.
+/// The quantile of the samples, interpolated linearly.
 pub(crate) fn quantile(samples: &[f64], part: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);

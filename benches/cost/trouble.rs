@@ -1,4 +1,4 @@
-//! What it costs when something is left, fails or dies.
+//! The cost of a test that leaks, fails or is killed.
 
 use std::fs;
 use std::io::Read;
@@ -19,7 +19,7 @@ use crate::table::{Row, quantile};
 /// The grace of the fixture's tests.
 const GRACE: f64 = 0.05;
 
-/// A directory in which the bodies tell numbers.
+/// A directory in which the bodies report numbers.
 pub(crate) struct Out(PathBuf);
 
 impl Out {
@@ -37,12 +37,12 @@ impl Out {
         command
     }
 
-    /// What a body has told under a name.
+    /// The number that a body has reported under a name.
     pub(crate) fn told(&self, name: &str) -> Option<f64> {
         fs::read_to_string(self.0.join(name)).ok()?.parse().ok()
     }
 
-    /// Waits until a body tells something.
+    /// Waits until a body reports a number under a name.
     pub(crate) fn wait_for(&self, name: &str) -> f64 {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
@@ -55,13 +55,12 @@ impl Out {
     }
 }
 
-/// The seconds from the end of a body that leaves `leaks` processes to the word FAILED, the grace
-/// taken off.
+/// The seconds from the end of a body that leaves `leaks` processes to the word FAILED, minus the grace.
 fn time_to_teardown(fixture: &Fixture, leaks: usize) -> f64 {
     time_to_verdict(fixture, "leaks", leaks) - GRACE
 }
 
-/// The seconds from the end of a body, or of its time, to the word FAILED.
+/// The seconds from the end of a body, or from its timeout, to the word FAILED.
 fn time_to_verdict(fixture: &Fixture, test: &str, leaks: usize) -> f64 {
     let out = Out::new();
     let mut command = out.command(fixture, test);
@@ -101,12 +100,12 @@ pub(crate) fn teardown(bench: &mut Bench) {
     bench.table.row(&row.over(&samples[0], "1 leaked process").reach(20.0));
 }
 
-/// The seconds from SIGKILL of a harness to the end of the last process of its run: fork server,
-/// supervisor, test and three descendants.
+/// The seconds from SIGKILL of a harness to the exit of the last process of its run: fork server, supervisor,
+/// test and three descendants.
 fn time_to_nothing_left(fixture: &Fixture) -> f64 {
     let out = Out::new();
-    // Not close-on-exec: every process of the run has the write end, and the read end is at
-    // end-of-file when the last of them is gone.
+    // Not close-on-exec: every process of the run inherits the write end, and the read end is at EOF when the
+    // last of them has exited.
     let (read, write) = nix::unistd::pipe().unwrap();
     let mut command = out.command(fixture, "is_killed");
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -139,12 +138,12 @@ pub(crate) fn death(bench: &mut Bench) {
     }
 }
 
-/// Processes that are busy.
+/// Busy processes.
 struct Load(Vec<Child>);
 
 impl Load {
     fn of(count: usize) -> Load {
-        // They look after the bench, and end if it is killed.
+        // They watch the bench, and exit if it is killed.
         let script = "while kill -0 $PPID; do :; done";
         let busy = || Command::new("sh").args(["-c", script]).stderr(Stdio::null()).spawn().unwrap();
         Load((0..count).map(|_| busy()).collect())

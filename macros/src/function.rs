@@ -1,5 +1,4 @@
-//! The function below an attribute: how it is read, what its own attributes mean, and what a test
-//! cannot be.
+//! The annotated function: parses it, classifies its attributes, and checks that it can be a test.
 
 use proc_macro2::{Group, TokenStream, TokenTree};
 use quote::ToTokens;
@@ -9,7 +8,7 @@ use syn::{Attribute, Error, Expr, ExprLit, FnArg, Lit, Meta, MetaNameValue, Safe
 
 use crate::args::add;
 
-/// A function whose body nobody looks into: its tokens and spans go out as they came in.
+/// A function with its body kept as tokens: they are emitted unchanged, with their spans.
 pub(crate) struct Function {
     pub(crate) attributes: Vec<Attribute>,
     pub(crate) visibility: Visibility,
@@ -22,8 +21,8 @@ impl Parse for Function {
         let attributes = input.call(Attribute::parse_outer)?;
         let visibility = input.parse()?;
         let signature = input.parse()?;
-        // As a token, because a body that comes out of a `macro_rules` macro as `$body:block` is
-        // wrapped in a group of its own.
+        // As a single token, because a body from a `$body:block` of a `macro_rules` macro is wrapped in a
+        // group of its own.
         let body = match input.parse()? {
             TokenTree::Group(body) => body,
             other => return Err(Error::new(other.span(), "a test needs a body: `{ .. }`")),
@@ -52,17 +51,19 @@ pub(crate) enum Kind {
     ShouldPanic,
     Cfg,
     CfgAttr,
-    /// Would warn of the one call that the expansion makes; nobody else can call a test.
+    /// Would warn about the only call, which the expansion generates; no other code can call a test.
     Deprecated,
-    /// One of ours: written twice.
+    /// One of this crate's: the attribute was written twice.
     Ours,
-    /// Changes nothing about where the test must stand.
+    /// One of serial_test's. Its locks only exclude threads of one process, not other processes.
+    Serial,
+    /// May stand anywhere relative to the test.
     Inert,
     /// May rewrite the function, and must do so first.
     Foreign,
 }
 
-/// Tells what an attribute is, by its path: a macro cannot resolve names.
+/// Classifies an attribute by its path: a macro cannot resolve names.
 pub(crate) fn kind(attribute: &Attribute) -> Kind {
     let path = attribute.path();
     let segments: Vec<String> =
@@ -76,6 +77,8 @@ pub(crate) fn kind(attribute: &Attribute) -> Kind {
         ["cfg_attr"] => Kind::CfgAttr,
         ["deprecated"] => Kind::Deprecated,
         ["childproof", "test" | "guard"] | [.., "__private", "test" | "guard"] => Kind::Ours,
+        ["serial" | "parallel" | "file_serial" | "file_parallel"]
+        | ["serial_test", "serial" | "parallel" | "file_serial" | "file_parallel"] => Kind::Serial,
         ["doc" | "allow" | "warn" | "deny" | "forbid" | "expect"]
         | ["must_use" | "inline" | "cold" | "track_caller"]
         | ["target_feature" | "no_mangle" | "export_name" | "link_section" | "automatically_derived"]
@@ -93,19 +96,19 @@ impl Function {
         self.attributes.iter().filter(move |attribute| kind(attribute) == wanted)
     }
 
-    /// Tells whether an attribute surely makes it a `#[test]`. Not all put that below: tokio before 1.38
-    /// puts it above, where it has expanded by the time of the last pass, and a second one would run the test twice.
-    pub(crate) fn has_a_test_from_elsewhere(&self) -> bool {
-        let makes_one = |attribute: &Attribute| {
-            let mut path = attribute.path().segments.iter().map(|segment| segment.ident.to_string());
-            let (first, last) = (path.next(), path.next());
-            matches!(first.as_deref(), Some("tokio" | "async_std")) && last.as_deref() == Some("test")
-        };
-        self.of_kind(Kind::Foreign).any(makes_one)
+    /// Finds the attribute that makes it a `#[test]`. Many attributes put the `#[test]` above themselves: it
+    /// has expanded before the last pass, and a second one would run the test twice.
+    pub(crate) fn test_from_elsewhere(&self) -> Option<&Attribute> {
+        self.of_kind(Kind::Foreign).find(|attribute| makes_a_test(attribute))
     }
 
-    /// Tells whether `rstest` will make modules within modules of it, under names of its own: one
-    /// for each of the `#[values]` or `#[files]` of a parameter, here or in a template.
+    /// Finds an attribute that is known to put its `#[test]` above all others.
+    pub(crate) fn test_from_above(&self) -> Option<&Attribute> {
+        self.of_kind(Kind::Foreign).find(|attribute| makes_a_test_above(attribute))
+    }
+
+    /// Whether `rstest` will generate nested modules under its own names: one for each `#[values]` or
+    /// `#[files]` of a parameter, here or in a template.
     pub(crate) fn may_nest(&self) -> bool {
         let named = |attribute: &Attribute, names: &[&str]| {
             attribute.path().segments.last().is_some_and(|last| names.iter().any(|name| last.ident == name))
@@ -119,7 +122,7 @@ impl Function {
         parameters || self.attributes.iter().any(|attribute| named(attribute, &["apply"]))
     }
 
-    /// Reads the string that the attribute of this kind carries.
+    /// Reads the string argument of the attribute of this kind.
     pub(crate) fn string_of(
         &self,
         wanted: Kind,
@@ -129,6 +132,33 @@ impl Function {
         let attribute = self.of_kind(wanted).next()?;
         read(&attribute.meta).map_err(|error| add(errors, error)).ok()
     }
+}
+
+/// Whether an attribute puts a `#[test]` above all others of the function, or above each function that it makes.
+fn makes_a_test_above(attribute: &Attribute) -> bool {
+    let segments: Vec<String> =
+        attribute.path().segments.iter().map(|segment| segment.ident.unraw().to_string()).collect();
+    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    matches!(
+        segments[..],
+        [.., "test_case" | "test_matrix" | "quickcheck"]
+            | ["test_case", "case"]
+            | ["smol_potat" | "test_fork" | "async_std" | "actix_rt" | "actix_web" | "sqlx", "test"]
+    )
+}
+
+/// Whether an attribute makes the function a `#[test]`, wherever it puts that.
+fn makes_a_test(attribute: &Attribute) -> bool {
+    let path = attribute.path();
+    let is_test = path.segments.last().is_some_and(|last| last.ident == "test");
+    makes_a_test_above(attribute) || (is_test && path.segments.len() > 1)
+}
+
+/// The path of an attribute as it is written.
+pub(crate) fn path_of(attribute: &Attribute) -> String {
+    let segments: Vec<String> =
+        attribute.path().segments.iter().map(|segment| segment.ident.to_string()).collect();
+    segments.join("::")
 }
 
 /// Reads `#[ignore]` or `#[ignore = "why"]`.
@@ -164,7 +194,8 @@ fn string_value(pair: &MetaNameValue) -> Option<String> {
     }
 }
 
-/// Refuses what a test cannot be. Only the last pass may: a foreign attribute may have consumed it.
+/// Refuses signatures that a test cannot have. Only in the last pass: before, a foreign attribute may still
+/// change it.
 pub(crate) fn check_signature(attribute: &str, signature: &Signature, errors: &mut Option<Error>) {
     let Signature { asyncness, safety, abi, generics, inputs, variadic, .. } = signature;
     let mut refuse = |at: &dyn ToTokens, message: String| {
@@ -205,7 +236,7 @@ pub(crate) fn check_signature(attribute: &str, signature: &Signature, errors: &m
     }
 }
 
-/// Says what stands there instead of a function.
+/// Describes the item that is not a function.
 pub(crate) fn not_a_function(attribute: &str, item: &TokenStream, error: Error) -> Error {
     const ITEMS: [&str; 11] =
         ["struct", "enum", "union", "mod", "impl", "trait", "const", "static", "use", "type", "macro_rules"];

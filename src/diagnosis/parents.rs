@@ -1,53 +1,67 @@
-//! The program that a process came from whose own parent has ended, and that nobody can ask any more.
+//! Finds the program that started a process, if that has exited: the kernel then no longer shows it as the
+//! parent.
 
-use super::{Names, Origin, origin_of_process};
-use crate::facts::{Class, Facts, Makes, Process};
+use crate::guard::facts::{Class, Facts, Process};
+use crate::proc::fds::Fd;
+use crate::recorder::call_site::{Names, ResolvedCallSite, ResourceKind, SourceLocation};
 
-/// A process whose parent has ended, and which program that probably was, or one of its own.
+/// A process without its parent, and the program that was probably its parent or another ancestor.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Ended {
+pub(crate) struct ExitedParent {
     pub(crate) orphan: i32,
     pub(crate) parent: i32,
-    pub(crate) by: By,
+    pub(crate) relation: Relation,
 }
 
-/// How it is known.
+/// What the relation is concluded from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum By {
-    /// It is in the session that the parent led, which nobody joins but by descent.
+pub(crate) enum Relation {
+    /// The process is in the session that the parent led; processes only get into a session by descent.
     Session,
-    /// It is in the process group that the parent led: so are others that were put there, such as all
-    /// programs of a shell's pipeline.
+    /// The process is in the process group that the parent led. Other processes may have been moved there
+    /// too, such as all programs of a shell pipeline.
     Group,
-    /// The parent is the last program that had been started before it, and has ended.
-    Order,
+    /// One of its standard streams is a pipe that was created for the parent, by the line that started it.
+    Pipe,
+    /// The parent is the last program that was started before the process, and has exited.
+    Sequence,
 }
 
-/// Finds the ended parents, as far as the test itself or a fork of it has started them.
-pub(super) fn find(facts: &Facts, names: &Names) -> Vec<Ended> {
+/// Finds the exited parents, if the test itself or a fork of it started them.
+pub(super) fn find(facts: &Facts, names: &Names) -> Vec<ExitedParent> {
     let alive = || facts.processes.iter().filter(|process| process.class != Class::Unwaited);
-    let has_ended = |pid: u64| alive().all(|process| process.pid as u64 != pid);
-    let programs: Vec<&Origin> = names
-        .origins
+    let has_exited = |pid: u64| alive().all(|process| process.pid as u64 != pid);
+    let programs: Vec<&ResolvedCallSite> = names
+        .call_sites
         .iter()
-        .filter(|origin| origin.makes == Makes::Process && (origin.execed || origin.call != "fork"))
-        .filter(|origin| has_ended(origin.keys[0]))
+        .filter(|site| site.kind == ResourceKind::Process && (site.execed || site.call != "fork"))
+        .filter(|site| has_exited(site.keys[0]))
         .collect();
     let is_orphan = |process: &&Process| {
         process.class == Class::Leaked
             && process.adopted
             && process.lineage.iter().all(|pid| *pid == facts.pid)
-            && origin_of_process(&names.origins, process.pid).is_none()
+            && names.of_process(process.pid).is_none()
     };
     let parent = |process: &Process| {
-        let is = |pid: i32| programs.iter().any(|origin| origin.keys[0] as i32 == pid);
-        let before = programs.iter().map(|origin| origin.keys[0] as i32).filter(|pid| *pid < process.pid);
-        let (parent, by) = match process {
-            process if is(process.sid) => (process.sid, By::Session),
-            process if is(process.pgid) => (process.pgid, By::Group),
-            _ => (before.max()?, By::Order),
+        let is = |pid: i32| programs.iter().any(|site| site.keys[0] as i32 == pid);
+        let before = || programs.iter().filter(|site| (site.keys[0] as i32) < process.pid);
+        let streams = process.known_fds().iter().filter(|fd| fd.fd <= 2).filter_map(Fd::pipe);
+        let places: Vec<&SourceLocation> =
+            streams.filter_map(|pipe| names.of_inode(pipe)?.place.as_ref()).collect();
+        let by_pipe = before().rfind(|site| site.place.as_ref().is_some_and(|place| places.contains(&place)));
+        let last = || before().map(|site| site.keys[0] as i32).max();
+        let (parent, relation) = match process {
+            process if is(process.sid) => (process.sid, Relation::Session),
+            process if is(process.pgid) => (process.pgid, Relation::Group),
+            _ => match by_pipe {
+                Some(site) => (site.keys[0] as i32, Relation::Pipe),
+                // Its pipe was created by another line than the one of the last program.
+                None if !places.is_empty() => return None,
+                None => (last()?, Relation::Sequence),
+            },
         };
-        Some(Ended { orphan: process.pid, parent, by })
+        Some(ExitedParent { orphan: process.pid, parent, relation })
     };
     facts.processes.iter().filter(is_orphan).filter_map(parent).collect()
 }

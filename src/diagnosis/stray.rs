@@ -1,22 +1,24 @@
-//! Stray fds, and who holds which end of a pipe.
+//! Findings about stray fds, and the holders of both ends of pipes.
 
 use std::collections::HashMap;
 
 use nix::libc;
 
-use super::{Allow, Cause, Finding, Origin, plural};
-use crate::facts::{Facts, Process};
-use crate::outcome::{End, StrayFd};
-use crate::policy::Settings;
+use super::allowance::Allowance;
+use super::evidence::Evidence;
+use super::finding::{Cause, CodePlace, Finding, Kind, StrayNumber};
+use super::stray_socket::{self, StraySocket};
+use crate::config::policy::Settings;
+use crate::guard::facts::{Facts, Process};
+use crate::guard::report_page::{End, HeldBy, StrayFd};
+use crate::guard::strays::FIFO;
 use crate::proc::fds::Fd;
+use crate::recorder::call_site::Names;
 
-/// The most fds that are named in a sentence.
-const NAMED: usize = 8;
+/// The most functions with an argument each.
+const CREATORS: usize = 4;
 
-/// The most functions that are allowed one by one.
-const MAKERS: usize = 4;
-
-/// One end of a pipe in somebody's hands.
+/// An fd of a process that is an end of a pipe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Holder {
     pub(crate) pid: i32,
@@ -29,13 +31,15 @@ pub(crate) struct Holder {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stray {
     pub(crate) fd: StrayFd,
-    /// Everybody else who holds the same file.
+    /// The other fds of the same file.
     pub(crate) holders: Vec<Holder>,
+    /// If it is a socket that was asked about.
+    pub(crate) socket: Option<StraySocket>,
 }
 
 impl Stray {
     pub(crate) fn is_pipe(&self) -> bool {
-        self.fd.target.starts_with("pipe:[")
+        is_pipe(&self.fd)
     }
 }
 
@@ -46,21 +50,22 @@ pub(crate) struct Pipe {
     pub(crate) holders: Vec<Holder>,
 }
 
-/// Takes out the fds that were made where the policy expects it, and those that a runtime keeps for itself.
-pub(super) fn allow(facts: &mut Facts, settings: &Settings, origins: &[Origin]) {
+/// Removes the fds that were created in code which the policy allows, and those that a runtime keeps for
+/// itself.
+pub(super) fn allow(facts: &mut Facts, settings: &Settings, names: &Names) {
     let before = facts.strays.len();
     facts.strays.retain(|stray| {
-        let Some(origin) = super::origin_of_inode(origins, stray.ino) else { return true };
+        let Some(site) = names.of_fd(stray.key) else { return true };
         let is_expected = |function: &String| {
             settings.allow_created_by.iter().any(|prefix| is_below(path_of(function), prefix))
         };
-        !origin.is_kept && !origin.functions.iter().any(is_expected)
+        !site.is_kept && !site.functions.iter().any(is_expected)
     });
     let gone = (before - facts.strays.len()) as u32;
     facts.stray_count = facts.stray_count.saturating_sub(gone);
 }
 
-/// The path by which a function is allowed: `<crate::Type as Trait>::function` is in `crate` too.
+/// The path by which a function is matched: `<crate::Type as Trait>::function` is in `crate` too.
 fn path_of(function: &str) -> &str {
     function.trim_start_matches('<')
 }
@@ -71,34 +76,37 @@ fn is_below(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| !rest.starts_with(is_name) || !prefix.ends_with(is_name))
 }
 
-/// The arguments that let just these pass, by the functions that made them; `None` if one has none.
-fn allow_makers(strays: &[Stray], origins: &[Origin]) -> Option<Vec<Allow>> {
-    let mut makers: Vec<&str> = Vec::new();
-    for stray in strays {
-        let function = super::origin_of_inode(origins, stray.fd.ino)?.function.as_deref()?;
-        // Without type parameters and closures, and what cannot stand in a string.
+/// The arguments that allow exactly these stray fds, by the functions that created them; `None` if one is
+/// unknown.
+pub(super) fn allow_creators(evidence: &Evidence<'_>) -> Option<Vec<Allowance>> {
+    let mut creators: Vec<&str> = Vec::new();
+    for stray in &evidence.facts.strays {
+        let function = evidence.names.of_fd(stray.key)?.function.as_deref()?;
+        // Without type parameters and closures, and without characters that cannot be in a string.
         let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
         let path = path_of(function).split(|c| !is_path(c)).next()?.trim_end_matches(':');
-        // `fn`, `dyn` or `u32` would be many others' too, as would a type of std's that a trait is for.
+        // `fn`, `dyn` or `u32` would match many other functions too, as would a type of std that implements a
+        // trait.
         let is_stds = ["std::", "core::", "alloc::"].iter().any(|begin| path.starts_with(begin));
         if is_stds || !path.contains("::") {
             return None;
         }
-        if !makers.contains(&path) {
-            makers.push(path);
+        if !creators.contains(&path) {
+            creators.push(path);
         }
     }
-    (makers.len() <= MAKERS)
-        .then(|| makers.into_iter().map(|path| Allow::new("allow_created_by", path)).collect())
+    let by = |path: &str| Allowance::CreatedBy { path: path.to_owned() };
+    (creators.len() <= CREATORS).then(|| creators.into_iter().map(by).collect())
 }
 
-/// Joins each stray fd with the other holders of its file.
-pub(super) fn fold(facts: &Facts) -> Vec<Stray> {
+/// Groups stray fds of the same file, with the file's other holders.
+pub(super) fn fold(evidence: &Evidence<'_>) -> Vec<Stray> {
+    let facts = evidence.facts;
     facts
         .strays
         .iter()
         .map(|fd| {
-            let others = facts.strays.iter().filter(|other| other.target == fd.target && other.fd != fd.fd);
+            let others = facts.strays.iter().filter(|other| other.target == fd.target && *other != fd);
             let mut holders: Vec<Holder> = others
                 .map(|other| Holder {
                     pid: facts.pid,
@@ -108,12 +116,12 @@ pub(super) fn fold(facts: &Facts) -> Vec<Stray> {
                 })
                 .collect();
             holders.extend(holders_of(facts, &fd.target));
-            Stray { fd: fd.clone(), holders }
+            Stray { fd: fd.clone(), holders, socket: stray_socket::of(evidence, fd) }
         })
         .collect()
 }
 
-/// The pipes in the hands of leaked processes, each once.
+/// The pipes that leaked processes hold, each once.
 pub(super) fn pipes(facts: &Facts) -> Vec<Pipe> {
     let mut pipes: Vec<Pipe> = Vec::new();
     let mut places: HashMap<u64, usize> = HashMap::new();
@@ -132,7 +140,7 @@ pub(super) fn pipes(facts: &Facts) -> Vec<Pipe> {
     pipes
 }
 
-/// The test's own strays are in `strays`; at a timeout its table was read like the others'.
+/// The test's own stray fds are in `strays`; at a timeout its fd table was read like the others'.
 fn counts(facts: &Facts, process: &Process) -> bool {
     facts.end == End::TimedOut || !process.is_test
 }
@@ -148,88 +156,81 @@ fn holders_of<'a>(facts: &'a Facts, target: &'a str) -> impl Iterator<Item = Hol
     })
 }
 
-/// Adds what is to be said of stray fds.
-pub(super) fn find(facts: &Facts, strays: &[Stray], origins: &[Origin], findings: &mut Vec<Finding>) {
+/// Adds the finding about stray fds.
+pub(super) fn add(evidence: &Evidence<'_>, findings: &mut Vec<Finding>) {
+    let facts = evidence.facts;
     let count = facts.stray_count as usize;
-    let Some(first) = strays.first() else {
-        if count > 0 {
-            findings.push(Finding {
-                cause: Some(Cause::StrayFd),
-                sentence: format!(
-                    "the body left {} open beyond those that were written down, which are allowed: what they are \
-                     is not known.",
-                    plural(count, "fd")
-                ),
-                fix: Some("close what is allowed too, and see what is left.".to_owned()),
-                allow: vec![Allow::new("fds", "off")],
-            });
-        }
+    if count == 0 {
         return;
-    };
-    let pipes = strays.iter().filter(|stray| stray.is_pipe()).count();
-    let noun = if pipes == strays.len() { "pipe end" } else { "fd" };
-    let numbers: Vec<String> = strays.iter().take(NAMED).map(|stray| stray.fd.fd.to_string()).collect();
-    let more = if count > numbers.len() { ", .." } else { "" };
-    let mut sentence =
-        format!("the body left {} open: fd {}{more}.", plural(count, noun), numbers.join(", "));
-    let mut fix = fix(first, strays, facts.pid);
-    if facts.threads > 0 {
-        let them = if count == 1 { "it" } else { "them" };
-        let threads = plural(facts.threads as usize, "thread");
-        sentence.push_str(&format!(" {threads} still ran, and may own {them}{}.", super::running(facts)));
-        fix = format!(
-            "if a thread owns {them}, have it end and join it: what it owns is closed then. Otherwise {fix}"
-        );
     }
-    findings.push(Finding {
-        cause: Some(Cause::StrayFd),
-        sentence,
-        fix: Some(fix),
-        allow: allow_makers(strays, origins)
-            .filter(|_| count == strays.len())
-            .unwrap_or_else(|| vec![Allow::new("fds", if pipes == 0 { "pipes" } else { "off" })]),
+    if facts.strays.is_empty() {
+        findings.push(Finding::new(Cause::StrayFd, Kind::UnlistedFds { count }, evidence));
+        return;
+    }
+    let fds = facts.strays.iter().map(|stray| StrayNumber {
+        fd: stray.fd,
+        inode: stray.ino,
+        key: stray.key,
+        is_pipe: is_pipe(stray),
+        held_by: stray.held_by.clone(),
+        socket: stray_socket::of(evidence, stray),
     });
+    let created = facts.strays.iter().find_map(|stray| {
+        let site = evidence.names.of_fd(stray.key)?;
+        site.place.is_some().then(|| CodePlace::of(site))
+    });
+    let kind = Kind::StrayFd {
+        count,
+        fds: fds.collect(),
+        threads: facts.threads,
+        running: facts.running.clone(),
+        created,
+    };
+    findings.push(Finding::new(Cause::StrayFd, kind, evidence));
 }
 
-/// What mends one stray fd, and that it holds for the others.
-fn fix(stray: &Stray, all: &[Stray], test: i32) -> String {
-    let fd = stray.fd.fd;
-    let other = stray
-        .holders
-        .iter()
-        .find(|holder| stray.is_pipe() && holder.pid == test && holder.access != stray.fd.access);
-    let covered = [Some(fd), other.map(|other| other.fd)];
-    let rest = all.iter().map(|stray| stray.fd.fd).filter(|fd| !covered.contains(&Some(*fd)));
-    let rest: Vec<String> = rest.map(|fd| fd.to_string()).collect();
-    let rest = match &rest[..] {
-        [] => String::new(),
-        [fd] => format!(" Do the same with fd {fd}."),
-        fds => {
-            let more = if fds.len() > NAMED { ", .." } else { "" };
-            format!(" Do the same with fds {}{more}.", fds[..fds.len().min(NAMED)].join(", "))
-        }
-    };
-    one_fix(stray, other) + &rest
+/// The stray fds that should be closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CloseFds {
+    pub(crate) fd: i32,
+    /// `O_ACCMODE`, if it is a pipe end.
+    pub(crate) access: Option<i32>,
+    /// The other end of the same pipe, if that is also stray.
+    pub(crate) other: Option<i32>,
+    pub(crate) rest: Vec<i32>,
+    /// What keeps it open.
+    pub(crate) held_by: HeldBy,
+    /// The number of fds, if threads were running that may own them.
+    pub(crate) owners: Option<usize>,
 }
 
-fn one_fix(stray: &Stray, other: Option<&Holder>) -> String {
-    let fd = stray.fd.fd;
-    if !stray.is_pipe() {
-        return format!(
-            "close fd {fd} before the test ends: drop its owner, or do not `forget` or `leak` it."
-        );
-    }
-    if let Some(other) = other {
-        return format!(
-            "close fd {fd} and fd {}, the ends of one pipe, before the test ends: drop their owners.",
-            other.fd
-        );
-    }
-    let (this, effect) = match stray.fd.access {
-        libc::O_RDONLY => ("read", "a writer to this pipe would never get EPIPE"),
-        _ => ("write", "a reader of this pipe would never see EOF"),
-    };
-    format!("close the {this} end, fd {fd}, before the test ends: as long as it is open, {effect}.")
+/// Whether all stray fds come from `popen(3)`.
+pub(super) fn is_of_popen(evidence: &Evidence<'_>) -> bool {
+    let strays = &evidence.facts.strays;
+    let is_popens =
+        |stray: &StrayFd| evidence.names.of_fd(stray.key).is_some_and(|site| site.call == "popen");
+    !strays.is_empty() && strays.iter().all(is_popens)
+}
+
+/// The remedy for stray fds; `None` if there are none.
+pub(super) fn close(evidence: &Evidence<'_>) -> Option<CloseFds> {
+    let strays = &evidence.facts.strays;
+    let first = strays.first()?;
+    let is_other = |other: &&StrayFd| other.target == first.target && other.access != first.access;
+    let other = strays.iter().find(|other| is_pipe(first) && is_other(other)).map(|other| other.fd);
+    let rest = strays.iter().map(|stray| stray.fd).filter(|fd| *fd != first.fd && Some(*fd) != other);
+    Some(CloseFds {
+        fd: first.fd,
+        access: is_pipe(first).then_some(first.access),
+        other,
+        rest: rest.collect(),
+        held_by: first.held_by.clone(),
+        owners: (evidence.facts.threads > 0).then_some(evidence.facts.stray_count as usize),
+    })
+}
+
+pub(super) fn is_pipe(fd: &StrayFd) -> bool {
+    (fd.target.starts_with("pipe:[") || fd.target.ends_with(FIFO)) && fd.access & libc::O_PATH == 0
 }
 
 #[cfg(test)]

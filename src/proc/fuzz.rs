@@ -1,12 +1,14 @@
-//! The parsers against whatever the kernel may print, and whatever it may not.
+//! Property tests of the parsers, with valid and with invalid input.
 //!
-//! What is read here comes from processes that may call themselves anything and vanish in the
-//! middle of a line. A parser reads a line right or gives nothing; it never panics.
+//! The input comes from processes that can give themselves any name and can exit while they are read. A
+//! parser returns the right value or nothing; it never panics.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use proptest::prelude::*;
 
+#[cfg(feature = "sites")]
+use super::elf;
 use super::fds;
 use super::maps::Maps;
 use super::process::{self, Stat};
@@ -14,12 +16,12 @@ use super::sockets;
 use super::waits;
 use crate::sys::Pid;
 
-/// A name as a process may give it to itself: any 15 bytes but NUL.
+/// A process name: any 15 bytes but NUL.
 fn comm() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(prop_oneof![Just(b')'), Just(b'('), Just(b' '), Just(b'\n'), 1..=255u8], 0..=15)
 }
 
-/// A line that was cut or changed in places.
+/// A line that is truncated or has changed bytes.
 fn damaged(line: impl Strategy<Value = Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     (
         line,
@@ -95,7 +97,7 @@ proptest! {
         let line = format!("{number} {} 0x7ffc 0x7f10\n", words.join(" "));
         prop_assert_eq!(waits::parsed(&line), Some((number, arguments)));
         let _ = waits::parsed(&junk);
-        let _ = waits::moment(&junk, &junk);
+        let _ = waits::fingerprint(&junk, &junk);
         waits::parse_interests(&junk);
     }
 
@@ -133,8 +135,10 @@ proptest! {
     fn any_fdinfo_is_an_fd(fd in any::<i32>(), target in ".*", info in ".*", flags in any::<u32>()) {
         let _ = fds::parse(fd, target.clone(), &info);
         let known = fds::parse(fd, target, &format!("pos:\t0\nflags:\t{:o}\n", flags >> 1));
-        prop_assert_eq!(known.access, (flags >> 1) as i32 & nix::libc::O_ACCMODE);
-        prop_assert!(known.reads() || known.writes());
+        let kept = nix::libc::O_ACCMODE | nix::libc::O_PATH;
+        prop_assert_eq!(known.access, (flags >> 1) as i32 & kept);
+        // An fd with `O_PATH` has neither end open.
+        prop_assert_eq!(known.is_path(), !known.reads() && !known.writes());
     }
 
     #[test]
@@ -163,15 +167,50 @@ proptest! {
 
     #[cfg(feature = "sites")]
     #[test]
-    fn any_file_has_some_segments(bytes in prop::collection::vec(any::<u8>(), 0..400), is_elf in any::<bool>()) {
+    fn any_file_has_some_headers(bytes in prop::collection::vec(any::<u8>(), 0..400), is_elf in any::<bool>()) {
         let mut bytes = bytes;
         if is_elf && bytes.len() > 6 {
-            bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+            bytes[..6].copy_from_slice(&elf::MAGIC);
         }
-        let read = |offset: u64, size: usize| {
-            let at = usize::try_from(offset).ok()?;
-            bytes.get(at..at.checked_add(size)?).map(<[u8]>::to_vec)
-        };
-        let _ = super::unwind::segments(&bytes, read);
+        if let Some(segments) = elf::segments_of_file(&bytes) {
+            elf::base(&segments);
+        }
+        let _ = elf::sections(&bytes);
     }
+
+    #[cfg(feature = "sites")]
+    #[test]
+    fn a_damaged_program_is_no_panic(
+        file in damaged(Just(elf_file())),
+        changes in prop::collection::vec((0..elf::HEADER, any::<u8>()), 1..8),
+    ) {
+        let _ = (elf::segments_of_file(&file), elf::sections(&file));
+        // Damages only the header, so that the tables are looked for in the wrong place.
+        let mut file = elf_file();
+        prop_assert!(elf::sections(&file).is_some_and(|sections| sections.contains_key("abc")));
+        for (at, value) in changes {
+            file[at] = value;
+        }
+        let _ = (elf::segments_of_file(&file), elf::sections(&file));
+    }
+}
+
+/// A small ELF file: one segment, and one section `abc`, which holds the names.
+#[cfg(feature = "sites")]
+fn elf_file() -> Vec<u8> {
+    let header = elf::HEADER as u64;
+    let mut file = vec![0; elf::HEADER];
+    file[..6].copy_from_slice(&elf::MAGIC);
+    // The program headers, the section headers behind them, and the sizes and numbers of both.
+    file[0x20..0x28].copy_from_slice(&header.to_ne_bytes());
+    file[0x28..0x30].copy_from_slice(&(header + 56).to_ne_bytes());
+    for (at, value) in [(0x36, 56_u16), (0x38, 1), (0x3a, 64), (0x3c, 1), (0x3e, 0)] {
+        file[at..at + 2].copy_from_slice(&value.to_ne_bytes());
+    }
+    // PT_LOAD at 0x1234.
+    file.extend([1, 0, 0x1234, 0, 0, 0x100, 0].map(u64::to_ne_bytes).concat());
+    // Name 0, SHT_STRTAB, no flags, no address, behind the headers, 4 bytes.
+    file.extend([3 << 32, 0, 0, header + 56 + 64, 4, 0, 0, 0].map(u64::to_ne_bytes).concat());
+    file.extend(b"abc\0");
+    file
 }

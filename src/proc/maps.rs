@@ -1,29 +1,30 @@
-//! Which file an address of a process belongs to: `/proc/PID/maps`.
+//! Maps addresses of a process to files: `/proc/PID/maps`.
 
 use std::collections::HashMap;
 use std::fs;
 use std::io;
 
 use crate::sys::Pid;
-use crate::wire::wire_struct;
+use crate::sys::wire::wire_struct;
 
 wire_struct! {
-    /// A place in a program or a library, the same in every process that has mapped it.
+    /// A position in a program or library, the same in every process that maps it.
     #[derive(Clone, Debug, PartialEq, Eq, Hash)]
     pub(crate) struct Address {
         /// The path of the mapped file.
         pub(crate) module: String,
-        /// Bytes from the beginning of its first mapping.
+        /// Offset in bytes from the beginning of the file's first mapping.
         pub(crate) offset: u64,
     }
 }
 
-/// The mappings of one process at one moment.
+/// A snapshot of the mappings of one process.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Maps {
     ranges: Vec<Range>,
     modules: Vec<Module>,
-    /// Beginning and end of the memory that no other process can have mapped: it is of no file.
+    /// First and last address of each mapping that is not shared and has no file, so no other process can
+    /// have it mapped.
     private: Vec<(u64, u64)>,
 }
 
@@ -38,6 +39,7 @@ struct Range {
 struct Module {
     path: String,
     base: u64,
+    ino: u64,
 }
 
 impl Maps {
@@ -50,23 +52,26 @@ impl Maps {
         Ok(Maps::parse(&String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/maps"))?)))
     }
 
-    /// Parses the lines of the file (proc_pid_maps(5)). Lines that cannot be read are left out.
+    /// Parses the lines of the file (proc_pid_maps(5)). Lines that do not parse are skipped.
     pub(crate) fn parse(text: &str) -> Maps {
         let mut maps = Maps::default();
         let mut known: HashMap<&str, usize> = HashMap::new();
         for line in text.lines() {
-            let Some((start, end, shared, path)) = parse_line(line) else { continue };
+            let Some(Line { start, end, shared, ino, path }) = Line::parse(line) else { continue };
             if !shared && !path.starts_with('/') {
                 maps.private.push((start, end));
             }
             let last = maps.ranges.last().filter(|last| last.end == start).map(|last| last.module);
             let module = match (path, last) {
-                // The zeroed statics of a module lie in an anonymous mapping right behind it.
+                // The zero-initialised statics of a module are an anonymous mapping right behind it.
                 ("", Some(module)) => module,
-                (path, _) if path.starts_with('/') => *known.entry(path).or_insert_with(|| {
-                    maps.modules.push(Module { path: path.to_owned(), base: start });
-                    maps.modules.len() - 1
-                }),
+                // Kernel code that is mapped into the process: signal handlers may return there.
+                (path, _) if path.starts_with('/') || path == VDSO => {
+                    *known.entry(path).or_insert_with(|| {
+                        maps.modules.push(Module { path: path.to_owned(), base: start, ino });
+                        maps.modules.len() - 1
+                    })
+                }
                 _ => continue,
             };
             maps.ranges.push(Range { start, end, module });
@@ -74,7 +79,7 @@ impl Maps {
         maps
     }
 
-    /// Finds where a place of a module lies in this process.
+    /// The address of a position of a module in this process.
     #[cfg(feature = "sites")]
     pub(crate) fn address_of(&self, address: &Address) -> Option<u64> {
         self.base(&address.module)?.checked_add(address.offset)
@@ -86,7 +91,12 @@ impl Maps {
         self.modules.iter().find(|known| known.path == module).map(|module| module.base)
     }
 
-    /// Whether no other process can have mapped the memory at this address.
+    /// The inode of a module's file.
+    pub(crate) fn inode(&self, module: &str) -> Option<u64> {
+        self.modules.iter().find(|known| known.path == module).map(|module| module.ino)
+    }
+
+    /// Whether the memory at this address is mapped by this process alone.
     pub(crate) fn is_private(&self, address: u64) -> bool {
         self.private.iter().any(|(start, end)| (*start..*end).contains(&address))
     }
@@ -100,19 +110,35 @@ impl Maps {
     }
 }
 
-/// Start, end, sharing and path of one line; the path is empty for anonymous memory.
-fn parse_line(line: &str) -> Option<(u64, u64, bool, &str)> {
-    let (range, rest) = line.split_once(' ')?;
-    let (start, end) = range.split_once('-')?;
-    let start = u64::from_str_radix(start, 16).ok()?;
-    let end = u64::from_str_radix(end, 16).ok()?;
-    let shared = rest.trim_start_matches(' ').as_bytes().get(3) == Some(&b's');
-    // Permissions, offset, device and inode stand between; the path is padded with spaces.
-    let mut rest = rest;
-    for _ in 0..4 {
-        rest = rest.trim_start_matches(' ').split_once(' ').map_or("", |(_, rest)| rest);
+/// The name of the code that the kernel maps into each process (vdso(7)).
+pub(crate) const VDSO: &str = "[vdso]";
+
+/// One line of the file.
+struct Line<'a> {
+    start: u64,
+    end: u64,
+    shared: bool,
+    ino: u64,
+    /// Empty for anonymous memory.
+    path: &'a str,
+}
+
+impl Line<'_> {
+    fn parse(line: &str) -> Option<Line<'_>> {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let start = u64::from_str_radix(start, 16).ok()?;
+        let end = u64::from_str_radix(end, 16).ok()?;
+        let shared = rest.trim_start_matches(' ').as_bytes().get(3) == Some(&b's');
+        // Permissions, offset, device and inode; the path is padded with spaces.
+        let (mut rest, mut ino) = (rest, 0);
+        for _ in 0..4 {
+            let (word, behind) = rest.trim_start_matches(' ').split_once(' ').unwrap_or((rest, ""));
+            ino = word.parse().unwrap_or(0);
+            rest = behind;
+        }
+        Some(Line { start, end, shared, ino, path: rest.trim_start_matches(' ') })
     }
-    Some((start, end, shared, rest.trim_start_matches(' ')))
 }
 
 #[cfg(test)]
@@ -133,6 +159,7 @@ mod tests {
         assert_eq!(maps.locate(0x55d0c010), address("/bin/a program", 0x2010));
         assert_eq!(maps.locate(0x55f00010), None);
         assert_eq!(maps.locate(0x7f000020), address("/lib/libc.so.6", 0x20));
+        assert_eq!((maps.inode("/bin/a program"), maps.inode("/lib/libc.so.6")), (Some(12), Some(13)));
         assert_eq!(maps.locate(0x7f001000), None);
         assert_eq!(maps.locate(0), None);
     }

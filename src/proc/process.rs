@@ -4,20 +4,22 @@ use std::ffi::CStr;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use nix::libc;
 
 use crate::sys::Pid;
+use crate::sys::wire::wire_enum;
 
-/// What fork servers and supervisors call themselves (`/proc/PID/comm`).
+/// The name (`/proc/PID/comm`) of fork servers and supervisors.
 pub(crate) const GUARD: &CStr = c"childproof";
 
-/// Forked, and has not called exec since (`PF_FORKNOEXEC`, include/linux/sched.h).
+/// Set after a fork until the first exec (`PF_FORKNOEXEC`, include/linux/sched.h).
 const PF_FORKNOEXEC: u64 = 0x40;
-/// A thread of the kernel's own (`PF_KTHREAD`).
+/// Set for kernel threads (`PF_KTHREAD`).
 const PF_KTHREAD: u64 = 0x0020_0000;
 
-/// The fields of `/proc/PID/stat` that are of use here (proc_pid_stat(5)).
+/// The fields of `/proc/PID/stat` that are used here (proc_pid_stat(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub(crate) pid: Pid,
@@ -29,12 +31,12 @@ pub(crate) struct Stat {
     pub(crate) forked_without_exec: bool,
     pub(crate) is_kernel_thread: bool,
     pub(crate) threads: u32,
-    /// Clock ticks between boot and the start of the process. With the pid, its identity.
+    /// Start time in clock ticks since boot. Together with the pid it identifies the process.
     pub(crate) start_ticks: u64,
 }
 
 impl Stat {
-    /// Reads the line of one process; `None` if there is no such process (any more).
+    /// Reads the line of one process; `None` if there is no such process.
     pub(crate) fn read(pid: Pid) -> Option<Stat> {
         line(&format!("/proc/{pid}/stat"), Stat::parse)
     }
@@ -44,9 +46,9 @@ impl Stat {
         line("/proc/self/stat", Stat::parse)
     }
 
-    /// Whether a guard of this very program is above this process: one of its tests has started it.
+    /// Whether this process descends from a guard of the same program: one of its tests started it.
     pub(crate) fn has_own_guard_above() -> bool {
-        /// More than anybody nests processes between a test and what it runs.
+        /// Limit on the number of ancestors that are read.
         const MOST: usize = 256;
         let program = |process: &str| {
             let found = fs::metadata(format!("/proc/{process}/exe")).ok()?;
@@ -67,19 +69,19 @@ impl Stat {
         false
     }
 
-    /// Whether the process is dead and only waits to be reaped. One whose first thread has exited
-    /// shows the same state, and lives on in the others.
+    /// Whether the process is dead and waits to be reaped. A process whose first thread has exited shows the
+    /// same state while its other threads run on.
     pub(crate) fn is_zombie(&self) -> bool {
         self.has_lost_leader() && self.threads <= 1
     }
 
-    /// Whether its first thread has exited: what `/proc/PID` shows of memory and fds is gone with it.
+    /// Whether its first thread has exited. `/proc/PID` then no longer shows memory and fds.
     pub(crate) fn has_lost_leader(&self) -> bool {
         matches!(self.state, 'Z' | 'X' | 'x')
     }
 
-    /// The id under which `/proc` shows the memory and the fds of the process: its own, or that of
-    /// another thread if the first has exited.
+    /// The id under which `/proc` shows the memory and fds of the process: its pid, or the id of another
+    /// thread if the first one has exited.
     pub(crate) fn readable_id(&self) -> Pid {
         if !self.has_lost_leader() {
             return self.pid;
@@ -89,8 +91,8 @@ impl Stat {
         others.find(|tid| *tid != self.pid).unwrap_or(self.pid)
     }
 
-    /// Parses a line. The name may hold anything, spaces, parentheses and newlines too, so the
-    /// fields are counted from its *last* parenthesis.
+    /// Parses a line. The name may contain spaces, parentheses and newlines, so the fields are counted from
+    /// its *last* parenthesis.
     pub(crate) fn parse(line: &[u8]) -> Option<Stat> {
         let open = line.iter().position(|byte| *byte == b'(')?;
         let close = line.iter().rposition(|byte| *byte == b')')?;
@@ -122,7 +124,7 @@ impl Stat {
                     stat.is_kernel_thread = flags & PF_KTHREAD != 0;
                 }
                 20 => stat.threads = field.parse().ok()?,
-                // There are more. Thousands of lines may have to be read, and this is the last of use.
+                // The last field that is needed. Skipping the rest matters when thousands of lines are read.
                 22 => {
                     stat.start_ticks = field.trim_ascii_end().parse().ok()?;
                     return Some(stat);
@@ -134,13 +136,22 @@ impl Stat {
     }
 }
 
-/// Reads a line of `stat` in one go: the kernel makes it for each read anew.
+/// Reads a line of `stat` in a single read: the kernel generates it anew for each one.
 fn line<T>(path: &str, parse: impl FnOnce(&[u8]) -> Option<T>) -> Option<T> {
-    /// More than 52 numbers and a name take.
+    /// More than a name and 52 numbers can take.
     const LINE: usize = 2048;
     let mut line = [0; LINE];
     let length = fs::File::open(path).ok()?.read(&mut line).ok()?;
     parse(line.get(..length)?)
+}
+
+/// One field of `/proc/PID/stat` behind the name, numbered as in the man page.
+pub(crate) fn field(pid: Pid, number: usize) -> Option<String> {
+    line(&format!("/proc/{pid}/stat"), |line| {
+        let close = line.iter().rposition(|byte| *byte == b')')?;
+        let fields = std::str::from_utf8(line.get(close + 1..)?).ok()?;
+        fields.split_ascii_whitespace().nth(number.checked_sub(3)?).map(str::to_owned)
+    })
 }
 
 /// Where argv begins and ends in this process's memory (fields 48 and 49 of proc_pid_stat(5)).
@@ -148,17 +159,30 @@ pub(crate) fn argv_of_self() -> Option<(usize, usize)> {
     line("/proc/self/stat", argv)
 }
 
-/// The same of any line. The first field behind the name is the third.
+/// The same for a given line. The first field behind the name is the third.
 pub(super) fn argv(line: &[u8]) -> Option<(usize, usize)> {
     let close = line.iter().rposition(|byte| *byte == b')')?;
     let mut fields = std::str::from_utf8(line.get(close + 1..)?).ok()?.split_ascii_whitespace().skip(48 - 3);
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
-/// The most of a command line that is kept, in bytes. A process may show megabytes.
+/// The wait status of a zombie (field 52 of proc_pid_stat(5)). Without permission to read it the kernel shows
+/// 0, which is taken as a successful exit.
+pub(crate) fn exit_status(pid: Pid) -> Option<i32> {
+    line(&format!("/proc/{pid}/stat"), status_field)
+}
+
+/// The same for a given line. The first field behind the name is the third.
+fn status_field(line: &[u8]) -> Option<i32> {
+    let close = line.iter().rposition(|byte| *byte == b')')?;
+    let mut fields = std::str::from_utf8(line.get(close + 1..)?).ok()?.split_ascii_whitespace().skip(52 - 3);
+    fields.next()?.parse().ok()
+}
+
+/// The most bytes of a command line that are kept. A process may show megabytes.
 const COMMAND_LINE: u64 = 4096;
 
-/// Reads `/proc/PID/cmdline`: the arguments, lossily as text. Empty for zombies and kernel threads.
+/// Reads `/proc/PID/cmdline`: the arguments, converted lossily. Empty for zombies and kernel threads.
 pub(crate) fn command_line(pid: Pid) -> Vec<String> {
     let mut bytes = Vec::new();
     let read = fs::File::open(format!("/proc/{pid}/cmdline"))
@@ -171,10 +195,10 @@ pub(crate) fn command_line(pid: Pid) -> Vec<String> {
 
 /// Splits what the kernel shows as a command line.
 pub(crate) fn arguments(mut bytes: &[u8]) -> Vec<String> {
-    // As much as `command_line` reads, so that the two can be compared.
+    // The same limit as in `command_line`, so that the two can be compared.
     bytes = &bytes[..bytes.len().min(COMMAND_LINE as usize)];
-    // The last argument ends with a NUL, which is no empty argument; titles set by setproctitle
-    // are padded with many.
+    // The last argument ends with a NUL, which does not begin an empty argument. Titles set by setproctitle
+    // are padded with many NULs.
     while let [rest @ .., 0] = bytes {
         bytes = rest;
     }
@@ -184,33 +208,78 @@ pub(crate) fn arguments(mut bytes: &[u8]) -> Vec<String> {
     bytes.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned()).collect()
 }
 
-/// What may wake a process and does not show in who holds what, in words.
-pub(crate) fn holes(pid: Pid) -> Vec<String> {
-    let mut holes = Vec::new();
-    let status = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
-    let name = |signal| match nix::sys::signal::Signal::try_from(signal) {
-        Ok(signal) => signal.to_string(),
-        // SIGRTMIN is 34: glibc has the two before for itself.
-        Err(_) => format!("SIGRTMIN+{}", signal - RTMIN),
-    };
-    let names: Vec<String> = caught(&String::from_utf8_lossy(&status)).map(name).collect();
-    /// How many are named.
-    const NAMED: usize = 3;
-    if !names.is_empty() {
-        let more = if names.len() > NAMED { ", .." } else { "" };
-        holes.push(format!("it handles {}{more}", names[..names.len().min(NAMED)].join(", ")));
-    }
-    // Of timer_create(2). Those of setitimer(2) are not shown, but their signal must be handled.
-    if fs::read(format!("/proc/{pid}/timers")).is_ok_and(|timers| !timers.is_empty()) {
-        holes.push("it has timers".to_owned());
-    }
-    holes
+/// Whether a process has a handler for a signal.
+#[cfg(feature = "__engine")]
+pub(crate) fn catches(pid: Pid, signal: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    caught.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
 }
 
-/// The first signal for real time that a program can have (signal(7)).
-const RTMIN: i32 = 34;
+/// How often a process's first thread has given up a processor, or lost it.
+#[cfg(feature = "__engine")]
+pub(crate) fn context_switches(pid: Pid) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let counts =
+        status.lines().filter_map(|line| line.split_once("ctxt_switches:")?.1.trim().parse::<u64>().ok());
+    counts.sum()
+}
 
-/// The signals that a process handles, but for those that std does, for faults, and the C library.
+wire_enum! {
+    /// What may wake a process and does not show in the fd tables.
+    #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+    pub(crate) enum UnseenWaker {
+        /// It has handlers of these signals.
+        Handlers { signals: Vec<i32> },
+        /// It has timers of timer_create(2).
+        Timers,
+        /// It is traced by another process.
+        Traced,
+        /// It traces another process.
+        Traces,
+        /// Not everything about it was read in time.
+        NotRead,
+    }
+}
+
+/// Finds the signal handlers and timers that may wake a process.
+pub(crate) fn unseen_wakers(pid: Pid) -> Vec<UnseenWaker> {
+    let mut unseen_wakers = Vec::new();
+    let status = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
+    let status = String::from_utf8_lossy(&status);
+    let signals: Vec<i32> = caught(&status).filter(|signal| !ACCOUNTED.contains(signal)).collect();
+    if !signals.is_empty() {
+        unseen_wakers.push(UnseenWaker::Handlers { signals });
+    }
+    // Timers of timer_create(2). Timers of setitimer(2) are not shown, but need a signal handler to be of
+    // effect.
+    if fs::read(format!("/proc/{pid}/timers")).is_ok_and(|timers| !timers.is_empty()) {
+        unseen_wakers.push(UnseenWaker::Timers);
+    }
+    unseen_wakers
+}
+
+/// Handlers of these signals are not counted as unseen wakers. SIGCHLD comes when a child exits, and the
+/// others from a process of the test; a keyboard, and a user that ends the run, are not considered.
+pub(crate) const ACCOUNTED: [i32; 5] =
+    [libc::SIGCHLD, libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+
+/// Whether a cgroup may be configured to write to an eventfd on some event (`cgroup.event_control`). Only
+/// version 1 of the memory controller can do that; it is in use if the kernel lists it.
+pub(crate) fn cgroups_notify() -> bool {
+    // Kernels without cgroups do not have this file.
+    notifies(&fs::read_to_string("/proc/self/cgroup").unwrap_or_default())
+}
+
+/// Whether a list of cgroups (`4:memory:/a`, cgroups(7)) contains the memory controller in a version 1
+/// hierarchy.
+fn notifies(cgroups: &str) -> bool {
+    let controllers = cgroups.lines().filter_map(|line| line.split(':').nth(1));
+    controllers.flat_map(|names| names.split(',')).any(|name| name == "memory")
+}
+
+/// The signals that a process handles, except those that std handles, faults, and those of the C library.
 pub(super) fn caught(status: &str) -> impl Iterator<Item = i32> {
     let others = [libc::SIGSEGV, libc::SIGBUS, 32, 33];
     let set = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
@@ -224,7 +293,7 @@ pub(crate) fn are_hidden() -> bool {
     hides(&mounts)
 }
 
-/// Whether a list of mounts (proc_pid_mountinfo(5)) has a `/proc` that does not show everybody.
+/// Whether a list of mounts (proc_pid_mountinfo(5)) has a `/proc` that hides processes of other users.
 fn hides(mounts: &str) -> bool {
     let of_proc = |line: &&str| line.split(' ').nth(4) == Some("/proc");
     let options = mounts.lines().filter(of_proc).filter_map(|line| line.rsplit(' ').next());
@@ -233,16 +302,74 @@ fn hides(mounts: &str) -> bool {
     levels.into_iter().any(|level| !matches!(level, "0" | "off"))
 }
 
-/// The user that a process runs as, from `/proc/PID/status`: the effective uid.
+/// The tracer of this process, such as a debugger; 0 if there is none, or none in this PID namespace.
+pub(crate) fn tracer(pid: Pid) -> Pid {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
+    line.and_then(|tracer| tracer.trim().parse().ok()).unwrap_or(0)
+}
+
+/// The process that traces this one and has stopped it, with its name. `None` if it runs, and if the same process traces
+/// the caller too, as `strace -f` does.
+pub(crate) fn stopped_by_tracer(pid: Pid) -> Option<(Pid, String)> {
+    if Stat::read(pid)?.state != 't' {
+        return None;
+    }
+    let by = tracer(pid);
+    if by == 0 || by == tracer(std::process::id() as Pid) {
+        return None;
+    }
+    Some((by, Stat::read(by).map(|stat| stat.comm).unwrap_or_default()))
+}
+
+/// How many threads of the machine are running or wait for a CPU (proc_loadavg(5)).
+pub(crate) fn running_threads() -> Option<usize> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split(' ').nth(3)?.split('/').next()?.parse().ok()
+}
+
+/// The effective uid of a process, from `/proc/PID/status`.
 pub(crate) fn effective_uid(pid: Pid) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     line.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
+/// The time since a process was started.
+pub(crate) fn age(stat: &Stat) -> Option<Duration> {
+    uptime()?.checked_sub(since_boot(stat.start_ticks))
+}
+
+/// Converts [`Stat::start_ticks`] to the time since boot.
+pub(crate) fn since_boot(ticks: u64) -> Duration {
+    // USER_HZ has been 100 on every Linux architecture but alpha and ia64, which are gone.
+    Duration::from_millis(ticks.saturating_mul(10))
+}
+
+/// How long the machine has been up.
+pub(crate) fn uptime() -> Option<Duration> {
+    let text = fs::read_to_string("/proc/uptime").ok()?;
+    let seconds: f64 = text.split_ascii_whitespace().next()?.parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::hides;
+    use super::{hides, notifies, status_field};
+
+    #[test]
+    fn a_zombie_says_how_it_ended() {
+        let zombie = "7 (a) b) Z 1 7 7 0 -1 4227084 0 0 0 0 0 0 0 0 20 0 1 0 99 0 0 18446744073709551615 0 0 0 0 0 0 \
+                      0 0 0 0 0 0 17 0 0 0 0 0 0 0 0 0 0 0 0 0 25856\n";
+        assert_eq!(status_field(zombie.as_bytes()).map(|status| status >> 8), Some(101));
+        assert_eq!(status_field(b"7 (a) Z 1"), None);
+    }
+
+    #[test]
+    fn a_cgroup_notifies_only_by_the_first_version() {
+        assert!(notifies("5:cpu,memory:/a\n0::/a\n"));
+        assert!(!notifies("0::/memory\n") && !notifies("1:name=memory:/\n") && !notifies(""));
+    }
 
     #[test]
     fn a_proc_that_hides_processes_says_so() {

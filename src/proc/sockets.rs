@@ -1,54 +1,82 @@
-//! What the kernel tells of sockets.
+//! Asks the kernel about sockets.
 //!
-//! `/proc` shows no more of a socket than its inode. Kind and timeouts are asked for with
-//! getsockopt(2), through a second number for it; who is at the other end of a unix socket is told
-//! over netlink (sock_diag(7)), to every user, for the sockets of one's own network namespace. Both
-//! ends of a TCP connection within one namespace are in `/proc/PID/net/tcp` (proc_pid_net(5)).
+//! `/proc` shows only a socket's inode. Type and timeouts are read with getsockopt(2) on a duplicate of the
+//! fd. The peer of a unix socket is read over netlink (sock_diag(7)), which needs no privilege and covers the
+//! process's own network namespace. Both ends of a TCP connection within one namespace are in
+//! `/proc/PID/net/tcp` (proc_pid_net(5)).
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix;
+use std::os::unix::net::UnixStream;
 
 use nix::libc;
 
+use crate::sys::wire::{wire_enum, wire_struct};
 use crate::sys::{self, Pid};
-use crate::wire::{wire_enum, wire_struct};
 
 wire_enum! {
-    /// What is at the other end of a socket.
+    /// The peer of a socket.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub(crate) enum Peer {
         /// The socket with this inode.
         Socket { ino: u64 },
-        /// A connection that nobody has accepted yet, in the queue of a socket that listens.
+        /// A connection that is not accepted yet, in the queue of a listening socket.
         Queue { ino: u64 },
-        /// Nobody: never connected, or closed.
-        Nobody,
-        /// It is not told, and why.
-        Unknown { why: String },
+        /// No peer: never connected, or closed.
+        None,
+        /// The peer is unknown, and the reason.
+        Unknown { why: PeerUnknown },
+    }
+}
+
+wire_enum! {
+    /// Why the peer of a socket is not known.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) enum PeerUnknown {
+        /// It is neither a unix nor a TCP socket.
+        OtherKind,
+        /// sock_diag(7) is not available: the errno of the attempt, if there is one.
+        NoDiagnostics { errno: Option<i32> },
+        /// The socket is in another network namespace.
+        OtherNamespace,
+        /// The kernel does not report unix sockets (`CONFIG_UNIX_DIAG`).
+        NotReported,
+        /// The connection has not been accepted, or is closed at the other end.
+        NotAccepted,
+        /// The connection leads to another machine or network namespace.
+        OtherMachine,
     }
 }
 
 wire_struct! {
-    /// A socket at one moment.
+    /// A snapshot of a socket.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub(crate) struct Socket {
         pub(crate) ino: u64,
-        /// `AF_UNIX`, `AF_INET`, ..; 0 if it is not told.
+        /// `AF_UNIX`, `AF_INET`, ..; 0 if unknown.
         pub(crate) domain: i32,
-        /// `SOCK_STREAM`, ..; 0 if it is not told.
+        /// `SOCK_STREAM`, ..; 0 if unknown.
         pub(crate) kind: i32,
         pub(crate) listens: bool,
-        /// Whether it is known that no clock ends a call that reads from it, or writes to it
-        /// (`SO_RCVTIMEO`, `SO_SNDTIMEO`).
+        /// Whether reads and writes are known to have no timeout (`SO_RCVTIMEO`, `SO_SNDTIMEO`).
         pub(crate) reads_forever: bool,
         pub(crate) writes_forever: bool,
         pub(crate) peer: Peer,
-        /// The address that it is bound to.
+        /// The address that a unix socket is bound to.
         pub(crate) name: Option<String>,
-        /// Bytes that wait to be read, or connections that wait to be accepted.
+        /// The local address of an IP socket, with the port: `127.0.0.1:80`.
+        pub(crate) local: Option<String>,
+        /// The address that it is connected to: with the port, or that of a named unix socket.
+        pub(crate) remote: Option<String>,
+        /// The listening socket that accepted this connection, if it still exists.
+        pub(crate) listener: Option<u64>,
+        /// Bytes in the receive queue, or connections that wait to be accepted.
         pub(crate) queued: Option<u32>,
-        /// Whether poll(2) would say that it has no room for more.
+        /// Whether poll(2) would not report it as writable.
         pub(crate) is_full: bool,
     }
 }
@@ -62,21 +90,20 @@ impl Socket {
         self.kind == libc::SOCK_DGRAM
     }
 
-    /// The inodes of it and of what is at its other end.
+    /// The inodes of the socket and of its peer.
     pub(crate) fn ends(&self) -> Vec<u64> {
         match self.peer {
             Peer::Socket { ino } | Peer::Queue { ino } => vec![self.ino, ino],
-            Peer::Nobody | Peer::Unknown { .. } => vec![self.ino],
+            Peer::None | Peer::Unknown { .. } => vec![self.ino],
         }
     }
 
-    /// The one inode behind which everything is that could come out of it; `None` if that is not
-    /// known, or may be anybody.
+    /// The inode of the only socket that can send to this one; `None` if unknown, or if any socket can.
     pub(crate) fn other_end(&self) -> Option<u64> {
         let connected = match self.kind {
-            // A connection is for life.
+            // The peer of a connection never changes.
             libc::SOCK_STREAM | libc::SOCK_SEQPACKET => true,
-            // One without a name gets nothing but from its pair (unix(7)).
+            // An unnamed datagram socket receives only from its pair (unix(7)).
             libc::SOCK_DGRAM => self.name.is_none(),
             _ => false,
         };
@@ -86,7 +113,7 @@ impl Socket {
         }
     }
 
-    /// `unix stream`.
+    /// Domain and type, such as `unix stream`.
     pub(crate) fn what(&self) -> String {
         let domain = match self.domain {
             libc::AF_UNIX => "unix",
@@ -105,30 +132,23 @@ impl Socket {
         };
         [domain, kind].join(" ").trim().to_owned()
     }
-
-    /// `a unix stream socket`.
-    pub(crate) fn with_article(&self) -> String {
-        let what = self.what();
-        let article = if what.starts_with('I') { "an" } else { "a" };
-        format!("{article} {what} socket").replace("  ", " ")
-    }
 }
 
 /// Asks the kernel about sockets, one after the other.
 pub(crate) struct Asker {
-    netlink: Result<File, String>,
+    netlink: Result<File, PeerUnknown>,
 }
 
 impl Asker {
     pub(crate) fn new() -> Asker {
         let made = sys::sock_diag().map(File::from);
-        Asker { netlink: made.map_err(|error| format!("the kernel has no sock_diag ({error})")) }
+        Asker { netlink: made.map_err(|error| PeerUnknown::NoDiagnostics { errno: error.raw_os_error() }) }
     }
 
-    /// Asks about the socket behind one fd of a process, and which connections wait there to be
-    /// accepted: the inodes of those who connected.
+    /// Asks about the socket behind one fd of a process. Also returns the inodes of the clients whose
+    /// connections wait to be accepted there.
     ///
-    /// One question a socket, answered at once: a dump would have every socket of the machine in it.
+    /// One request a socket, answered at once: a dump would list every socket of the machine.
     pub(crate) fn ask(&self, pid: Pid, pidfd: Option<&OwnedFd>, fd: i32, ino: u64) -> (Socket, Vec<u64>) {
         let second = pidfd.and_then(|pidfd| sys::pidfd_getfd(pidfd, fd).ok());
         let option = |name| second.as_ref().and_then(|fd| sys::socket_option(fd, name));
@@ -140,34 +160,50 @@ impl Asker {
             listens: option(libc::SO_ACCEPTCONN) == Some(1),
             reads_forever: forever(libc::SO_RCVTIMEO),
             writes_forever: forever(libc::SO_SNDTIMEO),
-            peer: Peer::Nobody,
+            peer: Peer::None,
             name: None,
+            local: None,
+            remote: None,
+            listener: None,
             queued: None,
             is_full: false,
         };
-        drop(second);
+        if matches!(socket.domain, libc::AF_INET | libc::AF_INET6) {
+            // Both calls work on every kind of IP socket.
+            let second = second.map(TcpStream::from);
+            let shown = |address: SocketAddr| address.to_string();
+            socket.local = second.as_ref().and_then(|socket| socket.local_addr().ok()).map(shown);
+            socket.remote = second.as_ref().and_then(|socket| socket.peer_addr().ok()).map(shown);
+        } else if socket.domain == libc::AF_UNIX {
+            // The call works on every kind of unix socket.
+            let peer = second.map(UnixStream::from).and_then(|socket| socket.peer_addr().ok());
+            socket.remote = peer.as_ref().and_then(address);
+        }
         if !matches!(socket.domain, 0 | libc::AF_UNIX) {
-            socket.peer = match (socket.domain, socket.kind) {
-                _ if socket.listens => Peer::Nobody,
-                (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM) => tcp_peer(pid, ino),
-                _ => Peer::Unknown { why: "only those of unix and TCP sockets are looked for".to_owned() },
+            if matches!(socket.domain, libc::AF_INET | libc::AF_INET6) && socket.kind == libc::SOCK_STREAM {
+                let table = tcp_table(pid);
+                (socket.queued, socket.listener) = (queued_of(&table, ino), listener_of(&table, ino));
+                if !socket.listens {
+                    socket.peer = tcp_peer(&table, ino);
+                }
+                return (socket, Vec::new());
+            }
+            socket.peer = match socket.listens {
+                true => Peer::None,
+                false => Peer::Unknown { why: PeerUnknown::OtherKind },
             };
             return (socket, Vec::new());
         }
         let netlink = match &self.netlink {
             Ok(netlink) => netlink,
             Err(why) => {
-                socket.peer = Peer::Unknown { why: why.clone() };
+                socket.peer = Peer::Unknown { why: *why };
                 return (socket, Vec::new());
             }
         };
         let Some(answer) = u32::try_from(ino).ok().and_then(|ino| exchange(netlink, ino)) else {
-            let why = if is_elsewhere(pid) {
-                "it is in another network namespace"
-            } else {
-                "the kernel does not tell it (CONFIG_UNIX_DIAG)"
-            };
-            socket.peer = Peer::Unknown { why: why.to_owned() };
+            let why = if is_elsewhere(pid) { PeerUnknown::OtherNamespace } else { PeerUnknown::NotReported };
+            socket.peer = Peer::Unknown { why };
             return (socket, Vec::new());
         };
         socket.domain = libc::AF_UNIX;
@@ -176,7 +212,7 @@ impl Asker {
         socket.name = answer.name;
         socket.queued = answer.queued;
         socket.is_full = answer.is_full;
-        // 0 is a socket without an inode: not accepted yet, or closed.
+        // 0 stands for a socket without an inode: not accepted yet, or closed.
         if answer.peer != 0 {
             socket.peer = Peer::Socket { ino: answer.peer };
         }
@@ -184,38 +220,42 @@ impl Asker {
     }
 }
 
-/// Whether a process is in another network namespace than this one.
+/// Whether a process is in another network namespace.
 fn is_elsewhere(pid: Pid) -> bool {
     let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
     let own = namespace("self");
     own.is_some() && namespace(&pid.to_string()).is_some_and(|other| Some(other) != own)
 }
 
-/// How an IPv4 address begins among IPv6 ones: `::ffff:`, in words of the machine's own order.
+/// The prefix of an IPv4-mapped IPv6 address (`::ffff:`), as words in native byte order.
 const MAPPED: &str =
     if cfg!(target_endian = "little") { "0000000000000000FFFF0000" } else { "00000000000000000000FFFF" };
-/// How much of the list of TCP's connections is read.
+/// The most bytes of the TCP table that are read.
 const TCP: u64 = 4 << 20;
 
-/// Who is at the other end of a TCP connection, if that is on this machine.
-fn tcp_peer(pid: Pid, ino: u64) -> Peer {
+/// The TCP sockets (IPv4 and IPv6) in the network namespace of a process.
+fn tcp_table(pid: Pid) -> String {
     let mut text = String::new();
     for version in ["tcp", "tcp6"] {
         if let Ok(file) = fs::File::open(format!("/proc/{pid}/net/{version}")) {
             let _ = file.take(TCP).read_to_string(&mut text);
         }
     }
-    let unknown = |why: &str| Peer::Unknown { why: why.to_owned() };
-    match other_end_of(&text, ino) {
-        Some(0) => unknown("the connection is not accepted, or closed there"),
+    text
+}
+
+/// The peer of a TCP connection, if it is in the same namespace.
+fn tcp_peer(table: &str, ino: u64) -> Peer {
+    match other_end_of(table, ino) {
+        Some(0) => Peer::Unknown { why: PeerUnknown::NotAccepted },
         Some(ino) => Peer::Socket { ino },
-        None => unknown("the connection leads to another machine or network namespace"),
+        None => Peer::Unknown { why: PeerUnknown::OtherMachine },
     }
 }
 
-/// The inode at the other end of a TCP connection, 0 if that is in nobody's hands.
+/// The inode of the peer of a TCP connection, 0 if no process has it open.
 pub(super) fn other_end_of(text: &str, ino: u64) -> Option<u64> {
-    // An IPv4 address may be in the second list, as `::ffff:127.0.0.1`.
+    // An IPv4 address may be listed in the IPv6 table, as `::ffff:127.0.0.1`.
     let plain = |address: &str| address.strip_prefix(MAPPED).unwrap_or(address).to_owned();
     let connections = || {
         text.lines().filter_map(|line| {
@@ -229,7 +269,30 @@ pub(super) fn other_end_of(text: &str, ino: u64) -> Option<u64> {
     Some(other)
 }
 
-/// What sock_diag tells of a unix socket.
+/// The words of each line (proc_pid_net(5)): index, local and remote address, state, queues, ..
+fn tcp_lines(table: &str) -> impl Iterator<Item = Vec<&str>> {
+    table
+        .lines()
+        .map(|line| line.split_ascii_whitespace().collect::<Vec<_>>())
+        .filter(|words| words.len() > 9)
+}
+
+/// The inode of the listening socket with the same local port as a connection: the one that accepted it.
+pub(super) fn listener_of(table: &str, ino: u64) -> Option<u64> {
+    const LISTENS: &str = "0A";
+    let port = |words: &[&str]| words[1].rsplit(':').next().map(str::to_owned);
+    let own = tcp_lines(table).find(|words| words[9].parse() == Ok(ino) && words[3] != LISTENS)?;
+    let is_listener = |words: &Vec<&str>| words[3] == LISTENS && port(words) == port(&own);
+    tcp_lines(table).find(is_listener)?[9].parse().ok()
+}
+
+/// Bytes in the receive queue, or connections that wait to be accepted.
+pub(super) fn queued_of(table: &str, ino: u64) -> Option<u32> {
+    let own = tcp_lines(table).find(|words| words[9].parse() == Ok(ino))?;
+    u32::from_str_radix(own[4].split(':').nth(1)?, 16).ok()
+}
+
+/// The answer of sock_diag about a unix socket.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     kind: i32,
@@ -254,13 +317,13 @@ const UNIX_DIAG_PEER: u16 = 2;
 const UNIX_DIAG_ICONS: u16 = 3;
 const UNIX_DIAG_RQLEN: u16 = 4;
 const UNIX_DIAG_MEMINFO: u16 = 5;
-/// Words of it: the memory that is on its way, and how much may be (`SO_SNDBUF`).
+/// Indices of words in it: the memory of data that is in flight, and its limit (`SO_SNDBUF`).
 const SK_MEMINFO_WMEM_ALLOC: usize = 2;
 const SK_MEMINFO_SNDBUF: usize = 3;
-/// `TCP_LISTEN`: the states of all sockets have the names of TCP's.
+/// `TCP_LISTEN`: sockets of all kinds use the TCP state numbers.
 const LISTENS: u8 = 10;
 
-/// Asks about one socket; the kernel answers before `send` returns.
+/// Asks about one socket. The kernel answers before `send` returns.
 fn exchange(mut netlink: &File, ino: u32) -> Option<Answer> {
     /// `struct nlmsghdr` and `struct unix_diag_req`.
     const SIZE: u32 = 16 + 24;
@@ -268,12 +331,12 @@ fn exchange(mut netlink: &File, ino: u32) -> Option<Answer> {
     request.extend(SIZE.to_ne_bytes());
     request.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     request.extend(NLM_F_REQUEST.to_ne_bytes());
-    // The sequence number, which the answer has too; the sender is filled in by the kernel.
+    // The sequence number, which the answer repeats; the kernel fills in the sender.
     request.extend(ino.to_ne_bytes());
     request.extend(0u32.to_ne_bytes());
     request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
     let show = UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN | UDIAG_SHOW_MEMINFO;
-    // All states; by inode, whatever the cookie.
+    // All states, by inode, with any cookie.
     for word in [u32::MAX, ino, show, u32::MAX, u32::MAX] {
         request.extend(word.to_ne_bytes());
     }
@@ -283,8 +346,8 @@ fn exchange(mut netlink: &File, ino: u32) -> Option<Answer> {
     parse(buffer.get(..length)?, ino)
 }
 
-/// Parses an answer: `struct nlmsghdr`, `struct unix_diag_msg`, attributes. `None` for an error, and
-/// for another socket.
+/// Parses an answer: `struct nlmsghdr`, `struct unix_diag_msg`, attributes. `None` for an error, and for
+/// another socket.
 pub(super) fn parse(message: &[u8], ino: u32) -> Option<Answer> {
     let length = usize::try_from(word(message, 0)?).ok()?;
     let message = message.get(..length)?;
@@ -305,7 +368,7 @@ pub(super) fn parse(message: &[u8], ino: u32) -> Option<Answer> {
         waiting: Vec::new(),
     };
     let mut rest = message.get(32..)?;
-    // `struct nlattr`: length with these four bytes, type, and what it says, filled up to four.
+    // `struct nlattr`: length (with this header of four bytes), type, payload, padded to four bytes.
     while let (Some(length), Some(kind)) = (short(rest, 0), short(rest, 2)) {
         let length = usize::from(length);
         let Some(value) = rest.get(4..length) else { break };
@@ -315,7 +378,7 @@ pub(super) fn parse(message: &[u8], ino: u32) -> Option<Answer> {
             UNIX_DIAG_RQLEN => answer.queued = word(value, 0),
             UNIX_DIAG_MEMINFO => {
                 let bytes = |at: usize| word(value, 4 * at).map(u64::from);
-                // As the kernel's `unix_writable` has it.
+                // The condition of the kernel's `unix_writable`.
                 answer.is_full = bytes(SK_MEMINFO_WMEM_ALLOC)
                     .zip(bytes(SK_MEMINFO_SNDBUF))
                     .is_some_and(|(used, room)| used * 4 > room);
@@ -331,7 +394,7 @@ pub(super) fn parse(message: &[u8], ino: u32) -> Option<Answer> {
     Some(answer)
 }
 
-/// An address as `ss` and `/proc/net/unix` show it: an abstract one behind a `@` (unix(7)).
+/// Formats an address as `ss` and `/proc/net/unix` do: `@` marks an abstract one (unix(7)).
 fn name(bytes: &[u8]) -> Option<String> {
     let (sign, bytes) = match bytes {
         [] => return None,
@@ -339,6 +402,15 @@ fn name(bytes: &[u8]) -> Option<String> {
         path => ("", path.split(|byte| *byte == 0).next().unwrap_or_default()),
     };
     Some(format!("{sign}{}", String::from_utf8_lossy(bytes)))
+}
+
+/// The address of a named unix socket, in the same format.
+fn address(address: &unix::net::SocketAddr) -> Option<String> {
+    match (address.as_pathname(), address.as_abstract_name()) {
+        (Some(path), _) => Some(path.display().to_string()),
+        (None, Some(bytes)) => Some(format!("@{}", String::from_utf8_lossy(bytes))),
+        (None, None) => None,
+    }
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
@@ -360,7 +432,7 @@ mod tests {
     use super::{Asker, Peer, Socket};
     use crate::sys;
 
-    /// What is told of a socket of this process.
+    /// Asks about a socket of this process.
     fn ask(fd: &impl AsRawFd) -> (Socket, Vec<u64>) {
         let pid = std::process::id() as i32;
         let pidfd = sys::pidfd_open(pid).unwrap();
@@ -382,7 +454,7 @@ mod tests {
         assert!(!socket.reads_forever && socket.writes_forever && !socket.listens);
         assert_eq!(socket.other_end(), Some(ino(&other)));
         drop(other);
-        assert_eq!(ask(&one).0.peer, Peer::Nobody);
+        assert_eq!(ask(&one).0.peer, Peer::None);
     }
 
     #[test]
@@ -404,8 +476,10 @@ mod tests {
         let (socket, waiting) = ask(&listener);
         assert!(socket.listens && socket.name.as_deref() == path.to_str(), "{socket:?}");
         assert_eq!((waiting, socket.queued), (vec![ino(&client)], Some(1)));
-        assert_eq!(ask(&client).0.peer, Peer::Nobody);
+        assert_eq!(ask(&client).0.peer, Peer::None);
+        assert_eq!(ask(&client).0.remote.as_deref(), path.to_str());
         let (server, _) = listener.accept().unwrap();
+        assert_eq!(ask(&server).0.remote, None);
         assert_eq!(ask(&client).0.other_end(), Some(ino(&server)));
         assert_eq!(ask(&server).0.other_end(), Some(ino(&client)));
     }
@@ -425,7 +499,7 @@ mod tests {
 
     #[test]
     fn a_tcp_connection_knows_its_other_end_and_is_no_pair() {
-        // The second has IPv6 sockets with IPv4 addresses, if there is IPv6 at all.
+        // The second address gives IPv6 sockets with IPv4-mapped addresses, if the machine has IPv6.
         for address in ["127.0.0.1:0", "[::]:0"] {
             let Ok(listener) = std::net::TcpListener::bind(address) else { continue };
             let (socket, _) = ask(&listener);
@@ -434,7 +508,21 @@ mod tests {
             let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
             assert!(matches!(ask(&client).0.peer, Peer::Unknown { .. }));
             let (server, _) = listener.accept().unwrap();
+            assert_eq!(ask(&server).0.listener, Some(ino(&listener)));
+            std::io::Write::write_all(&mut &client, b"abc").unwrap();
+            let (socket, _) = ask(&server);
+            // An IPv4 address may be shown as an IPv6 one.
+            let has_port = |address: Option<String>, port: u16| {
+                address.is_some_and(|address| {
+                    address.ends_with(&format!("127.0.0.1:{port}"))
+                        || address.ends_with(&format!("127.0.0.1]:{port}"))
+                })
+            };
+            assert_eq!(socket.queued, Some(3));
+            assert!(has_port(socket.local, port));
+            assert!(has_port(socket.remote, client.local_addr().unwrap().port()));
             let (socket, _) = ask(&client);
+            assert_eq!(socket.listener, None);
             assert_eq!(
                 (&socket.peer, socket.what()),
                 (&Peer::Socket { ino: ino(&server) }, "IPv4 stream".into())

@@ -1,28 +1,42 @@
-//! The tree: every process with its parent, from `/proc/*/stat`.
+//! The process tree: every process with its parent, from `/proc/*/stat`.
 //!
-//! `/proc/PID/task/TID/children` would be quicker, but kernels without `CONFIG_PROC_CHILDREN`
-//! lack it, and it may skip children that come and go while it is read.
+//! `/proc/PID/task/TID/children` would be faster, but kernels without `CONFIG_PROC_CHILDREN` lack it, and it
+//! may skip children that start and exit while it is read.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::DirEntryExt;
+use std::time::Instant;
 
 use super::process::Stat;
 use crate::sys::Pid;
 
-/// The processes of the machine at (nearly) one moment.
+/// A (nearly atomic) snapshot of the processes of the machine.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tree {
     processes: HashMap<Pid, Stat>,
-    /// The inodes that `/proc` has for the processes: with the pid an identity, and it is in the list.
+    /// The inodes of the directories `/proc/PID`. Pid and inode together identify a process.
     inodes: Vec<(Pid, u64)>,
 }
 
+/// The result of [`Tree::update`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Update {
+    /// There is no new process.
+    Same,
+    /// At least one new process is alive.
+    Grown,
+    /// The deadline passed before all were read.
+    Cut,
+}
+
 impl Tree {
-    /// Reads every process that may be read. What vanishes meanwhile is left out.
+    /// Reads every process that may be read. Processes that exit meanwhile are left out.
     pub(crate) fn read() -> Tree {
         let mut tree = Tree::default();
-        // Each as soon as it is listed: what comes meanwhile has a higher number, and is met later.
+        // Each is read as soon as it is listed: a process that is started meanwhile has a higher number, and
+        // is listed later.
         for (pid, inode) in listed() {
             tree.inodes.push((pid, inode));
             tree.processes.extend(Stat::read(pid).map(|stat| (pid, stat)));
@@ -35,14 +49,97 @@ impl Tree {
         Tree { processes, inodes: Vec::new() }
     }
 
-    /// Reads the processes that have come since this was read.
+    /// The same processes with other parents. Those that come later are still told from those that were there.
+    #[cfg(feature = "__engine")]
+    pub(crate) fn with_parents(&self, parent: impl Fn(&Stat) -> Pid) -> Tree {
+        let mut tree = self.clone();
+        tree.processes.values_mut().for_each(|stat| stat.ppid = parent(stat));
+        tree
+    }
+
+    /// Reads the processes that were started since the snapshot.
     pub(crate) fn newcomers(&self) -> Vec<Stat> {
         let known: HashSet<(Pid, u64)> = self.inodes.iter().copied().collect();
         let new = listed().filter(|listed| !known.contains(listed));
         new.filter_map(|(pid, _)| Stat::read(pid)).collect()
     }
 
-    /// Every process that was read, in no order.
+    /// Reads the processes that were started since the snapshot, and calls `see` with each one below `root`
+    /// that is not at or below `except`, as soon as it is read. Of the processes that are known to be there,
+    /// those in `again` are read and passed to `see` once more. Returns whether there is a new process, or
+    /// whether `until` was reached first.
+    ///
+    /// Processes elsewhere are never read again: a descendant of a subreaper stays one, and no other process
+    /// becomes one.
+    ///
+    /// `see` also gets the result of `pin`, which is called before the line is read. So a pidfd refers to the
+    /// process that was read, or to one that is gone: then it was reaped and takes no signal.
+    pub(crate) fn update<P>(
+        &mut self,
+        root: Pid,
+        except: &[Pid],
+        again: impl Fn(Pid) -> bool,
+        until: Instant,
+        pin: impl Fn(Pid) -> P,
+        mut see: impl FnMut(&Stat, P),
+    ) -> Update {
+        let known: HashSet<(Pid, u64)> = self.inodes.iter().copied().collect();
+        let mut below: HashSet<Pid> = self.below(root, except).into_iter().map(|stat| stat.pid).collect();
+        let mut inodes = Vec::with_capacity(self.inodes.len());
+        let (mut update, mut elsewhere) = (Update::Same, Vec::new());
+        for (pid, inode) in listed() {
+            let is_known = known.contains(&(pid, inode));
+            if is_known && !(below.contains(&pid) && again(pid)) {
+                inodes.push((pid, inode));
+                continue;
+            }
+            if Instant::now() >= until {
+                update = Update::Cut;
+                break;
+            }
+            let pinned = pin(pid);
+            let Some(stat) = Stat::read(pid) else { continue };
+            if !is_known {
+                let is_below = (stat.ppid == root || below.contains(&stat.ppid)) && !except.contains(&pid);
+                if is_below {
+                    below.insert(pid);
+                } else {
+                    elsewhere.push((pid, stat.ppid));
+                }
+                if is_below && !stat.is_zombie() {
+                    update = Update::Grown;
+                }
+            }
+            inodes.push((pid, inode));
+            if below.contains(&pid) {
+                see(&stat, pinned);
+            }
+            self.processes.insert(pid, stat);
+        }
+        if update == Update::Cut {
+            inodes.extend(known);
+        } else {
+            let there: HashSet<Pid> = inodes.iter().map(|(pid, _)| *pid).collect();
+            self.processes.retain(|pid, _| there.contains(pid));
+        }
+        // Pids wrap around: a parent may be listed behind its child, or not be listed yet.
+        let mut undecided: HashSet<Pid> = HashSet::new();
+        let found: HashSet<Pid> = self.below(root, except).into_iter().map(|stat| stat.pid).collect();
+        for (pid, ppid) in elsewhere {
+            if found.contains(&pid) || ppid != 0 && !self.processes.contains_key(&ppid) {
+                undecided.insert(pid);
+            }
+        }
+        if !undecided.is_empty() {
+            // Forget them, so that the next update reads and reports them.
+            inodes.retain(|(pid, _)| !undecided.contains(pid));
+            update = if update == Update::Cut { Update::Cut } else { Update::Grown };
+        }
+        self.inodes = inodes;
+        update
+    }
+
+    /// Every process of the snapshot, in no order.
     pub(crate) fn processes(&self) -> impl Iterator<Item = &Stat> {
         self.processes.values()
     }
@@ -51,7 +148,7 @@ impl Tree {
         self.processes.get(&pid)
     }
 
-    /// Every process below `root` but those at or below `except`: each followed by all that is below it.
+    /// Every process below `root` except those at or below `except`, each followed by its descendants.
     pub(crate) fn below(&self, root: Pid, except: &[Pid]) -> Vec<&Stat> {
         let mut children: HashMap<Pid, Vec<&Stat>> = HashMap::new();
         for stat in self.processes.values() {
@@ -61,11 +158,11 @@ impl Tree {
         let mut pending: Vec<&Stat> = Vec::new();
         let mut parent = root;
         loop {
-            // Taken out, so that a ring of parents ends.
+            // Remove them, so that a cycle of parents terminates.
             let mut next = children.remove(&parent).unwrap_or_default();
             next.retain(|stat| !except.contains(&stat.pid));
             next.sort_by_key(|stat| (stat.start_ticks, stat.pid));
-            // The first is the next to be taken.
+            // The first one is popped next.
             pending.extend(next.into_iter().rev());
             let Some(stat) = pending.pop() else { return found };
             found.push(stat);
@@ -74,8 +171,21 @@ impl Tree {
     }
 }
 
-/// The processes that `/proc` lists, with the inode of each.
-fn listed() -> impl Iterator<Item = (Pid, u64)> {
+/// Some children of a process with one thread, in far less time than the whole list takes. None on a kernel without
+/// `CONFIG_PROC_CHILDREN`.
+pub(crate) fn first_children(pid: Pid, most: usize) -> Vec<Pid> {
+    // The kernel writes at most a page for each read, and a pid has up to seven digits.
+    let mut buffer = [0; 256];
+    let file = fs::File::open(format!("/proc/{pid}/task/{pid}/children"));
+    let length = file.and_then(|mut file| file.read(&mut buffer)).unwrap_or(0);
+    // A number that is cut has no space behind it.
+    let whole = buffer[..length].iter().rposition(|byte| *byte == b' ').unwrap_or(0);
+    let text = std::str::from_utf8(&buffer[..whole]).unwrap_or_default();
+    text.split(' ').filter_map(|pid| pid.parse().ok()).take(most).collect()
+}
+
+/// The processes that `/proc` lists, with the inode of each directory.
+pub(crate) fn listed() -> impl Iterator<Item = (Pid, u64)> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.ino())))
 }
@@ -94,7 +204,7 @@ mod tests {
             let line = format!("{pid} (x) S {ppid} 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {pid} 0 0");
             Stat::parse(line.as_bytes()).unwrap()
         };
-        // Two children of 1 with two each, and one that is its own parent's parent.
+        // Two children of 1 with two children each, and a cycle of two parents.
         let tree = Tree::of(
             [(2, 1), (3, 1), (4, 2), (5, 3), (6, 2), (7, 5), (8, 9), (9, 8)]
                 .map(|(pid, ppid)| stat(pid, ppid)),
@@ -113,12 +223,12 @@ mod tests {
         let mut old = spawn();
         let tree = Tree::read();
         let mut new = spawn();
-        let came: Vec<i32> = tree.newcomers().into_iter().map(|stat| stat.pid).collect();
+        let appeared: Vec<i32> = tree.newcomers().into_iter().map(|stat| stat.pid).collect();
         for child in [&mut old, &mut new] {
             drop(child.stdin.take());
             child.wait().unwrap();
         }
-        let is_new = |pid: u32| came.contains(&(pid as i32));
+        let is_new = |pid: u32| appeared.contains(&(pid as i32));
         assert_eq!((is_new(std::process::id()), is_new(old.id()), is_new(new.id())), (false, false, true));
     }
 }

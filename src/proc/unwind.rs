@@ -1,81 +1,110 @@
-//! Where a blocked thread is in its program: its registers by ptrace(2), and the frames above them
-//! by the unwind tables that its program has mapped.
+//! Finds where a blocked thread is in its program: reads its registers with ptrace(2), and the frames above
+//! them with the unwind tables that its program has mapped.
 //!
-//! Nothing of the target is run for that, so it works in a process that hangs on a lock, and in a
-//! fork of a threaded one. A thread that was looked at stays stopped until it is killed: let go, it
-//! might find its call interrupted (`epoll_wait` is not restarted, signal(7)) and run on.
+//! Runs no code in the target, so it works in a process that hangs on a lock, and in a fork of a threaded
+//! one. The thread stays stopped until it is killed: if it were resumed, its call might return early
+//! (`epoll_wait` is not restarted, signal(7)) and the thread would run on.
+//! How a thread is read that has to go on is in [`unharmed`].
 
+#[cfg(feature = "__engine")]
+mod unharmed;
+
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use gimli::{
-    BaseAddresses, CfaRule, EhFrame, EhFrameHdr, LittleEndian, Pointer, Register, RegisterRule,
-    UnwindContext, UnwindSection,
+use addr2line::gimli::{
+    BaseAddresses, CfaRule, EhFrame, EhFrameHdr, Encoding, EndianSlice, EvaluationResult, Expression,
+    Location, NativeEndian, Pointer, Register, RegisterRule, UnwindContext, UnwindExpression, UnwindSection,
+    Value,
 };
 use nix::libc;
 
-use super::maps::{Address, Maps};
+use super::elf::{self, SegmentKind};
+use super::maps::{Address, Maps, VDSO};
+use super::process::Stat;
 use crate::sys::{self, ChildState, Children, Pid};
 
 /// The most frames of one thread.
 const FRAMES: usize = 64;
-/// How long threads may take to stop, all together, and how long each may then. One that is in an
-/// uninterruptible wait does not.
-const STOP: Duration = Duration::from_millis(100);
+/// How long all threads together may take to stop, and how long each may take after that. On a busy machine a
+/// thread waits for its turn to run.
+const STOP: Duration = Duration::from_secs(1);
 const STOP_EACH: Duration = Duration::from_millis(2);
-/// The most of a module's unwind tables that is read, in bytes.
+/// How long to wait for a thread in an uninterruptible wait, which may not stop at all.
+const STOP_UNINTERRUPTIBLE: Duration = Duration::from_millis(50);
+/// The most bytes of a module's unwind tables that are read.
 const TABLES: u64 = 64 << 20;
 
-/// Unwinds threads of processes that have the same program mapped at the same place: a test and
-/// its forks. Their tables are read once.
+/// Unwinds threads of processes. Caches the tables of each module.
 #[derive(Default)]
 pub(crate) struct Unwinder {
     modules: HashMap<(String, u64), Option<Tables>>,
-    /// How long threads took to stop so far.
+    /// Total time that threads have taken to stop so far.
     stopping: Duration,
 }
 
-/// The unwind tables of one module, as they lie in memory.
+/// The unwind tables of one module, as mapped. They are the same in every process: their addresses are
+/// relative to the tables.
 struct Tables {
     header: Vec<u8>,
     frames: Vec<u8>,
-    bases: BaseAddresses,
+    /// The positions of both tables, relative to the beginning of the module.
+    header_at: u64,
+    frames_at: u64,
 }
 
 impl Unwinder {
-    /// The addresses of a thread's frames, the innermost first. Empty if it may not be traced.
-    /// Stops the thread for good.
+    /// The addresses of a thread's frames, innermost first. Empty if the thread may not be traced. Leaves the
+    /// thread stopped.
     pub(crate) fn frames(&mut self, pid: Pid, tid: Pid, maps: &Maps) -> Vec<Address> {
         let begin = Instant::now();
         let found = registers(tid, STOP.saturating_sub(self.stopping).max(STOP_EACH));
         self.stopping += begin.elapsed();
-        let Some(mut registers) = found else { return Vec::new() };
+        let Some(registers) = found else { return Vec::new() };
+        self.unwind(&Memory::of(pid), registers, maps)
+    }
+
+    /// The frames above the one that these are the registers of, and that one.
+    fn unwind(&mut self, memory: &Memory, mut registers: Registers, maps: &Maps) -> Vec<Address> {
         let mut context = UnwindContext::new();
         let mut frames = Vec::new();
-        while let Some(address) = maps.locate(registers.pc) {
-            let tables = self.tables(pid, &address.module, maps);
+        while let Some(mut address) = maps.locate(registers.pc) {
+            let (base, tables) = self.tables(memory.pid, &address.module, maps).unzip();
+            // Look-ups expect a return address, which is one past the call.
+            address.offset += u64::from(registers.is_interrupted);
             frames.push(address);
             let inner = registers.stack_pointer();
-            let next = tables.and_then(|tables| tables.step(pid, &registers, &mut context));
-            // The stack grows down: whoever called lies above.
-            match next.filter(|next| next.pc != 0 && next.stack_pointer() > inner) {
+            let next = tables
+                .zip(base)
+                .and_then(|(tables, base)| tables.step(memory, base, &registers, &mut context));
+            // The stack grows down, so the caller's frame is above. A signal handler may have a stack of its
+            // own.
+            let is_outer = |next: &Registers| next.is_interrupted || next.stack_pointer() > inner;
+            match next.filter(|next| next.pc != 0 && is_outer(next)) {
                 Some(next) if frames.len() < FRAMES => registers = next,
                 _ => break,
             }
         }
+        // No file has symbols for the kernel's code.
+        frames.retain(|address| address.module != VDSO);
         frames
     }
 
-    fn tables(&mut self, pid: Pid, module: &str, maps: &Maps) -> Option<&Tables> {
-        let base = maps.base(module)?;
-        self.modules.entry((module.to_owned(), base)).or_insert_with(|| Tables::read(pid, base)).as_ref()
+    /// The tables of a module, and the address where it begins.
+    fn tables(&mut self, pid: Pid, module: &str, maps: &Maps) -> Option<(u64, &Tables)> {
+        let (base, inode) = (maps.base(module)?, maps.inode(module)?);
+        let tables = self.modules.entry((module.to_owned(), inode));
+        Some((base, tables.or_insert_with(|| Tables::read(pid, base)).as_ref()?))
     }
 }
 
-/// The registers of one frame, by their numbers in DWARF.
+/// The registers of one frame, by their DWARF numbers.
 #[derive(Clone)]
 struct Registers {
     pc: u64,
+    /// A signal arrived before the instruction at `pc`, so `pc` is not a return address.
+    is_interrupted: bool,
     values: [Option<u64>; REGISTERS],
 }
 
@@ -83,7 +112,7 @@ const REGISTERS: usize = 33;
 
 #[cfg(target_arch = "x86_64")]
 mod arch {
-    /// The numbers of System V's ABI for this machine, in the order of DWARF.
+    /// Register numbers of this machine's System V ABI, in DWARF order.
     pub(super) const STACK_POINTER: u16 = 7;
     pub(super) const RETURN_ADDRESS: u16 = 16;
 
@@ -99,7 +128,7 @@ mod arch {
 
 #[cfg(target_arch = "aarch64")]
 mod arch {
-    /// The numbers of the procedure call standard for this machine.
+    /// Register numbers of this machine's procedure call standard.
     pub(super) const STACK_POINTER: u16 = 31;
     pub(super) const RETURN_ADDRESS: u16 = 30;
 
@@ -117,15 +146,10 @@ fn registers(tid: Pid, patience: Duration) -> Option<Registers> {
     ptrace::seize(thread, ptrace::Options::empty()).ok()?;
     let stopped = ptrace::interrupt(thread).is_ok() && has_stopped(tid, patience);
     let read = if stopped { ptrace::getregs(thread).ok() } else { None };
-    let (pc, numbered) = arch::read(&read?);
-    let mut values = [None; REGISTERS];
-    for (value, number) in values.iter_mut().zip(numbered) {
-        *value = Some(number);
-    }
-    Some(Registers { pc, values })
+    Some(Registers::of(&read?))
 }
 
-/// On other machines the report says that no stack was read.
+/// Not supported here; the report says that no stack was read.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn registers(_: Pid, _: Duration) -> Option<Registers> {
     None
@@ -133,23 +157,34 @@ fn registers(_: Pid, _: Duration) -> Option<Registers> {
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 fn has_stopped(tid: Pid, patience: Duration) -> bool {
-    let until = Instant::now() + patience;
+    let begin = Instant::now();
+    let is_uninterruptible = || Stat::read(tid).is_none_or(|stat| stat.state == 'D');
     loop {
         match sys::waitid(Some(tid), libc::WSTOPPED) {
             Ok(Children::Ready(child)) => return matches!(child.state, ChildState::Trapped(_)),
             Ok(Children::Quiet) => {}
             Ok(Children::None) | Err(_) => return false,
         }
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let left = patience.saturating_sub(begin.elapsed());
+        if left.is_zero() || begin.elapsed() >= STOP_UNINTERRUPTIBLE && is_uninterruptible() {
             return false;
         }
-        // Its stop raises SIGCHLD, which a supervisor has blocked.
-        sys::wait_for_signal(libc::SIGCHLD, left);
+        // The stop of the thread raises SIGCHLD, which a supervisor has blocked.
+        sys::wait_for_signal(libc::SIGCHLD, left.min(STOP_UNINTERRUPTIBLE));
     }
 }
 
 impl Registers {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    fn of(read: &libc::user_regs_struct) -> Registers {
+        let (pc, numbered) = arch::read(read);
+        let mut values = [None; REGISTERS];
+        for (value, number) in values.iter_mut().zip(numbered) {
+            *value = Some(number);
+        }
+        Registers { pc, is_interrupted: false, values }
+    }
+
     fn get(&self, register: Register) -> Option<u64> {
         *self.values.get(usize::from(register.0))?
     }
@@ -162,101 +197,146 @@ impl Registers {
 impl Tables {
     /// Reads the tables of the module that is mapped at `base`.
     fn read(pid: Pid, base: u64) -> Option<Tables> {
-        let segments = segments(&sys::read_memory(pid, base, 64)?, |offset, size| {
-            sys::read_memory(pid, base.checked_add(offset)?, size)
+        let segments = elf::segments(&sys::read_memory(pid, base, elf::HEADER)?, |offset, size| {
+            sys::read_memory(pid, base.checked_add(offset)?, size).map(Cow::Owned)
         })?;
-        let first = segments.iter().find(|segment| segment.kind == LOAD)?;
-        // Where address 0 of the file would lie.
-        let bias = base.wrapping_sub(first.address & !0xfff);
-        let header = segments.iter().find(|segment| segment.kind == EH_FRAME_HEADER)?;
+        // The load address of the file's address 0.
+        let bias = base.wrapping_sub(elf::base(&segments)?);
+        let header = segments.iter().find(|segment| segment.kind == SegmentKind::UnwindIndex)?;
         let header_at = bias.wrapping_add(header.address);
         let header = sys::read_memory(pid, header_at, usize::try_from(header.size.min(TABLES)).ok()?)?;
         let bases = BaseAddresses::default().set_eh_frame_hdr(header_at);
-        let parsed = EhFrameHdr::new(&header, LittleEndian).parse(&bases, 8).ok()?;
+        let parsed = EhFrameHdr::new(&header, NativeEndian).parse(&bases, 8).ok()?;
         let Pointer::Direct(frames_at) = parsed.eh_frame_ptr() else { return None };
         let end = segments
             .iter()
-            .filter(|segment| segment.kind == LOAD)
+            .filter(|segment| segment.kind == SegmentKind::Load)
             .map(|segment| (bias.wrapping_add(segment.address), segment.size))
             .find(|(start, size)| (*start..start.saturating_add(*size)).contains(&frames_at))
             .map(|(start, size)| start + size)?;
         let size = usize::try_from((end - frames_at).min(TABLES)).ok()?;
         let frames = sys::read_memory(pid, frames_at, size)?;
-        Some(Tables { header, frames, bases: bases.set_eh_frame(frames_at) })
+        let (header_at, frames_at) = (header_at.wrapping_sub(base), frames_at.wrapping_sub(base));
+        Some(Tables { header, frames, header_at, frames_at })
     }
 
-    /// The registers as the caller of this frame had them.
-    fn step(&self, pid: Pid, registers: &Registers, context: &mut UnwindContext<usize>) -> Option<Registers> {
-        let header = EhFrameHdr::new(&self.header, LittleEndian).parse(&self.bases, 8).ok()?;
-        let frames = EhFrame::new(&self.frames, LittleEndian);
-        // A return address is behind the call, which may be the last instruction of a function.
-        let address = registers.pc.checked_sub(1)?;
+    /// Computes the caller's registers.
+    fn step(
+        &self,
+        memory: &Memory,
+        base: u64,
+        registers: &Registers,
+        context: &mut UnwindContext<usize>,
+    ) -> Option<Registers> {
+        let bases = BaseAddresses::default().set_eh_frame_hdr(base.wrapping_add(self.header_at));
+        let bases = &bases.set_eh_frame(base.wrapping_add(self.frames_at));
+        let header = EhFrameHdr::new(&self.header, NativeEndian).parse(bases, 8).ok()?;
+        let frames = EhFrame::new(&self.frames, NativeEndian);
+        // A return address is one past the call, which may be the last instruction of a function.
+        let address = registers.pc.checked_sub(u64::from(!registers.is_interrupted))?;
         let find = EhFrame::cie_from_offset;
-        let fde = header.table()?.fde_for_address(&frames, &self.bases, address, find).ok()?;
-        let row = fde.unwind_info_for_address(&frames, &self.bases, context, address).ok()?;
+        let fde = header.table()?.fde_for_address(&frames, bases, address, find).ok()?;
+        let row = fde.unwind_info_for_address(&frames, bases, context, address).ok()?;
         let cfa = match row.cfa() {
             CfaRule::RegisterAndOffset { register, offset } => {
                 registers.get(*register)?.wrapping_add_signed(*offset)
             }
-            // Stubs of the linker and signal frames: a blocked thread is rarely below one.
-            CfaRule::Expression(_) => return None,
+            CfaRule::Expression(expression) => {
+                evaluate(memory, expression.get(&frames).ok()?, fde.cie().encoding(), registers, None)?
+            }
         };
-        let word = |offset: i64| {
-            let bytes = sys::read_memory(pid, cfa.wrapping_add_signed(offset), 8)?;
-            Some(u64::from_le_bytes(bytes.try_into().ok()?))
+        let word = |offset: i64| memory.word(cfa.wrapping_add_signed(offset));
+        let value_of = |expression: &UnwindExpression<usize>| {
+            evaluate(memory, expression.get(&frames).ok()?, fde.cie().encoding(), registers, Some(cfa))
         };
-        let mut next = registers.clone();
+        let mut next = Registers { is_interrupted: fde.is_signal_trampoline(), ..registers.clone() };
+        let mut restored = false;
         for (register, rule) in row.registers() {
             let value = match rule {
                 RegisterRule::Offset(offset) => word(*offset),
                 RegisterRule::ValOffset(offset) => Some(cfa.wrapping_add_signed(*offset)),
                 RegisterRule::Register(other) => registers.get(*other),
                 RegisterRule::SameValue => registers.get(*register),
+                RegisterRule::Expression(at) => value_of(at).and_then(|at| memory.word(at)),
+                RegisterRule::ValExpression(value) => value_of(value),
                 _ => None,
             };
+            restored |= register.0 == arch::STACK_POINTER;
             if let Some(slot) = next.values.get_mut(usize::from(register.0)) {
                 *slot = value;
             }
         }
         next.pc = next.get(Register(arch::RETURN_ADDRESS))?;
-        // Pointer authentication signs return addresses in the bits that no address has.
+        // Pointer authentication puts a signature into the unused bits of a return address.
         #[cfg(target_arch = "aarch64")]
         {
             next.pc &= (1 << 48) - 1;
         }
-        if let Some(slot) = next.values.get_mut(usize::from(arch::STACK_POINTER)) {
+        // A signal frame saves the stack pointer among the registers.
+        if let Some(slot) = next.values.get_mut(usize::from(arch::STACK_POINTER)).filter(|_| !restored) {
             *slot = Some(cfa);
         }
         Some(next)
     }
 }
 
-const LOAD: u32 = 1;
-const EH_FRAME_HEADER: u32 = 0x6474_e550;
-
-pub(super) struct Segment {
-    kind: u32,
-    address: u64,
-    size: u64,
+/// The memory of a process, as far as it is asked for words.
+struct Memory {
+    pid: Pid,
+    /// What was copied of it, and from where: the stack of a thread that may have gone on since.
+    copied_from: u64,
+    copy: Vec<u8>,
 }
 
-/// The program headers of a 64-bit little-endian ELF file (elf(5)). `read` gives some of its bytes.
-pub(super) fn segments(header: &[u8], read: impl Fn(u64, usize) -> Option<Vec<u8>>) -> Option<Vec<Segment>> {
-    let u16_at = |bytes: &[u8], at: usize| Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
-    let u32_at = |bytes: &[u8], at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    let u64_at = |bytes: &[u8], at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-    if header.get(..6)? != b"\x7fELF\x02\x01" {
-        return None;
+impl Memory {
+    fn of(pid: Pid) -> Memory {
+        Memory { pid, copied_from: 0, copy: Vec::new() }
     }
-    let (offset, size, count) = (u64_at(header, 32)?, u16_at(header, 54)?, u16_at(header, 56)?);
-    let table = read(offset, usize::from(size) * usize::from(count))?;
-    if size < 56 {
-        return None;
+
+    fn word(&self, address: u64) -> Option<u64> {
+        const WORD: usize = size_of::<u64>();
+        let at = address.checked_sub(self.copied_from).and_then(|at| usize::try_from(at).ok());
+        let copied = at.and_then(|at| self.copy.get(at..at.checked_add(WORD)?));
+        let bytes = match copied {
+            Some(bytes) => bytes.try_into().ok()?,
+            None => sys::read_memory(self.pid, address, WORD)?.try_into().ok()?,
+        };
+        Some(u64::from_ne_bytes(bytes))
     }
-    table
-        .chunks_exact(usize::from(size))
-        .map(|entry| {
-            Some(Segment { kind: u32_at(entry, 0)?, address: u64_at(entry, 16)?, size: u64_at(entry, 40)? })
-        })
-        .collect()
+}
+
+/// Evaluates an expression of the unwind tables. Signal frames use them, since the kernel's saved registers
+/// cannot be described by simpler rules.
+fn evaluate(
+    memory: &Memory,
+    expression: Expression<EndianSlice<'_, NativeEndian>>,
+    encoding: Encoding,
+    registers: &Registers,
+    initial: Option<u64>,
+) -> Option<u64> {
+    /// Limit on the number of operations: more than any real table has.
+    const STEPS: u32 = 1000;
+    let mut evaluation = expression.evaluation(encoding);
+    evaluation.set_max_iterations(STEPS);
+    if let Some(initial) = initial {
+        evaluation.set_initial_value(initial);
+    }
+    let mut result = evaluation.evaluate().ok()?;
+    loop {
+        result = match result {
+            EvaluationResult::Complete => break,
+            EvaluationResult::RequiresRegister { register, .. } => {
+                evaluation.resume_with_register(Value::Generic(registers.get(register)?)).ok()?
+            }
+            EvaluationResult::RequiresMemory { address, size: 8, .. } => {
+                evaluation.resume_with_memory(Value::Generic(memory.word(address)?)).ok()?
+            }
+            _ => return None,
+        };
+    }
+    match evaluation.result().first()?.location {
+        Location::Address { address } => Some(address),
+        Location::Value { value } => value.to_u64(u64::MAX).ok(),
+        _ => None,
+    }
 }

@@ -1,13 +1,15 @@
-//! What the threads of a process are blocked in: `/proc/PID/task/TID/syscall`, `wchan`, `status`.
+//! Reads what the threads of a process are blocked in: `/proc/PID/task/TID/syscall`, `wchan`, `status`.
 //!
-//! An fd table shows what a process holds; only the arguments of a blocked syscall show what it
-//! waits for. The name in `wchan` is the kernel's innermost function, moves between kernels, and
-//! is only shown beside it.
+//! An fd table shows what a process holds; only the arguments of a blocked syscall show what it waits for.
+//! The name in `wchan` is the kernel's innermost function; it differs between kernels, so it is shown and
+//! never evaluated.
 //!
-//! The race: threads are read one after the other, so a thread that looked blocked may have run
-//! while the next was read. The kernel counts how often each was scheduled away
-//! (`voluntary_ctxt_switches`, proc_pid_status(5)). A thread with the same call and the same
-//! counts in two looks has not run in between, and what it holds has not changed.
+//! Threads are read one after the other, so a thread that looked blocked may run while the next one is read.
+//! The kernel counts how often each thread was scheduled away (`voluntary_ctxt_switches`,
+//! proc_pid_status(5)). A thread with the same call and the same counts in two snapshots has not run in
+//! between, and holds the same resources.
+//!
+//! Longer than 600 lines: one kernel call after the other, with the fields of each.
 
 use std::fs;
 use std::io::Read;
@@ -16,79 +18,83 @@ use std::os::unix::fs::MetadataExt;
 use nix::libc;
 
 use super::maps::{Address, Maps};
+use crate::sys::wire::{wire_enum, wire_struct};
 use crate::sys::{self, Pid};
-use crate::wire::{wire_enum, wire_struct};
 
 wire_enum! {
     /// What a blocked thread waits for.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub(crate) enum On {
-        /// It runs, or it is in a call that is not understood here.
+        /// The thread runs, or it is in a call that is not decoded here.
         Other,
-        /// Data or end-of-file on an fd.
+        /// Data or EOF on an fd.
         Read { fd: i32 },
-        /// Room behind an fd, or the end of its readers.
+        /// Room to write to an fd, or the close of its last reader.
         Write { fd: i32 },
-        /// Whatever else an fd may bring: a connection, an ioctl.
+        /// Another event on an fd: a connection, an ioctl.
         Fd { fd: i32 },
-        /// The first of several fds to be ready; as fd, `POLLIN`-style events, fd, events, ..
+        /// The first of several fds to become ready. `fds` is a flat list of fd, `POLLIN`-style events, fd,
+        /// events, ..
         Poll { fds: Vec<i32>, forever: bool },
-        /// The same through an epoll instance. The inodes tell whether an fd of its interest list is
-        /// still the file that was put there; 0 if the kernel does not say. `exact`: it says so of each.
+        /// The same through an epoll instance. The inodes show whether an fd number of its interest list
+        /// still refers to the registered file; 0 if the kernel does not show them. `exact`: the kernel
+        /// confirms it for each fd.
         Epoll { epoll: i32, fds: Vec<i32>, inodes: Vec<u64>, exact: bool, forever: bool },
-        /// The end of a child: its pid, or -1 for any.
+        /// The exit of a child: its pid, or -1 for any child.
         Child { pid: i32 },
-        /// A word of memory.
+        /// A futex: a word of memory.
         Futex { address: u64, place: Option<Address>, shared: bool, forever: bool },
         /// The end of a thread of the same process (pthread_join(3)).
         Thread { tid: i32 },
         /// A lock on the file behind an fd (flock(2), fcntl_locking(2)).
         Lock { fd: i32 },
-        /// Time.
+        /// A timeout.
         Sleep,
         /// A signal (pause(2), sigsuspend(2), sigwaitinfo(2)).
         Signal,
-        /// The other end of a FIFO, or whatever else the opening of this path waits for.
-        Open { path: String },
-        /// SIGCONT, whatever it was in when a signal stopped it; or a debugger.
+        /// The other end of a FIFO, or whatever else `open` of this path waits for; `access` is `O_ACCMODE`
+        /// of the flags.
+        Open { path: String, access: i32 },
+        /// SIGCONT after a stop signal, or a debugger.
         Stopped,
     }
 }
 
 wire_struct! {
-    /// One thread at one moment.
+    /// A snapshot of one thread.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub(crate) struct Thread {
         pub(crate) tid: i32,
         pub(crate) name: String,
         pub(crate) state: String,
-        /// The syscall by name, `running`, `stopped`, or `syscall 423` for one that is not in the tables.
+        /// The name of the syscall, `running`, `stopped`, or `syscall 423` for one that has no name here.
         pub(crate) syscall: String,
         pub(crate) on: On,
-        /// The locks that are in its way, as `/proc/locks` has them, without their number.
+        /// The locks that block it, as `/proc/locks` prints them, without their numbers.
         pub(crate) behind: Vec<String>,
-        /// Who traces it; 0 if nobody does.
+        /// Its tracer; 0 if there is none.
         pub(crate) tracer: i32,
         /// The kernel function it sleeps in.
         pub(crate) wchan: Option<String>,
-        /// The line of `/proc/PID/task/TID/syscall` and the counts of switches: its fingerprint.
-        pub(crate) moment: String,
-        /// Two looks had the same fingerprint.
-        pub(crate) settled: bool,
-        /// Where it is in the program, the innermost first. Only of forks of the test.
+        /// The line of `/proc/PID/task/TID/syscall` and the switch counts: changes whenever the thread runs.
+        pub(crate) fingerprint: String,
+        /// Two snapshots had the same fingerprint.
+        pub(crate) unchanged: bool,
+        /// Its stack, innermost frame first: of threads of the test and its forks, and of others as far as
+        /// time allowed.
         pub(crate) frames: Vec<Address>,
     }
 }
 
 impl On {
-    /// Whether it is a set of fds, any of which may end the wait.
+    /// Whether it waits for any of several fds.
     pub(crate) fn is_set(&self) -> bool {
         matches!(self, On::Poll { .. } | On::Epoll { .. })
     }
 }
 
 impl Thread {
-    /// Whether it is blocked in something that no clock ends.
+    /// Whether it is blocked without a timeout.
     pub(crate) fn waits_forever(&self) -> bool {
         match &self.on {
             On::Read { .. } | On::Write { .. } | On::Child { .. } | On::Thread { .. } | On::Lock { .. } => {
@@ -97,6 +103,17 @@ impl Thread {
             On::Poll { forever, .. } | On::Epoll { forever, .. } | On::Futex { forever, .. } => *forever,
             On::Other | On::Fd { .. } | On::Sleep | On::Signal | On::Open { .. } | On::Stopped => false,
         }
+    }
+
+    /// Marks it as running: it was stopped only by this process and would go on.
+    pub(crate) fn set_running(&mut self) {
+        if self.on != On::Stopped {
+            return;
+        }
+        "R".clone_into(&mut self.state);
+        "running".clone_into(&mut self.syscall);
+        (self.on, self.wchan) = (On::Other, None);
+        self.fingerprint.clear();
     }
 
     /// The fds that it waits on.
@@ -112,7 +129,7 @@ impl Thread {
     }
 }
 
-/// What the arguments of a call mean for who could end the wait.
+/// How the arguments of a call are decoded.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Read,
@@ -140,8 +157,8 @@ enum Kind {
     Other,
 }
 
-/// The calls that a process is found waiting in. A name is the same on every architecture, the
-/// number is not: libc knows.
+/// The calls that processes are found waiting in. Call numbers differ between architectures, so they come
+/// from libc.
 const CALLS: &[(libc::c_long, &str, Kind)] = &[
     (libc::SYS_read, "read", Kind::Read),
     (libc::SYS_readv, "readv", Kind::Read),
@@ -153,7 +170,7 @@ const CALLS: &[(libc::c_long, &str, Kind)] = &[
     (libc::SYS_pwrite64, "pwrite64", Kind::Write),
     (libc::SYS_recvfrom, "recvfrom", Kind::Read),
     (libc::SYS_recvmsg, "recvmsg", Kind::Read),
-    // Its timeout is looked at only after a message has come (recvmmsg(2), BUGS).
+    // Its timeout is only checked after a message has arrived (recvmmsg(2), BUGS).
     (libc::SYS_recvmmsg, "recvmmsg", Kind::Read),
     (libc::SYS_sendto, "sendto", Kind::Write),
     (libc::SYS_sendmsg, "sendmsg", Kind::Write),
@@ -214,12 +231,12 @@ const CALLS: &[(libc::c_long, &str, Kind)] = &[
     (libc::SYS_exit_group, "exit_group", Kind::Other),
 ];
 
-/// Each with its name, which begins with `SYS_`.
+/// Pairs each call with its name, without `SYS_`.
 macro_rules! named {
     ($($name:ident)*) => { &[$((libc::$name, stringify!($name))),*] };
 }
 
-/// More calls that a thread may be seen in, of which the name is all that is known.
+/// Other calls that a thread may be in, of which only the name is known.
 #[rustfmt::skip]
 const NAMED: &[(libc::c_long, &str)] = named!(
     SYS_brk SYS_munmap SYS_mremap SYS_mprotect SYS_madvise SYS_msync SYS_mlock SYS_mlockall
@@ -237,21 +254,21 @@ const NAMED: &[(libc::c_long, &str)] = named!(
     SYS_pipe2 SYS_dup SYS_dup3 SYS_close SYS_close_range
 );
 
-/// How many threads of one process are looked at.
+/// The most threads of one process that are read.
 pub(crate) const THREADS: usize = 256;
-/// How many fds of one poll set are kept. A larger one is not known.
+/// The most fds of one poll set that are kept. A larger set counts as unknown.
 const SET: usize = 1024;
-/// How many entries of a poll set are read: most of a large one may be left out (poll(2)).
+/// The most entries of a poll set that are read: most entries of a large set may be ignored ones (poll(2)).
 const ENTRIES: usize = 64 * 1024;
 
-/// Looks at every thread of a process, the first one first. Empty if the process is gone.
+/// Reads every thread of a process, the first thread first. Empty if the process is gone.
 pub(crate) fn read(pid: Pid) -> Vec<Thread> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let mut tids: Vec<Pid> =
         entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     tids.sort_unstable_by_key(|tid| (*tid != pid, *tid));
     tids.truncate(THREADS);
-    // The numbers of a 32-bit program on a 64-bit kernel are another table's.
+    // A 32-bit program on a 64-bit kernel has other call numbers.
     let native = is_native(pid);
     let mut once = Once { maps: None, locks: None };
     tids.iter().filter_map(|tid| read_thread(pid, *tid, &tids, native, &mut once)).collect()
@@ -280,17 +297,17 @@ fn read_thread(pid: Pid, tid: Pid, tids: &[Pid], native: bool, once: &mut Once) 
         behind: Vec::new(),
         tracer: field("TracerPid").parse().unwrap_or(0),
         wchan: None,
-        moment: String::new(),
-        settled: false,
+        fingerprint: String::new(),
+        unchanged: false,
         frames: Vec::new(),
     };
-    // May not be read (Yama, another user's): told by the empty name of the call.
+    // Reading is not permitted (Yama, another user's process); the empty call name stands for that.
     let Ok(line) = fs::read_to_string(format!("{task}/syscall")) else { return Some(thread) };
-    thread.moment = moment(&line, &status);
+    thread.fingerprint = fingerprint(&line, &status);
     let wchan = fs::read_to_string(format!("{task}/wchan")).ok();
     thread.wchan = wchan.filter(|name| !name.is_empty() && name != "0");
     if matches!(thread.state.as_str(), "T" | "t") {
-        // What the kernel shows then is what it was in, or the end of it.
+        // A stopped thread still shows the call that it was in, or the end of it.
         "stopped".clone_into(&mut thread.syscall);
         thread.on = On::Stopped;
         return Some(thread);
@@ -299,18 +316,22 @@ fn read_thread(pid: Pid, tid: Pid, tids: &[Pid], native: bool, once: &mut Once) 
         Some(Call::Running) => "running".clone_into(&mut thread.syscall),
         Some(Call::Blocked) => "no syscall".clone_into(&mut thread.syscall),
         Some(Call::Syscall { number, arguments }) => {
+            let number = match number {
+                libc::SYS_restart_syscall if native => restarted(thread.wchan.as_deref()).unwrap_or(number),
+                number => number,
+            };
             match CALLS.iter().find(|(known, ..)| native && *known == number) {
                 None => thread.syscall = name(number, native),
                 Some((_, name, kind)) => {
                     (*name).clone_into(&mut thread.syscall);
-                    // In a PID namespace of its own it names children and threads by other numbers.
+                    // A process in its own PID namespace uses other numbers for children and threads.
                     let nested = field("NSpid").split_ascii_whitespace().nth(1).is_some();
                     let by_pid = *kind == Kind::Wait4 || arguments[0] == u64::from(libc::P_PID);
                     thread.on = match on(*kind, &arguments, pid, tids, &mut once.maps) {
                         On::Child { pid } if pid > 0 && nested && by_pid => On::Other,
                         on => on,
                     };
-                    // Somebody was asked to make the call in its place (seccomp_unotify(2)).
+                    // Another process handles the call (seccomp_unotify(2)).
                     if thread.wchan.as_ref().is_some_and(|wchan| wchan.contains("seccomp")) {
                         thread.on = On::Other;
                     }
@@ -318,7 +339,8 @@ fn read_thread(pid: Pid, tid: Pid, tids: &[Pid], native: bool, once: &mut Once) 
                         let read = || fs::read_to_string("/proc/locks").unwrap_or_default();
                         thread.behind = in_the_way(once.locks.get_or_insert_with(read), pid);
                         let file = fs::metadata(format!("/proc/{pid}/fd/{fd}")).map(|file| file.ino());
-                        // The number of the file system is not always the one that `stat` shows.
+                        // The device number in `/proc/locks` can differ from the one in `stat`, so only the
+                        // inode is compared.
                         thread.behind.retain(|lock| file.as_ref().is_ok_and(|ino| is_on(lock, *ino)));
                     }
                 }
@@ -329,7 +351,18 @@ fn read_thread(pid: Pid, tid: Pid, tids: &[Pid], native: bool, once: &mut Once) 
     Some(thread)
 }
 
-/// The name of a call that is not understood any further.
+/// The call that goes on as `restart_syscall`, after a stop, with the arguments that it had (restart_syscall(2)): only where
+/// in the kernel the thread sleeps tells which that is, and of nanosleep(2) not even that.
+fn restarted(wchan: Option<&str>) -> Option<libc::c_long> {
+    match wchan? {
+        name if name.contains("futex") => Some(libc::SYS_futex),
+        #[cfg(target_arch = "x86_64")]
+        name if name.contains("poll") && !name.contains("ep_poll") => Some(libc::SYS_poll),
+        _ => None,
+    }
+}
+
+/// The name of a call that is not decoded.
 fn name(number: libc::c_long, native: bool) -> String {
     let known = NAMED.iter().find(|(known, _)| native && *known == number);
     match known.and_then(|(_, name)| name.strip_prefix("SYS_")) {
@@ -338,22 +371,23 @@ fn name(number: libc::c_long, native: bool) -> String {
     }
 }
 
-/// Looks once more; tells whether this thread has not run since `before` was read.
+/// Reads the thread again, and returns whether it has not run since `before` was read.
 pub(crate) fn has_not_run(pid: Pid, before: &Thread) -> bool {
     let task = format!("/proc/{pid}/task/{}", before.tid);
     let line = fs::read_to_string(format!("{task}/syscall")).unwrap_or_default();
     let status = fs::read(format!("{task}/status")).unwrap_or_default();
-    !before.moment.is_empty() && moment(&line, &String::from_utf8_lossy(&status)) == before.moment
+    !before.fingerprint.is_empty()
+        && fingerprint(&line, &String::from_utf8_lossy(&status)) == before.fingerprint
 }
 
-/// The thread ids of a process.
+/// The number of threads of a process.
 pub(crate) fn count(pid: Pid) -> usize {
     fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
-/// A fingerprint of one thread: the same as long as it is blocked in the same call. Empty for one
-/// that is not.
-pub(super) fn moment(line: &str, status: &str) -> String {
+/// The fingerprint of a thread: unchanged as long as it is blocked in the same call. Empty if it is not
+/// blocked.
+pub(super) fn fingerprint(line: &str, status: &str) -> String {
     if line.starts_with("running") {
         return String::new();
     }
@@ -361,17 +395,17 @@ pub(super) fn moment(line: &str, status: &str) -> String {
     std::iter::once(line.trim_end()).chain(switches).collect::<Vec<_>>().join(" ")
 }
 
-/// The kernel writes names in `status` with `\n` and `\\` escaped (proc_pid_status(5)).
+/// Undoes the escaping of `\n` and `\\` in names of `status` (proc_pid_status(5)).
 fn unescape(name: &str) -> String {
     name.replace("\\n", "\n").replace("\\\\", "\\")
 }
 
-/// Whether a process runs a program of this program's own word size.
+/// Whether a process runs a program of this program's word size.
 fn is_native(pid: Pid) -> bool {
     let mut header = [0; 5];
     let read = fs::File::open(format!("/proc/{pid}/exe")).and_then(|mut exe| exe.read_exact(&mut header));
     let class = if cfg!(target_pointer_width = "64") { 2 } else { 1 };
-    // Not readable: then `syscall` is not either.
+    // If the file is not readable, `syscall` is not either.
     read.is_err() || header[4] == class
 }
 
@@ -379,7 +413,7 @@ fn is_native(pid: Pid) -> bool {
 #[derive(Debug, PartialEq, Eq)]
 enum Call {
     Running,
-    /// Blocked, but in no call: a page fault, or stopped.
+    /// Blocked outside of a call: a page fault, or stopped.
     Blocked,
     Syscall {
         number: libc::c_long,
@@ -403,7 +437,17 @@ impl Call {
     }
 }
 
-/// The number and the arguments of a line, for a test.
+/// Where the stack and the code of a blocked thread are; `None` of one that runs, and if it may not be read.
+#[cfg(feature = "__engine")]
+pub(super) fn code_and_stack(pid: Pid, tid: Pid) -> Option<(u64, u64)> {
+    let line = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?;
+    let mut words = line.split_ascii_whitespace().rev().map(|word| word.strip_prefix("0x"));
+    let mut number = || u64::from_str_radix(words.next()??, 16).ok();
+    let code = number()?;
+    Some((number()?, code))
+}
+
+/// Number and arguments of a line, for a test.
 #[cfg(test)]
 pub(super) fn parsed(line: &str) -> Option<(libc::c_long, [u64; 6])> {
     match Call::parse(line)? {
@@ -412,7 +456,7 @@ pub(super) fn parsed(line: &str) -> Option<(libc::c_long, [u64; 6])> {
     }
 }
 
-/// An int argument: the upper half of the register says nothing.
+/// An `int` argument: the upper half of the register is undefined.
 fn int(argument: u64) -> i32 {
     argument as u32 as i32
 }
@@ -433,7 +477,7 @@ fn on(kind: Kind, arguments: &[u64; 6], pid: Pid, tids: &[Pid], maps: &mut Optio
         Kind::Select => poll(select_set(pid, int(a), [b, c, d]), e == 0),
         Kind::Epoll => epoll(pid, int(a), int(d) < 0),
         Kind::Epoll2 => epoll(pid, int(a), d == 0),
-        // 0 and below -1 are process groups: any child, as far as we can tell.
+        // 0 and values below -1 stand for process groups; treated as any child.
         Kind::Wait4 => On::Child { pid: if int(a) > 0 { int(a) } else { -1 } },
         Kind::Waitid => match (a as libc::idtype_t, int(b)) {
             (libc::P_PID, child) => On::Child { pid: child },
@@ -444,8 +488,8 @@ fn on(kind: Kind, arguments: &[u64; 6], pid: Pid, tids: &[Pid], maps: &mut Optio
         Kind::Sleep => On::Sleep,
         Kind::Signal => On::Signal,
         #[cfg(target_arch = "x86_64")]
-        Kind::Open => On::Open { path: text(pid, a) },
-        Kind::Openat => On::Open { path: text(pid, b) },
+        Kind::Open => On::Open { path: text(pid, a), access: int(b) & libc::O_ACCMODE },
+        Kind::Openat => On::Open { path: text(pid, b), access: int(c) & libc::O_ACCMODE },
         Kind::Other => On::Other,
     }
 }
@@ -466,10 +510,10 @@ fn futex(
     }
     let shared = operation & libc::FUTEX_PRIVATE_FLAG == 0;
     let maps = maps.get_or_insert_with(|| Maps::read(pid).unwrap_or_default());
-    // The kernel finds the word of such a call by its file, if it lies in one.
+    // The kernel identifies a shared futex by its file and offset, if its memory belongs to a file.
     let private = maps.is_private(address);
-    // glibc's pthread_join waits for the word in which the kernel clears a thread's id when the
-    // thread ends; it is the one shared futex with a thread id for its value.
+    // glibc's pthread_join waits for the word in which the kernel clears a thread's id when the thread exits.
+    // It is the only shared futex that contains a thread id.
     let tid = int(value);
     let joins = shared && private && timeout == 0 && command != libc::FUTEX_LOCK_PI;
     if joins && tid != pid && tids.contains(&tid) {
@@ -481,7 +525,7 @@ fn futex(
     On::Futex { address, place: maps.locate(address), shared: shared && !private, forever: timeout == 0 }
 }
 
-/// A set that is not known, or not all of it, may be ended by anything.
+/// Builds the wait for a poll set. A set that is unknown or incomplete may be woken by anything.
 fn poll(set: Option<Vec<i32>>, forever: bool) -> On {
     let known = set.as_ref().is_some_and(|fds| fds.len() <= 2 * SET);
     let mut fds = set.unwrap_or_default();
@@ -489,7 +533,7 @@ fn poll(set: Option<Vec<i32>>, forever: bool) -> On {
     On::Poll { fds, forever: forever && known }
 }
 
-/// `struct pollfd` of poll(2): fd, events.
+/// Reads the `struct pollfd` array of poll(2): fd, events.
 fn poll_set(pid: Pid, address: u64, count: u64) -> Option<Vec<i32>> {
     let count = usize::try_from(count).ok().filter(|count| *count <= ENTRIES)?;
     let memory = sys::read_memory(pid, address, count * 8)?;
@@ -497,7 +541,7 @@ fn poll_set(pid: Pid, address: u64, count: u64) -> Option<Vec<i32>> {
     for entry in memory.chunks_exact(8) {
         let [a, b, c, d, e, f, ..] = *entry else { continue };
         let fd = i32::from_ne_bytes([a, b, c, d]);
-        // A negative fd is left out (poll(2)).
+        // poll(2) ignores negative fds.
         if fd >= 0 {
             fds.extend([fd, i32::from(i16::from_ne_bytes([e, f]))]);
         }
@@ -505,7 +549,7 @@ fn poll_set(pid: Pid, address: u64, count: u64) -> Option<Vec<i32>> {
     Some(fds)
 }
 
-/// The three bitmaps of select(2), which the kernel overwrites only when it returns.
+/// Reads the three bitmaps of select(2). The kernel overwrites them only on return.
 fn select_set(pid: Pid, count: i32, addresses: [u64; 3]) -> Option<Vec<i32>> {
     let count = usize::try_from(count).ok().filter(|count| *count <= ENTRIES)?;
     let mut fds = Vec::new();
@@ -521,7 +565,7 @@ fn select_set(pid: Pid, count: i32, addresses: [u64; 3]) -> Option<Vec<i32>> {
     Some(fds)
 }
 
-/// The interest list of an epoll instance, from its fdinfo.
+/// Reads the interest list of an epoll instance from its fdinfo.
 fn epoll(pid: Pid, epoll: i32, forever: bool) -> On {
     let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{epoll}")).unwrap_or_default();
     let (fds, inodes) = parse_interests(&info);
@@ -529,13 +573,13 @@ fn epoll(pid: Pid, epoll: i32, forever: bool) -> On {
     let mut forever = forever && entries == inodes.len();
     let mut exact = true;
     let mut before: Option<(i32, u32)> = None;
-    // The entries of one number stand beside each other.
+    // Entries with the same fd number are adjacent.
     for entry in fds.chunks_exact(2) {
         let nth = before.filter(|(fd, _)| *fd == entry[0]).map_or(0, |(_, nth)| nth + 1);
         before = Some((entry[0], nth));
         match sys::is_in_epoll(pid, epoll, entry[0], nth) {
             Some(true) => {}
-            // The number is another file by now.
+            // The number refers to another file by now.
             Some(false) => forever = false,
             None => exact = false,
         }
@@ -543,9 +587,9 @@ fn epoll(pid: Pid, epoll: i32, forever: bool) -> On {
     On::Epoll { epoll, fds, inodes, exact, forever }
 }
 
-/// The locks that a process waits behind, as `/proc/locks` has them (proc_locks(5)): under the number
-/// of each stand those who wait for it, behind an arrow. Of a lock that belongs to an open file the
-/// kernel does not say who waits: anybody may be meant.
+/// The locks that a process waits for, as `/proc/locks` prints them (proc_locks(5)): the waiters follow under
+/// the number of each lock, behind an arrow. For a lock that belongs to an open file description the kernel
+/// does not show which process waits, so each such waiter may be this one.
 pub(super) fn in_the_way(locks: &str, pid: Pid) -> Vec<String> {
     let mut behind = Vec::new();
     let mut held = String::new();
@@ -580,25 +624,25 @@ pub(super) fn parse_interests(info: &str) -> (Vec<i32>, Vec<u64>) {
         let events = words.nth(1).and_then(|events| u32::from_str_radix(events, 16).ok());
         let ino = words.find_map(|word| u64::from_str_radix(word.strip_prefix("ino:")?, 16).ok());
         if let (Some(fd), Some(events)) = (fd, events) {
-            // The upper half are flags such as EPOLLET.
+            // The upper half holds flags such as EPOLLET.
             entries.push((fd, (events & 0xffff) as i32, ino.unwrap_or(0)));
         }
     }
-    // The kernel lists them by the addresses of its own: another order in each run.
+    // The kernel lists them in the order of kernel addresses, which differs from run to run.
     entries.sort_unstable();
     let fds = entries.iter().flat_map(|(fd, events, _)| [*fd, *events]).collect();
     (fds, entries.iter().map(|(.., ino)| *ino).collect())
 }
 
-/// The process that a pidfd is a handle on.
+/// The process that a pidfd refers to.
 fn pidfd(pid: Pid, fd: i32) -> Option<Pid> {
     let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?;
     info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
-/// A path in a process's memory.
+/// Reads a path from a process's memory.
 fn text(pid: Pid, address: u64) -> String {
-    // Not beyond the page: the next may not be mapped.
+    // Stop at the end of the page: the next one may not be mapped.
     let length = 4096 - (address as usize % 4096);
     let mut bytes = sys::read_memory(pid, address, length.min(256)).unwrap_or_default();
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
@@ -610,10 +654,10 @@ fn text(pid: Pid, address: u64) -> String {
 mod tests {
     use nix::libc;
 
-    use super::{CALLS, Call, NAMED, in_the_way, moment, name, parse_interests};
+    use super::{CALLS, Call, NAMED, fingerprint, in_the_way, name, parse_interests};
 
     #[test]
-    fn a_lock_tells_who_waits_for_it() {
+    fn the_waiters_of_a_lock_are_found() {
         let locks = "1: POSIX  ADVISORY  WRITE 12 00:2a:7 0 0\n\
                      2: FLOCK  ADVISORY  WRITE 13 00:2a:7 0 EOF\n\
                      2: -> FLOCK  ADVISORY  WRITE 14 00:2a:7 0 EOF\n\
@@ -627,7 +671,7 @@ mod tests {
     #[test]
     fn a_call_has_one_name() {
         assert_eq!(name(libc::SYS_kill, true), "kill");
-        // The numbers of a 32-bit program are others.
+        // A 32-bit program has other call numbers.
         assert_eq!(name(libc::SYS_kill, false), format!("syscall {}", libc::SYS_kill));
         assert_eq!(name(9999, true), "syscall 9999");
         let numbers = CALLS.iter().map(|(number, ..)| number).chain(NAMED.iter().map(|(number, _)| number));
@@ -653,10 +697,10 @@ mod tests {
     fn a_thread_that_has_run_has_another_fingerprint() {
         let status =
             |count| format!("Name:\tx\nvoluntary_ctxt_switches:\t{count}\nnonvoluntary_ctxt_switches:\t1\n");
-        assert_eq!(moment("0 0x3", &status(7)), moment("0 0x3", &status(7)));
-        assert_ne!(moment("0 0x3", &status(7)), moment("0 0x3", &status(8)));
-        assert_ne!(moment("0 0x3", &status(7)), moment("0 0x4", &status(7)));
-        assert_eq!(moment("running", &status(7)), "");
+        assert_eq!(fingerprint("0 0x3", &status(7)), fingerprint("0 0x3", &status(7)));
+        assert_ne!(fingerprint("0 0x3", &status(7)), fingerprint("0 0x3", &status(8)));
+        assert_ne!(fingerprint("0 0x3", &status(7)), fingerprint("0 0x4", &status(7)));
+        assert_eq!(fingerprint("running", &status(7)), "");
     }
 
     #[test]

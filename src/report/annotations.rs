@@ -1,26 +1,27 @@
-//! A failed test as an annotation of GitHub's: a line of output that its runner takes as an error
-//! at a line of code.
+//! Writes failed tests as GitHub annotations: lines of output that the runner shows as errors at lines of code.
 //!
-//! The runner wants a command at the beginning of a line, with nothing but space before it, and
-//! unescapes what stands in it (`ActionCommand.cs` in actions/runner).
+//! The runner expects a command at the beginning of a line, with only white space before it, and unescapes
+//! its contents (`ActionCommand.cs` in actions/runner).
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use super::escape;
-use crate::diagnosis::{Cause, Finding, Origin, Stray, Verdict};
-use crate::facts::{Class, Makes};
-use crate::outcome::Body;
+use super::words::plural;
+use super::{escape, sentence, summary};
+use crate::diagnosis::{Cause, Finding, Kind, Stray, Verdict};
+use crate::guard::report_page::Body;
+use crate::recorder::call_site::SourceLocation;
 
-/// Where the runner has put the repository, and where this process is.
+/// The directory where the runner has checked out the repository, and the current directory.
 pub(crate) struct Checkout {
     workspace: Option<PathBuf>,
     here: PathBuf,
 }
 
 impl Checkout {
-    /// The checkout of the runner that started this process; `None` if none did.
+    /// The checkout of the runner that started this process; `None` if there is none.
     pub(crate) fn of_runner(get: impl Fn(&str) -> Option<OsString>) -> Option<Checkout> {
         if get("GITHUB_ACTIONS")? != "true" {
             return None;
@@ -29,7 +30,7 @@ impl Checkout {
         Some(Checkout { workspace, here: std::env::current_dir().unwrap_or_default() })
     }
 
-    /// The path of a file as GitHub knows it: from the root of the repository.
+    /// The path of a file as GitHub knows it, relative to the root of the repository.
     fn file(&self, file: &str) -> String {
         let absolute = self.here.join(file);
         let inside = |root: &Path| absolute.strip_prefix(root).ok();
@@ -39,8 +40,8 @@ impl Checkout {
         path.unwrap_or(Path::new(file)).display().to_string()
     }
 
-    /// The same of a path that the compiler was given. It runs where the workspace is, and a test
-    /// where its package is, which is there or below.
+    /// The same for a path as the compiler has it. The compiler runs in the workspace's directory, and a
+    /// test in its package's, which is the same or below.
     fn compiled(&self, file: &str) -> String {
         let paths = self.here.ancestors().map(|directory| directory.join(file));
         let found = paths.into_iter().find(|path| path.exists());
@@ -48,76 +49,121 @@ impl Checkout {
     }
 }
 
-/// Writes the annotation of a failed test, without the end of its line.
-///
-/// It is about the first finding whose line of code is known: a test that panicked may have leaked
-/// a process just because of that, but only the leak has a line. What explains it comes first, and
-/// the other findings are told with it. If no line is known it is that of the test, `defined`.
-pub(crate) fn annotation(verdict: &Verdict, defined: (&str, u32), checkout: &Checkout) -> String {
-    let found = verdict.findings.iter().find_map(|finding| Some((finding, place(verdict, finding)?)));
-    let first = verdict.failures().map(|(_, finding)| finding).next();
-    let Some(subject) = found.map(|(finding, _)| finding).or(first) else {
-        return String::new();
-    };
-    let (file, number, column) = match found.and_then(|(_, place)| split(place)) {
-        Some((file, number, column)) => (checkout.file(file), number, column),
-        None => (checkout.compiled(defined.0), defined.1, None),
-    };
-    let mut line = format!("::error file={},line={number},", property(&file));
-    if let Some(column) = column {
-        let _ = write!(line, "col={column},");
+/// The annotations of a run: one for each line of code, with the tests that failed because of it. GitHub shows only ten
+/// per step.
+pub(crate) struct Annotations {
+    checkout: Checkout,
+    all: Vec<Annotation>,
+    places: HashMap<AnnotationKey, usize>,
+}
+
+/// What failed tests have in common that are one annotation. No cause if only an explanation is known.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct AnnotationKey {
+    cause: Option<Cause>,
+    file: String,
+    line: u32,
+    column: u32,
+}
+
+struct Annotation {
+    key: AnnotationKey,
+    /// What each test did.
+    what: &'static str,
+    /// The words on the first test.
+    message: String,
+    /// Each once.
+    tests: Vec<String>,
+}
+
+impl Annotations {
+    pub(crate) fn new(checkout: Checkout) -> Annotations {
+        Annotations { checkout, all: Vec::new(), places: HashMap::new() }
     }
-    let title = property(&format!("{} {}", verdict.name, what(verdict, subject)));
+
+    /// Adds a failed test.
+    ///
+    /// It is placed at the first finding with a known line: a test that panicked may have leaked a process
+    /// because of the panic, and then the line of the leak is in more need of a reader. Its explanation comes first, and
+    /// the other findings follow. If no line of the repository is known, it is placed at the test's, `defined`.
+    pub(crate) fn add(&mut self, verdict: &Verdict, defined: (&str, u32)) {
+        let failures = || verdict.failures().map(|(_, finding)| finding);
+        let placed = |is_panic: bool| {
+            failures()
+                .filter(move |finding| matches!(finding.kind, Kind::Panicked { .. }) == is_panic)
+                .find_map(|finding| {
+                    Some((finding, finding.kind.place().and_then(|place| self.at(place, is_panic))?))
+                })
+        };
+        let found = placed(false).or_else(|| placed(true));
+        let Some(subject) = found.as_ref().map(|(finding, _)| *finding).or_else(|| failures().next()) else {
+            return;
+        };
+        let (file, line, column) = match found {
+            Some((_, place)) => place,
+            None => (self.checkout.compiled(defined.0), defined.1, 0),
+        };
+        let key = AnnotationKey { cause: subject.cause, file, line, column };
+        let at = *self.places.entry(key.clone()).or_insert_with(|| {
+            let (what, message) = (what(verdict, subject), message(verdict, subject));
+            self.all.push(Annotation { key, what, message, tests: Vec::new() });
+            self.all.len() - 1
+        });
+        let tests = &mut self.all[at].tests;
+        if !tests.contains(&verdict.name) {
+            tests.push(verdict.name.clone());
+        }
+    }
+
+    /// A place as GitHub knows it. A panic may come from a file of std's or of another crate's, which is not in the
+    /// repository.
+    fn at(&self, place: &SourceLocation, is_panic: bool) -> Option<(String, u32, u32)> {
+        let file = self.checkout.compiled(&place.file);
+        (!is_panic || Path::new(&file).is_relative()).then_some((file, place.line, place.column))
+    }
+
+    /// The annotations, each as a line without its end.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = String> + '_ {
+        self.all.iter().map(|annotation| {
+            let Annotation { key, what, message, tests } = annotation;
+            let mut line = format!("::error file={},line={},", property(&key.file), key.line);
+            if key.column > 0 {
+                let _ = write!(line, "col={},", key.column);
+            }
+            let (title, names) = match &tests[..] {
+                [test] => (format!("{test} {what}"), String::new()),
+                tests => {
+                    let count = plural(tests.len(), "test");
+                    (
+                        format!("{count} {what}"),
+                        format!("%0A{count}: {}", data(&escape::text(&summary::names(tests)))),
+                    )
+                }
+            };
+            let _ = write!(line, "title={}::{message}{names}", property(&title));
+            line
+        })
+    }
+}
+
+/// The sentences of a test's findings, the explanations first, then the subject's.
+fn message(verdict: &Verdict, subject: &Finding) -> String {
     let explained = verdict.findings.iter().take_while(|finding| finding.cause.is_none()).count();
     let (explanations, others) = verdict.findings.split_at(explained);
-    let sentences: Vec<String> = explanations
-        .iter()
-        .chain([subject])
-        .chain(others.iter().filter(|finding| !std::ptr::eq(*finding, subject)))
-        .map(|finding| data(&escape::text(&finding.sentence)))
-        .collect();
-    let _ = write!(line, "title={title}::{}", sentences.join("%0A"));
-    line
+    let others = others.iter().filter(|finding| !std::ptr::eq(*finding, subject));
+    let sentences = explanations.iter().chain([subject]).chain(others);
+    sentences.map(|finding| data(&sentence::of(verdict, finding))).collect::<Vec<_>>().join("%0A")
 }
 
-/// The line of code that made what a finding is about, or that it happened in.
-fn place<'a>(verdict: &'a Verdict, finding: &Finding) -> Option<&'a str> {
-    let of_process = |pid: i32| verdict.origin_of_process(pid)?.place.as_deref();
-    match finding.cause? {
-        Cause::LeakedProcess => {
-            let pid = verdict.leaked?;
-            let process = verdict.facts.processes.iter().find(|process| process.pid == pid)?;
-            // What a program has started is known by the line that started the program.
-            let known = std::iter::once(&pid).chain(&process.lineage).find_map(|pid| of_process(*pid));
-            known.or_else(|| verdict.ended_parent(pid)?.1.place.as_deref())
-        }
-        Cause::StrayFd => {
-            verdict.strays.iter().find_map(|stray| verdict.origin_of_inode(stray.fd.ino)?.place.as_deref())
-        }
-        Cause::Unwaited => verdict.of_class(Class::Unwaited).find_map(|process| of_process(process.pid)),
-        Cause::Unkillable => verdict.facts.survivors.iter().find_map(|survivor| of_process(survivor.pid)),
-        Cause::ThreadedFork => {
-            let is_one =
-                |origin: &&Origin| origin.makes == Makes::Process && origin.threads > 1 && !origin.execed;
-            let fork = verdict.names.origins.iter().find(is_one);
-            fork?.place.as_deref()
-        }
-        Cause::TimedOut => verdict.names.lines.get(&verdict.facts.pid).map(String::as_str),
-        Cause::EndedEarly | Cause::Signal => verdict
-            .origin_of_end()
-            .map_or_else(|| of_process(verdict.facts.returned_child?), |end| end.place.as_deref()),
-        Cause::Panicked | Cause::Error | Cause::Threads | Cause::Lost => None,
-    }
-}
-
-/// What a test did, as the end of a title that begins with its name.
+/// What the test did, to end a title that begins with the test's name.
 fn what(verdict: &Verdict, finding: &Finding) -> &'static str {
-    let Some(cause) = finding.cause else { return "waits for ever" };
+    let Some(cause) = finding.cause else { return "never makes progress" };
     match cause {
         Cause::Panicked if verdict.facts.body == Body::DidNotPanic => "did not panic",
         Cause::Panicked => "panicked",
         Cause::Error => "failed",
         Cause::TimedOut => "timed out",
+        Cause::Cut => "was cut with the run",
         Cause::EndedEarly => "ended early",
         Cause::Signal => "was ended by a signal",
         Cause::LeakedProcess => "leaked a process",
@@ -126,18 +172,9 @@ fn what(verdict: &Verdict, finding: &Finding) -> &'static str {
         Cause::Unwaited => "left a zombie",
         Cause::ThreadedFork => "forked among threads",
         Cause::Threads => "left a thread running",
+        Cause::LeftMount => "left a mount",
         Cause::Unkillable => "left a process that cannot be killed",
-        Cause::Lost => "could not be guarded",
-    }
-}
-
-/// Splits `tests/server.rs:31:10`; not every place has a column.
-fn split(place: &str) -> Option<(&str, u32, Option<u32>)> {
-    let (rest, last) = place.rsplit_once(':')?;
-    let last = last.parse().ok()?;
-    match rest.rsplit_once(':').map(|(file, line)| (file, line.parse())) {
-        Some((file, Ok(line))) => Some((file, line, Some(last))),
-        _ => Some((rest, last, None)),
+        Cause::Unguarded => "could not be guarded",
     }
 }
 
@@ -151,20 +188,12 @@ fn property(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Checkout, data, property, split};
+    use super::{Checkout, data, property};
 
     #[test]
     fn nothing_ends_a_command_or_begins_another() {
         assert_eq!(data("50%\r\n::error::a, b: c"), "50%25%0D%0A::error::a, b: c");
         assert_eq!(property("a::b, 50%0A\u{1b}\n"), r"a%3A%3Ab%2C 50%250A\u{1b}\n");
-    }
-
-    #[test]
-    fn a_place_is_split_from_its_end() {
-        assert_eq!(split("tests/server.rs:31:10"), Some(("tests/server.rs", 31, Some(10))));
-        assert_eq!(split("tests/server.rs:31"), Some(("tests/server.rs", 31, None)));
-        assert_eq!(split("odd:name.rs:31:10"), Some(("odd:name.rs", 31, Some(10))));
-        assert_eq!(split("tests/server.rs"), None);
     }
 
     #[test]

@@ -1,45 +1,14 @@
-//! Makes names from the system safe to print: a process may call itself anything.
+//! Makes names from the system safe to print: a process may give itself any name.
 
-use crate::facts::Process;
+pub(crate) use crate::config::printable::text;
+use crate::guard::facts::Process;
 
-/// The most characters of a command line that one line of a report shows.
+/// The most characters of a command line in one line of a report.
 const COMMAND: usize = 100;
 
-/// Replaces what would move the cursor, change colours or hide text by its Rust escape.
-pub(crate) fn text(raw: &str) -> String {
-    let mut safe = String::with_capacity(raw.len());
-    for c in raw.chars() {
-        if shows(c) {
-            safe.push(c);
-        } else {
-            safe.extend(c.escape_default());
-        }
-    }
-    safe
-}
-
-/// Whether a character is seen as itself: no control, nothing invisible, no space but the space.
-pub(crate) fn shows(c: char) -> bool {
-    if c.is_ascii() {
-        return !c.is_ascii_control();
-    }
-    // std knows what can be printed, and tells it here. Behind another character, because in front
-    // of a text it would escape accents too.
-    let mut bytes = *b"x\0\0\0\0";
-    let length = c.encode_utf8(&mut bytes[1..]).len();
-    std::str::from_utf8(&bytes[..=length]).is_ok_and(|pair| pair.escape_debug().nth(1) == Some(c))
-}
-
-/// Whether a character changes how the ones around it are shown: a control, a line end, or one of
-/// Unicode's that turn the direction of writing.
-pub(crate) fn rearranges(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// The command line of a process as one would type it, cut to one line.
+/// The command line of a process as typed in a shell, truncated to one line.
 ///
-/// A copy of the test that never called exec has the command line of the test, which says
-/// nothing: its name may.
+/// A fork without exec has the command line of the test, which says nothing; the process name may say more.
 pub(crate) fn command(process: &Process) -> String {
     if process.command_line.is_empty() || process.forked_without_exec {
         return text(&process.comm);
@@ -47,7 +16,7 @@ pub(crate) fn command(process: &Process) -> String {
     words(&process.command_line)
 }
 
-/// A command line as one would type it, cut to one line.
+/// A command line as typed in a shell, truncated to one line.
 pub(crate) fn words(words: &[String]) -> String {
     let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
     let full = words.join(" ");
@@ -57,7 +26,7 @@ pub(crate) fn words(words: &[String]) -> String {
     }
 }
 
-/// Quotes a word for a shell, if it needs that. What cannot be seen stays a Rust escape.
+/// Quotes a word for a shell, if needed. Invisible characters stay Rust escapes.
 fn quote(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "_@%+=:,./-".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -76,7 +45,8 @@ fn quote(word: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{COMMAND, quote, rearranges, text, words};
+    use super::{COMMAND, quote, text, words};
+    use crate::config::printable::rearranges;
 
     #[test]
     fn nothing_that_moves_a_cursor_gets_through() {
@@ -116,7 +86,7 @@ mod tests {
             ("*.rs", r#""*.rs""#),
             ("#a", r##""#a""##),
             ("a~b{c}[d]!", r#""a~b{c}[d]!""#),
-            // One has a newline, the other a backslash and a letter.
+            // The first has a newline, the second a backslash and a letter.
             ("a\nb", r#""a\nb""#),
             (r"a\nb", r#""a\\nb""#),
             ("a\u{a0}b", r#""a\u{a0}b""#),

@@ -1,57 +1,83 @@
-//! The report as JSON: one object a test and line, schema 1. A key with nothing to say is `null`
-//! or `[]`, never absent. `JSON.md` tells users what each key means.
+//! The report as JSON: one object per test and line, schema 2. A key without a value is `null` or `[]`, never
+//! absent. `JSON.md` documents every key.
+
+mod contended;
+#[cfg(feature = "__engine")]
+mod inspected;
+mod kinds;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::diagnosis::{Allow, By, Cause, Finding, Holder, Origin, Stray, Stuck, Verdict};
-use crate::facts::{Class, Process};
-use crate::outcome::{Body, StrayFd};
+#[cfg(feature = "__engine")]
+pub(crate) use inspected::inspected;
+
+use contended::{fifo, lock, memory, terminal};
+
+use super::words::{end_of_output, unknown_peer};
+use super::{allow, remedy, sentence};
+use crate::diagnosis::{Cause, Finding, Holder, Relation, Stray, Stuck, Verdict};
+use crate::guard::facts::{Class, Process};
+use crate::guard::report_page::{Body, End, HeldBy, StrayFd};
 use crate::proc::fds::{Fd, end};
 use crate::proc::sockets::{Peer, Socket};
 use crate::proc::waits::Thread;
+use crate::recorder::call_site::{ResolvedCallSite, SourceLocation};
 
-/// Writes the line of a test that ran.
-pub(crate) fn line(verdict: &Verdict) -> String {
+/// Writes the line of a test that ran, with its output if that was caught.
+pub(crate) fn line(verdict: &Verdict, output: Option<&str>) -> String {
+    let mut line = value(verdict);
+    line["output"] = output.map(end_of_output).into();
+    line.to_string()
+}
+
+fn value(verdict: &Verdict) -> Value {
     let facts = &verdict.facts;
     let body = match facts.body {
-        Body::Unfinished => "unfinished",
+        // A command is judged as a whole: its exit code is in `ended`.
+        Body::OfCommand if facts.end == (End::Exited { code: 0 }) => "passed",
+        Body::OfCommand if matches!(facts.end, End::Exited { .. } | End::Signalled { .. }) => "error",
+        Body::Unfinished | Body::OfCommand | Body::Inspected => "unfinished",
         Body::Passed | Body::PanickedAsExpected => "passed",
-        Body::Panicked | Body::DidNotPanic | Body::PanickedOtherwise { .. } => "panicked",
+        Body::Panicked { .. } | Body::DidNotPanic | Body::PanickedOtherwise { .. } => "panicked",
         Body::Error => "error",
     };
-    let ended = verdict.origin_of_end();
+    let ended = verdict.call_of_end();
     let leaked = facts.tasks().filter(|(process, _)| process.class == Class::Leaked);
     let causes: Vec<&str> = verdict.causes().into_iter().map(Cause::name).collect();
     json!({
-        "schema": 1,
+        "schema": 2,
         "test": verdict.name,
         "pid": (facts.pid != 0).then_some(facts.pid),
         "outcome": if verdict.failed() { "failed" } else { "passed" },
         "causes": causes,
-        "findings": list(&verdict.findings, finding),
-        "warnings": list(&verdict.warnings, finding),
+        "findings": list(&verdict.findings, |found| finding(verdict, found)),
+        "warnings": list(&verdict.warnings, |found| finding(verdict, found)),
         "seconds": seconds(facts.time),
         "body": { "outcome": body, "seconds": facts.body_time.map(seconds) },
         "processes": list(&facts.processes, |found| process(verdict, found)),
         "fds": list(&verdict.strays, |stray| fd(verdict, stray)),
         "pipes": list(inodes(verdict), |ino| pipe(verdict, ino)),
         "sockets": list(&facts.sockets, |found| socket(verdict, found)),
+        "locks": list(&facts.contended.locks, lock),
+        "fifos": list(&facts.contended.fifos, fifo),
+        "terminals": list(&facts.contended.terminals, terminal),
+        "shared_memory": list(&facts.contended.memory, memory),
         "waits": list(leaked, |(process, thread)| wait(verdict, process, thread)),
         "survivors": list(&facts.survivors, |survivor| json!(survivor.pid)),
-        "ended_at": ended.and_then(|origin| origin.place.as_deref()),
+        "ended_at": ended.and_then(|site| site.place.as_ref()).map(SourceLocation::to_string),
         "ended": ended.map(made),
-        "notes": facts.notes,
+        "notes": sentence::notes(verdict),
+        "output": null,
     })
-    .to_string()
 }
 
 /// Writes the line of a test that was not run.
 pub(crate) fn ignored(name: &str) -> String {
     json!({
-        "schema": 1,
+        "schema": 2,
         "test": name,
         "pid": null,
         "outcome": "ignored",
@@ -64,11 +90,16 @@ pub(crate) fn ignored(name: &str) -> String {
         "fds": [],
         "pipes": [],
         "sockets": [],
+        "locks": [],
+        "fifos": [],
+        "terminals": [],
+        "shared_memory": [],
         "waits": [],
         "survivors": [],
         "ended_at": null,
         "ended": null,
         "notes": [],
+        "output": null,
     })
     .to_string()
 }
@@ -77,13 +108,15 @@ fn list<T>(of: impl IntoIterator<Item = T>, value: impl FnMut(T) -> Value) -> Va
     of.into_iter().map(value).collect()
 }
 
-fn finding(finding: &Finding) -> Value {
-    let allow: Vec<String> = finding.allow.iter().map(Allow::to_string).collect();
+fn finding(verdict: &Verdict, finding: &Finding) -> Value {
+    let (kind, fields) = kinds::of(verdict, &finding.kind);
     json!({
         "cause": finding.cause.map(Cause::name),
-        "sentence": finding.sentence,
-        "fix": finding.fix,
-        "allow": (!allow.is_empty()).then(|| allow.join(", ")),
+        "kind": kind,
+        "fields": fields,
+        "sentence": sentence::of(verdict, finding),
+        "fix": remedy::of(verdict, finding),
+        "allow": allow::arguments(finding),
     })
 }
 
@@ -93,12 +126,15 @@ fn seconds(time: Duration) -> Value {
 
 fn process(verdict: &Verdict, process: &Process) -> Value {
     let class = match process.class {
+        Class::Leaked if verdict.facts.is_inspected() => "running",
         Class::Leaked => "leaked",
         Class::Straggler => "straggler",
         Class::Unwaited => "unwaited",
     };
-    let origin = verdict.origin_of_process(process.pid);
-    let unread = verdict.unread.iter().find(|unread| unread.pid == process.pid);
+    let site = verdict.names.of_process(process.pid);
+    let unread = verdict.unwatched.iter().find(|unread| unread.pid == process.pid);
+    let children = process.ended.iter().filter(|ended| ended.pid != process.pid);
+    let own_end = process.ended.iter().find(|ended| ended.pid == process.pid);
     json!({
         "pid": process.pid,
         "class": class,
@@ -111,24 +147,37 @@ fn process(verdict: &Verdict, process: &Process) -> Value {
         "threads": process.threads,
         "adopted": process.adopted,
         "forked_without_exec": process.forked_without_exec,
+        "test": verdict.test_of(process.pid),
         "lineage": process.lineage,
-        "spawned_at": origin.and_then(|origin| origin.place.as_deref()),
-        "spawned": origin.map(made),
-        "ended_parent": verdict.ended_parent(process.pid).map(|(ended, origin)| json!({
-            "pid": ended.parent,
-            "cmdline": origin.command_line,
-            "sure": ended.by == By::Session,
-            "spawned_at": origin.place,
-            "spawned": made(origin),
+        "spawned_at": site.and_then(|site| site.place.as_ref()).map(SourceLocation::to_string),
+        "spawned": site.map(made),
+        "ended_parent": verdict.exited_parent(process.pid).map(|(exited, site)| json!({
+            "pid": exited.parent,
+            "cmdline": site.command_line,
+            "sure": exited.relation == Relation::Session,
+            "spawned_at": site.place.as_ref().map(SourceLocation::to_string),
+            "spawned": made(site),
         })),
         "unread_fds": unread.map(|unread| &unread.fds[..]).unwrap_or_default(),
         "killed": process.killed,
+        "exit": own_end.and_then(|ended| ended.code),
+        "exit_signal": own_end.and_then(|ended| ended.signal),
+        "ended_children": list(children, |ended| json!({
+            "pid": ended.pid, "comm": ended.comm, "exit": ended.code, "exit_signal": ended.signal,
+        })),
+        "signals": {
+            "blocked": process.signals.blocked,
+            "ignored": process.signals.ignored,
+            "pending": process.signals.pending,
+            "inherited_from": process.signals.inherited_from,
+            "stopped_by": process.signals.stopped_by,
+        },
     })
 }
 
 fn fd(verdict: &Verdict, stray: &Stray) -> Value {
     let fd = &stray.fd;
-    let origin = verdict.origin_of_inode(fd.ino);
+    let site = verdict.names.of_fd(fd.key);
     json!({
         "pid": verdict.facts.pid,
         "fd": fd.fd,
@@ -137,25 +186,34 @@ fn fd(verdict: &Verdict, stray: &Stray) -> Value {
         "end": stray.is_pipe().then(|| end(fd.access)),
         "inode": fd.ino,
         "cloexec": fd.cloexec,
-        "created_at": origin.and_then(|origin| origin.place.as_deref()),
-        "created": origin.map(made),
+        "held_by": match fd.held_by {
+            HeldBy::Table => "table",
+            HeldBy::Thread { .. } => "thread",
+            HeldBy::Message => "message",
+            HeldBy::Ring => "ring",
+            HeldBy::Opaque => "unknown",
+        },
+        "created_at": site.and_then(|site| site.place.as_ref()).map(SourceLocation::to_string),
+        "created": site.map(made),
+        "test": verdict.test_of_fd(fd.key),
         "holders": list(&stray.holders, |other| holder(other, None)),
     })
 }
 
-/// The call that made a process or fds, or ended the test, and from where.
-fn made(origin: &Origin) -> Value {
-    let stack = if origin.stack.is_empty() {
-        let first = [&origin.place, &origin.function].into_iter().flatten().cloned().collect::<Vec<_>>();
-        std::iter::once(first.join(" ")).chain(origin.callers.iter().cloned()).collect()
+/// The call that created a process or fds, or ended the test, with its place.
+fn made(site: &ResolvedCallSite) -> Value {
+    let stack = if site.stack.is_empty() {
+        let first = [site.place.as_ref().map(SourceLocation::to_string), site.function.clone()];
+        let first: Vec<String> = first.into_iter().flatten().collect();
+        std::iter::once(first.join(" ")).chain(site.callers.iter().cloned()).collect()
     } else {
-        origin.stack.clone()
+        site.stack.clone()
     };
     json!({
-        "call": origin.call,
-        "pid": origin.maker,
-        "thread": (!origin.thread.is_empty()).then_some(&origin.thread),
-        "threads": (origin.threads > 0).then_some(origin.threads),
+        "call": site.call,
+        "pid": site.creator,
+        "thread": (!site.thread.is_empty()).then_some(&site.thread),
+        "threads": (site.threads > 0).then_some(site.threads),
         "stack": stack,
     })
 }
@@ -184,13 +242,13 @@ fn pipe(verdict: &Verdict, ino: u64) -> Value {
         })
     });
     let inside = held.cloned().chain(strays).map(|inside| holder(&inside, None));
-    let origin = verdict.origin_of_inode(ino);
+    let site = verdict.names.of_inode(ino);
     json!({
         "inode": ino,
         "queued": state.and_then(|state| state.queued),
         "capacity": state.and_then(|state| state.capacity),
-        "created_at": origin.and_then(|origin| origin.place.as_deref()),
-        "created": origin.map(made),
+        "created_at": site.and_then(|site| site.place.as_ref()).map(SourceLocation::to_string),
+        "created": site.map(made),
         "holders": inside.chain(outside).collect::<Value>(),
     })
 }
@@ -199,30 +257,33 @@ fn socket(verdict: &Verdict, socket: &Socket) -> Value {
     let facts = &verdict.facts;
     let (peer, why) = match &socket.peer {
         Peer::Socket { ino } | Peer::Queue { ino } => (Some(*ino), None),
-        Peer::Nobody => (None, None),
-        Peer::Unknown { why } => (None, Some(why)),
+        Peer::None => (None, None),
+        Peer::Unknown { why } => (None, Some(unknown_peer(*why))),
     };
     let held = |(pid, fd, outside): (i32, &Fd, Option<&str>)| {
         let Fd { fd, access, cloexec, .. } = *fd;
         holder(&Holder { pid, fd, access, cloexec }, outside)
     };
     let holders = facts.holders(&|fd| fd.socket() == Some(socket.ino));
-    let origin = verdict.origin_of_inode(socket.ino);
+    let site = verdict.names.of_inode(socket.ino);
     json!({
         "inode": socket.ino,
         "kind": socket.what(),
         "listens": socket.listens,
         "name": socket.name,
+        "local": socket.local,
+        "remote": socket.remote,
+        "listener": socket.listener,
         "queued": socket.queued,
         "peer": peer,
         "peer_unknown": why,
-        "created_at": origin.and_then(|origin| origin.place.as_deref()),
-        "created": origin.map(made),
+        "created_at": site.and_then(|site| site.place.as_ref()).map(SourceLocation::to_string),
+        "created": site.map(made),
         "holders": list(holders, held),
     })
 }
 
-/// One end of a pipe, or a socket, in somebody's hands; `outside` is the name of one that is not of the test.
+/// A process's fd of a pipe or socket; `outside` is the name of a process that does not belong to the test.
 fn holder(holder: &Holder, outside: Option<&str>) -> Value {
     json!({
         "pid": holder.pid,
@@ -253,7 +314,7 @@ fn wait(verdict: &Verdict, process: &Process, thread: &Thread) -> Value {
         "stack": verdict.names.stacks.get(&thread.tid).map(Vec::as_slice).unwrap_or_default(),
         "proved": proved,
         "because": stuck.filter(|_| proved).map(|stuck| stuck.because.name()),
-        "doubts": stuck.map(|stuck| &stuck.doubts[..]).unwrap_or_default(),
+        "doubts": stuck.map(|stuck| stuck.doubts.iter().map(sentence::doubt).collect::<Vec<_>>()).unwrap_or_default(),
     })
 }
 

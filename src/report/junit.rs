@@ -1,10 +1,10 @@
-//! The report as JUnit's XML: one file a run, one suite, one test case a test.
+//! The report as JUnit XML: one file and one suite per run, one test case per test.
 //!
-//! Of a run with `--repeat` too: tools tell test cases apart by their names, and GitLab shows only
-//! one of those that share one, so that a later round's failure would be lost behind the success
-//! of the first. A test that failed in any round is a failure, with the words of the first such
-//! round, and the later ones below it, as Surefire writes them (`rerunFailure`). `flakyFailure`,
-//! its word for a test that failed and then passed, would count as a success, and this run is none.
+//! With `--repeat` too: tools distinguish test cases by name, and GitLab shows only one of those with the
+//! same name, so a failure in a later round would be hidden behind the success of the first. A test that
+//! failed in any round is a failure, with the text of the first such round; later ones follow as Surefire
+//! writes them (`rerunFailure`). Its `flakyFailure`, for a test that failed and then passed, would count as a
+//! success, which this run is not.
 
 use std::collections::HashMap;
 use std::fs::{self, File, Permissions};
@@ -16,28 +16,25 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestRerun, TestSuite};
 use tempfile::NamedTempFile;
 
-use super::{escape, text};
-use crate::diagnosis::{Cause, Verdict};
+use super::words::end_of_output;
+use super::{escape, sentence, summary, text};
+use crate::diagnosis::{Cause, Groups, Verdict};
 
-/// The most of one test's output that is kept, in bytes, from its end: the file is read as a whole
-/// by what shows it, and it is kept in memory until the run is over.
-const OUTPUT: usize = 256 << 10;
-
-/// The most failed rounds of one test that are told besides the first.
+/// The most failed rounds of one test that are listed after the first.
 const RERUNS: usize = 16;
 
-/// The cases of a run, and the file that they go to.
+/// The test cases of a run, and the file that they are written to.
 pub(crate) struct Junit {
     file: Destination,
     target: String,
     begin: (SystemTime, Instant),
     cases: Vec<TestCase>,
-    /// Where in `cases` a test is, by its name.
+    /// The index in `cases` of each test, by name.
     places: HashMap<String, usize>,
 }
 
 impl Junit {
-    /// Makes sure that the file can be written, before any test runs. Nothing is there until
+    /// Checks that the file can be written, before any test runs. The file does not exist until
     /// [`write`](Junit::write).
     pub(crate) fn create(path: &Path, target: &str) -> io::Result<Junit> {
         Ok(Junit {
@@ -52,7 +49,7 @@ impl Junit {
     /// Adds a test that ran; `round` says which of several rounds it was.
     pub(crate) fn ran(&mut self, verdict: &Verdict, output: &str, round: Option<&str>) {
         let time = verdict.facts.time;
-        let output = clean(end_of(output));
+        let output = clean(end_of_output(output));
         let Some((cause, _)) = verdict.failures().next() else {
             let case = self.case(&verdict.name, TestCaseStatus::success);
             case.time = Some(case.time.unwrap_or_default() + time);
@@ -61,13 +58,14 @@ impl Junit {
             }
             return;
         };
-        let report = text::report(verdict, false);
+        let report = text::report(verdict, text::Layout::PLAIN);
         let words = clean(&match round {
             Some(round) => format!("{round}\n\n{report}"),
             None => report,
         });
+        // An explanation of a failure is more useful than the mere fact.
         let first = verdict.findings.first();
-        let message = clean(&escape::text(first.map_or("", |finding| &finding.sentence)));
+        let message = clean(&first.map(|finding| sentence::of(verdict, finding)).unwrap_or_default());
         let kind = kind(cause);
         let case = self.case(&verdict.name, TestCaseStatus::success);
         case.time = Some(case.time.unwrap_or_default() + time);
@@ -87,7 +85,7 @@ impl Junit {
         case.system_out = (!output.is_empty()).then(|| output.into());
     }
 
-    /// Adds a test that was not run, for `reason` if there is one. In a later round this is no news.
+    /// Adds a test that was not run, with `reason` if there is one. Ignored in later rounds.
     pub(crate) fn skipped(&mut self, name: &str, reason: &str) {
         let reason = clean(&escape::text(reason));
         self.case(name, || {
@@ -99,7 +97,17 @@ impl Junit {
         });
     }
 
-    /// The case of a test, new or from an earlier round.
+    /// Adds a line to the text of a failed test.
+    fn add_to_text(&mut self, test: &str, line: &str) {
+        let case = self.places.get(test).and_then(|at| self.cases.get_mut(*at));
+        if let Some(TestCaseStatus::NonSuccess { description: Some(text), .. }) =
+            case.map(|case| &mut case.status)
+        {
+            *text = format!("{}\n\n{line}", text.as_str().trim_end()).into();
+        }
+    }
+
+    /// The test case of a test, new or from an earlier round.
     fn case(&mut self, name: &str, status: impl FnOnce() -> TestCaseStatus) -> &mut TestCase {
         let Junit { target, cases, places, .. } = self;
         let at = *places.entry(name.to_owned()).or_insert_with(|| {
@@ -111,10 +119,20 @@ impl Junit {
         &mut cases[at]
     }
 
-    /// Writes the file: whole, or not at all.
-    pub(crate) fn write(&mut self) -> io::Result<()> {
+    /// Writes the file: whole, or not at all. What several tests have in common stands in the text of each, which is what
+    /// GitLab shows, and in that of the suite, as Jenkins shows it.
+    pub(crate) fn write(&mut self, failures: &Groups) -> io::Result<()> {
         let (begin, clock) = self.begin;
         let mut suite = TestSuite::new(clean(&self.target));
+        for group in failures.largest_first().into_iter().filter(|group| group.tests.len() > 1) {
+            let line = clean(&summary::line(group));
+            for test in &group.tests {
+                self.add_to_text(test, &line);
+            }
+        }
+        if let Some(text) = summary::text(failures) {
+            suite.set_system_out(clean(&text));
+        }
         *suite.timestamp.get_or_insert_default() += begin.duration_since(UNIX_EPOCH).unwrap_or_default();
         suite.set_time(clock.elapsed()).add_test_cases(self.cases.drain(..));
         let mut report = Report::new(clean(&self.target));
@@ -125,24 +143,23 @@ impl Junit {
     }
 }
 
-/// A test that could not be judged is no failure of the code that it tests.
+/// If a test could not be judged, its code has not failed.
 fn kind(cause: Cause) -> NonSuccessKind {
     match cause {
-        Cause::Lost => NonSuccessKind::Error,
+        Cause::Unguarded | Cause::Cut => NonSuccessKind::Error,
         _ => NonSuccessKind::Failure,
     }
 }
 
-/// A file that is there when it is complete, and not before.
+/// A file that appears only when it is complete.
 ///
-/// It takes shape under another name and is renamed, and what an earlier run left is removed
-/// first. Bazel reads its file after the run, also of one that it has ended by a timeout, and if
-/// there is none it makes one that says so. Half a file, an empty one or yesterday's would pass
-/// for the results.
+/// It is written under another name and renamed, and the file of an earlier run is removed first. Bazel reads
+/// its file after the run, also if it has killed the run at a timeout, and if there is none it writes one
+/// that reports that. A partial, empty or old file would be taken for the results.
 struct Destination {
     path: PathBuf,
-    /// Open if it cannot be renamed to: a pipe, a symlink, or a file in a directory that may not
-    /// be written.
+    /// Open if the file cannot be replaced by a rename: a pipe, a symlink, or a file in a read-only
+    /// directory.
     in_place: Option<File>,
 }
 
@@ -166,8 +183,7 @@ impl Destination {
     }
 }
 
-/// Makes a file in the same directory, with the mode that a new file has. It vanishes unless it is
-/// renamed.
+/// Creates a file in the same directory, with the mode of a new file. It is deleted unless it is renamed.
 fn beside(path: &Path) -> io::Result<NamedTempFile> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     tempfile::Builder::new()
@@ -176,19 +192,10 @@ fn beside(path: &Path) -> io::Result<NamedTempFile> {
         .tempfile_in(directory.unwrap_or(Path::new(".")))
 }
 
-/// The end of an output, which says more than its beginning.
-fn end_of(output: &str) -> &str {
-    let mut from = output.len().saturating_sub(OUTPUT);
-    while !output.is_char_boundary(from) {
-        from += 1;
-    }
-    &output[from..]
-}
-
-/// Replaces what XML 1.0 has no way to write (section 2.2, production 2), and leaves out colours.
+/// Replaces characters that XML 1.0 cannot represent (section 2.2, production 2), and removes colours.
 ///
-/// quick-junit would drop tabs, everything that looks like the beginning of an unfinished escape
-/// sequence up to its end, and would let U+FFFE and U+FFFF through, which no parser accepts.
+/// quick-junit would drop tabs, drop everything from the beginning of an unfinished escape sequence to its
+/// end, and keep U+FFFE and U+FFFF, which no parser accepts.
 fn clean(raw: &str) -> String {
     let mut safe = String::with_capacity(raw.len());
     let mut rest = raw;
@@ -210,7 +217,7 @@ fn clean(raw: &str) -> String {
     safe
 }
 
-/// The length of the control sequence (ECMA-48, 5.4) that a text begins with, if it does.
+/// The length of the control sequence (ECMA-48, 5.4) at the beginning of a text, if there is one.
 fn colour(text: &str) -> Option<usize> {
     let bytes = text.strip_prefix("\x1b[")?.as_bytes();
     let end = bytes.iter().position(|byte| !matches!(byte, 0x20..=0x3f))?;
@@ -219,24 +226,17 @@ fn colour(text: &str) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::{OUTPUT, clean, end_of};
+    use super::clean;
 
     #[test]
     fn nothing_gets_into_the_xml_that_it_cannot_hold() {
         assert_eq!(clean("a\tb\r\nc\rd\n"), "a    b\nc\nd\n");
         assert_eq!(clean("\x1b[1;31mred\x1b[0m naïve ☃ \u{10fffe}"), "red naïve ☃ \u{10fffe}");
         assert_eq!(clean("\0\x01\x0b\x1f\u{7f}\u{85}\u{fffe}\u{ffff}"), "\u{fffd}".repeat(8));
-        // An unfinished sequence, or one of another kind, takes nothing with it.
+        // An unfinished sequence, or one of another kind, does not remove what follows.
         assert_eq!(clean("\x1b]0;title and more"), "\u{fffd}]0;title and more");
         assert_eq!(clean("\x1b[12"), "\u{fffd}[12");
         assert_eq!(clean("\x1b[3é"), "\u{fffd}[3é");
         assert_eq!(clean("\x1b"), "\u{fffd}");
-    }
-
-    #[test]
-    fn of_a_long_output_the_end_is_kept() {
-        let long = format!("begin{}end", "é".repeat(OUTPUT));
-        assert!(end_of(&long).len() <= OUTPUT && end_of(&long).ends_with("éend"));
-        assert_eq!(end_of("short"), "short");
     }
 }

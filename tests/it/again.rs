@@ -1,5 +1,5 @@
-//! A test of a stock target that runs its own binary again is a plain test there: its process has the exit
-//! code, the signals and the parent that the test means. What it leaves is the outer test's.
+//! A stock target's test that runs its own binary again is a plain test in the second process: its exit code,
+//! signals and parent are those that the test expects. What it leaves is charged to the outer test.
 //!
 //! `tests/fixtures/leaky/tests/again.rs` has the tests.
 
@@ -17,6 +17,6 @@ fn leaves_what_fails_the_test_that_ran_it() {
     let ran = Fixture::build("leaky").run("again", &["leaves"]);
     assert_eq!(ran.code, Some(101), "{}", ran.all());
     assert!(ran.all().contains("LEAK  leaves_a_process   body passed"), "{}", ran.all());
-    // By the one guard that there is.
+    // There is only one guard, and it reports once.
     assert_eq!(ran.all().matches("LEAK").count(), 1, "{}", ran.all());
 }

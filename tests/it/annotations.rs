@@ -1,5 +1,5 @@
-//! On a runner of GitHub's, each failed test is told at the line of code that made the leak, or that
-//! it hangs in, or at the test's own.
+//! On a GitHub runner, each failed test is annotated at the line that created the leak or that it hangs in,
+//! or else at the test's own line.
 //!
 //! `tests/fixtures/leaky/tests/reports.rs` has the tests.
 
@@ -31,7 +31,14 @@ fn line_with(file: &str, text: &str) -> String {
     format!("file={path},line={},", number + 1)
 }
 
-/// `file=..,line=..,` of the line in a test of `reports.rs` that makes the leak.
+/// `file=..,line=..,` of the line behind the one with this text.
+fn line_behind(file: &str, text: &str) -> String {
+    let line = line_with(file, text);
+    let (begin, number) = line.trim_end_matches(',').rsplit_once('=').unwrap();
+    format!("{begin}={},", number.parse::<u32>().unwrap() + 1)
+}
+
+/// `file=..,line=..,` of the line in a test of `reports.rs` that creates the leak.
 fn leak(test: &str) -> String {
     let path = "tests/fixtures/leaky/tests/reports.rs";
     let source = fs::read_to_string(root().join(path)).unwrap();
@@ -42,16 +49,20 @@ fn leak(test: &str) -> String {
 
 #[childproof::test]
 fn name_the_line_that_made_the_leak() {
-    let sleep = "pid N `sleep 86399` outlived the test by 200 ms (the grace).";
+    let sleep = "pid N `sleep 86399` was still running 200 ms after the test ended. It ";
     for (test, title, message) in [
         ("leaks", "leaked a process", sleep),
         ("leaks_what_a_shell_started", "leaked a process", sleep),
-        ("leaks_a_pipe", "left a pipe open", "the body left 2 pipe ends open: fd 3, 4."),
-        ("leaks_and_panics", "leaked a process", &format!("{sleep}%0Athe body panicked: see its output.")),
+        (
+            "leaks_a_pipe",
+            "left a pipe open",
+            "the body left 2 pipe ends open: fd 3, 4, created at tests/reports.rs:",
+        ),
+        ("leaks_and_panics", "leaked a process", sleep),
         (
             "leaks_what_is_allowed_and_what_is_not",
             "leaked a process",
-            "pid N `tail -f /dev/null` outlived the test by 200 ms (the grace).",
+            "pid N `tail -f /dev/null` was still running 200 ms after the test ended. It was spawned at tests/reports.rs:",
         ),
     ] {
         let ran = Ran::of(&mut command("reports", &[test, "--exact"]));
@@ -63,13 +74,14 @@ fn name_the_line_that_made_the_leak() {
         assert!(column.parse::<u32>().is_ok(), "{}", commands[0]);
         let (seen_title, seen_message) = rest.split_once("::").unwrap();
         assert_eq!(seen_title, format!("title={test} {title}"));
-        assert_eq!(without_pid(seen_message), message);
+        assert!(without_pid(seen_message).starts_with(message), "{}", ran.all());
+        assert_eq!(seen_message.contains("%0Apanicked at "), test == "leaks_and_panics", "{}", ran.all());
         // Not between the results.
         assert!(ran.stdout.find("test result: ") < ran.stdout.find("::error"), "{}", ran.all());
     }
 }
 
-/// Replaces the number behind `pid `.
+/// Replaces the number after `pid `.
 fn without_pid(message: &str) -> String {
     match message.strip_prefix("pid ").and_then(|rest| rest.split_once(' ')) {
         Some((_, rest)) => format!("pid N {rest}"),
@@ -78,24 +90,44 @@ fn without_pid(message: &str) -> String {
 }
 
 #[childproof::test]
+fn name_the_line_that_panicked() {
+    let expect = |mut command: Command, place: &str, title: &str| {
+        let ran = Ran::of(&mut command);
+        let [seen] = commands(&ran)[..] else { panic!("{}", ran.all()) };
+        let (begin, message) = seen.split_once("::panicked at ").unwrap_or_else(|| panic!("{}", ran.all()));
+        let (begin, title_seen) = begin.split_once(",title=").unwrap();
+        let (begin, column) = begin.rsplit_once("col=").unwrap_or_else(|| panic!("{}", ran.all()));
+        assert!(column.parse::<u32>().is_ok_and(|column| column > 0), "{seen}");
+        assert_eq!((begin, title_seen), (format!("::error {place}").as_str(), title), "{seen}");
+        assert!(message.ends_with(": words of the panic"), "{seen}");
+    };
+    let place = line_behind("reports.rs", "fn panics() {");
+    expect(command("reports", &["panics", "--exact"]), &place, "panics panicked");
+    let place = line_behind("shapes/mod.rs", "fn panics() {");
+    expect(command("stock", &["shapes::panics", "--exact"]), &place, "shapes%3A%3Apanics panicked");
+    let mut made = command("harness", &["made::panics", "--exact"]);
+    made.env("LEAKY_PANIC", "1");
+    expect(made, &line_with("harness.rs", "\"made::panics\""), "made%3A%3Apanics panicked");
+}
+
+#[childproof::test]
 fn name_the_test_where_no_other_line_is_known() {
-    let message = "the body panicked: see its output.";
-    let ran = Ran::of(&mut command("reports", &["panics", "--exact"]));
-    let place = line_with("reports.rs", "fn panics() {");
-    assert_eq!(commands(&ran), [format!("::error {place}title=panics panicked::{message}")], "{}", ran.all());
-    let ran = Ran::of(&mut command("stock", &["shapes::panics", "--exact"]));
-    let place = line_with("shapes/mod.rs", "fn panics() {");
-    let expected = format!("::error {place}title=shapes%3A%3Apanics panicked::{message}");
-    assert_eq!(commands(&ran), [expected], "{}", ran.all());
-    let ran = Ran::of(command("harness", &["made::panics", "--exact"]).env("LEAKY_PANIC", "1"));
-    let place = line_with("harness.rs", "\"made::panics\"");
-    let expected = format!("::error {place}title=made%3A%3Apanics panicked::{message}");
-    assert_eq!(commands(&ran), [expected], "{}", ran.all());
+    for (target, place) in [
+        ("stock", line_with("shapes/mod.rs", "fn does_not_panic_as_it_should() {}")),
+        ("harness", line_with("shapes/mod.rs", "fn does_not_panic_as_it_should() {}")),
+    ] {
+        let ran = Ran::of(&mut command(target, &["shapes::does_not_panic_as_it_should", "--exact"]));
+        let title = "title=shapes%3A%3Adoes_not_panic_as_it_should did not panic";
+        let expected = format!(
+            "::error {place}{title}::the body did not panic, although `#[should_panic]` expects it to."
+        );
+        assert_eq!(commands(&ran), [expected], "{}", ran.all());
+    }
 }
 
 #[childproof::test]
 fn name_paths_from_the_root_of_the_repository() {
-    // One that the runner does not name is known by its `.git`; the tests may run outside of any.
+    // Without a runner the repository is found by its `.git`; the tests may run outside of any repository.
     let prefix = if root().join(".git").exists() { "tests/fixtures/leaky/" } else { "" };
     for test in ["leaks", "panics"] {
         for workspace in [None, Some("/nowhere")] {
@@ -118,8 +150,8 @@ fn begin_with_what_explains_the_failure() {
     let (begin, message) = commands[0].split_once("::pid ").unwrap_or_else(|| panic!("{}", ran.all()));
     assert_eq!(begin, expected, "{}", ran.all());
     let message = without_pid(&format!("pid {message}"));
-    assert!(message.starts_with("pid N is its own lifeline keeper: it waits "), "{message}");
-    assert!(message.contains("%0Athe body had not come back after "), "{message}");
+    assert!(message.starts_with("pid N deadlocks on itself: it reads a pipe "), "{message}");
+    assert!(message.contains("%0Athe test did not return within its timeout of "), "{message}");
 }
 
 #[childproof::test]
@@ -168,7 +200,7 @@ fn come_with_the_report_in_a_stock_target() {
     );
     assert!(seen[0].contains("title=shapes%3A%3Achild_dropped leaked a process::pid "), "{}", ran.all());
 
-    // The body's last line has no end, nor has libtest's.
+    // Neither the body's last line nor libtest's ends with a newline.
     let arguments = ["shapes::kills_itself", "--exact", "--nocapture", "--test-threads=1"];
     let ran = Ran::of(&mut command("stock", &arguments));
     assert!(ran.stdout.contains("words without an end"), "{}", ran.all());

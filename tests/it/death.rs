@@ -1,9 +1,9 @@
-//! Whatever dies in the middle of a run, nothing that a test started stays alive, and no scratch
-//! directory stays behind.
+//! Whichever process is killed in the middle of a run, no process that a test started stays alive, and no
+//! scratch directory is left.
 //!
-//! Each test starts three bodies that leave descendants of all kinds (a daemon that is deaf to
-//! TERM, stopped processes, orphans of shells, a subreaper with orphans of its own), kills
-//! something, and measures how long it takes until nothing with the run's mark is left.
+//! Each test starts three bodies that leave descendants of all kinds (a daemon that ignores TERM, stopped
+//! processes, orphans of shells, a subreaper with orphans of its own), kills something, and measures how long
+//! it takes until no process with the run's mark is left.
 
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -14,26 +14,26 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Fixture, Run, alive, root, until};
+use crate::support::{Fixture, Run, alive, parent, root, send, stop_guard_above, until};
 
 const TARGETS: [&str; 3] = ["harness", "stock", "threaded"];
 const CROWD: [&str; 3] = ["crowd-a", "crowd-b", "crowd-c"];
 const TESTS: [&str; 5] =
     ["--exact", "bodies::crowd::a", "bodies::crowd::b", "bodies::crowd::c", "--test-threads=3"];
-/// A busy machine's worth. The time that it took is printed; it should be below a second.
+/// Sufficient for a busy machine. The measured time is printed; it should be below a second.
 const LIMIT: Duration = Duration::from_secs(10);
 
 fn victim() -> Fixture {
     Fixture::build("victim")
 }
 
-/// Waits until the bodies of a run have started all that they start.
+/// Waits until the bodies of a run have started all their descendants.
 fn gather(run: &mut Run) -> usize {
     for name in CROWD {
         run.wait_for(name);
     }
-    // Three tests of nine processes, three supervisors, a fork server, a harness. Some of them
-    // come a moment after their test has told that it has started all.
+    // Three tests of nine processes, three supervisors, a fork server, a harness. Some of them appear a
+    // moment after their test has reported that all are started.
     let mut count = 0;
     until("all descendants", || {
         count = run.marked().len();
@@ -42,11 +42,7 @@ fn gather(run: &mut Run) -> usize {
     count
 }
 
-fn send(pid: i32, signal: Signal) {
-    kill(Pid::from_raw(pid), signal).unwrap();
-}
-
-/// Waits for the end of everything after a death, and prints the time.
+/// Waits until everything is gone after a kill, and prints the time.
 #[track_caller]
 fn expect_the_end(what: &str, count: usize, mut run: Run) {
     let took = run.assert_nothing_left(LIMIT);
@@ -67,7 +63,7 @@ fn of_the_harness_by_sigkill() {
     }
 }
 
-/// Every other signal whose default effect is the end.
+/// All other signals that kill by default.
 #[childproof::test(timeout = "120s")]
 fn of_the_harness_by_signals_that_are_polite() {
     let fixture = victim();
@@ -81,8 +77,8 @@ fn of_the_harness_by_signals_that_are_polite() {
     }
 }
 
-/// Not only in the middle: at any moment from the first instruction on, also while the fork
-/// server starts, a supervisor is forked, a test begins.
+/// At any moment from the first instruction on, also while the fork server starts, a supervisor is forked, or
+/// a test begins.
 #[childproof::test(timeout = "120s")]
 fn of_the_harness_at_any_moment() {
     let fixture = victim();
@@ -98,8 +94,8 @@ fn of_the_harness_at_any_moment() {
     println!("nothing left after {longest:?} at most");
 }
 
-/// A fork server that is started by exec is not one yet while its exec is under way. What is
-/// started then, with nobody above it, must not take itself for a harness.
+/// A fork server that is started by exec is none while its exec is in progress. A program that is started
+/// then, without a parent, must not take itself for a harness.
 #[childproof::test]
 fn of_the_harness_before_its_fork_server_has_begun() {
     let there = Command::new("strace").arg("--version").output();
@@ -111,7 +107,7 @@ fn of_the_harness_before_its_fork_server_has_begun() {
     for target in ["stock", "threaded"] {
         let like = fixture.command(target, &TESTS);
         let mut command = Command::new("strace");
-        // Each exec takes half a second, also the harness's own.
+        // Each exec is delayed by half a second, also the harness's own.
         let late = ["-f", "-qq", "-e", "trace=none", "-e", "signal=none", "-e"];
         command.args(late).arg("inject=execve:delay_enter=500000").arg(like.get_program());
         command.args(like.get_args());
@@ -133,8 +129,8 @@ fn of_the_harness_before_its_fork_server_has_begun() {
     }
 }
 
-/// The lifeline is silent as long as anybody has its write end, and what an unguarded test forks
-/// from a libtest process has a copy of it. The harness is watched by a pidfd too.
+/// The lifeline does not reach EOF while a copy of its write end exists, and a process that an unguarded test
+/// forks from a libtest process has one. So the harness is also watched by a pidfd.
 #[childproof::test]
 fn of_a_harness_whose_lifeline_an_unguarded_child_holds() {
     let fixture = victim();
@@ -151,8 +147,7 @@ fn of_a_harness_whose_lifeline_an_unguarded_child_holds() {
     expect_the_end("unguarded", 1, run);
 }
 
-/// First the fork server, so that nobody is there whose children the supervisors are; then the
-/// harness.
+/// The fork server first, so that the supervisors have lost their parent; then the harness.
 #[childproof::test(timeout = "120s")]
 fn of_the_fork_server_and_then_the_harness() {
     let fixture = victim();
@@ -169,7 +164,7 @@ fn of_the_fork_server_and_then_the_harness() {
     }
 }
 
-/// The supervisors are gone; the fork server cleans when the harness goes too.
+/// The supervisors are gone; the fork server cleans up when the harness exits too.
 #[childproof::test(timeout = "120s")]
 fn of_all_supervisors_and_the_harness() {
     let fixture = victim();
@@ -177,32 +172,24 @@ fn of_all_supervisors_and_the_harness() {
         let mut run = Run::start(&fixture, target, &TESTS);
         let count = gather(&mut run);
         let supervisors = CROWD.map(|name| run.wait_for(name).parse().unwrap());
-        let server = parent(supervisors[0]);
-        // So that it cannot act in between.
-        send(server, Signal::SIGSTOP);
+        // So that none of them can react in between.
+        let guard = stop_guard_above(supervisors[0], run.pid());
         for supervisor in supervisors {
             send(supervisor, Signal::SIGKILL);
         }
         send(run.pid(), Signal::SIGKILL);
-        send(server, Signal::SIGCONT);
+        guard.iter().for_each(|pid| send(*pid, Signal::SIGCONT));
         expect_the_end(target, count, run);
     }
 }
 
-/// The parent of a process; 0 if it is gone.
-fn parent(pid: i32) -> i32 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
-    line.map_or(0, |pid| pid.trim().parse().unwrap())
-}
-
-// ---- who started the harness ----
+// ---- the parent of the harness ----
 
 /// `cargo test` or `cargo nextest run` of one target of the fixture.
 fn cargo(fixture: &Fixture, target: &str, nextest: bool) -> Command {
     let mut command = fixture.command(target, &[]);
     let like = std::mem::replace(&mut command, Command::new("env"));
-    // A shell has what it runs in the background ignore that.
+    // A shell makes its background processes ignore SIGINT.
     command.args(["--default-signal=INT", env!("CARGO")]);
     for (name, value) in like.get_envs() {
         match value {
@@ -258,8 +245,8 @@ fn of_cargo_nextest_by_sigkill() {
     }
 }
 
-/// Ctrl-C: the terminal signals the foreground group. cargo and the harness are in it, nextest's
-/// tests are not; nextest passes it on.
+/// Ctrl-C: the terminal signals the foreground group. It includes cargo and the harness, but not nextest's
+/// tests; nextest forwards the signal.
 #[childproof::test(timeout = "180s")]
 fn of_the_foreground_group_by_ctrl_c() {
     let fixture = victim();
@@ -280,7 +267,7 @@ fn of_the_foreground_group_by_ctrl_c() {
     }
 }
 
-/// Ctrl-C, from a real terminal: its session's leader is not the harness.
+/// Ctrl-C, from a real terminal: the harness is not its session's leader.
 #[childproof::test(timeout = "120s")]
 fn of_the_terminal() {
     let there = Command::new("script").arg("--version").output();
@@ -305,7 +292,7 @@ fn of_the_terminal() {
         }
         let mut run = Run::spawn(command);
         let count = gather(&mut run);
-        // The terminal is gone with the one who held its other side: SIGHUP.
+        // The terminal is gone, since the holder of its master has exited: SIGHUP.
         send(run.pid(), Signal::SIGKILL);
         expect_the_end(target, count, run);
     }
@@ -313,7 +300,7 @@ fn of_the_terminal() {
 
 // ---- everything that a pattern matches ----
 
-/// `pkill -9 -f target/debug/deps/harness-1a2b`, as a tired user does it, with or without cargo.
+/// `pkill -9 -f target/debug/deps/harness-1a2b`, with or without cargo.
 #[childproof::test(timeout = "180s")]
 fn of_everything_that_pkill_f_matches() {
     let fixture = victim();
@@ -335,10 +322,10 @@ fn of_everything_that_pkill_f_matches() {
                     line.contains(pattern) || !more.is_empty() && line.contains(more)
                 })
                 .collect();
-            // The harness, three tests, and what those forked without exec.
+            // The harness, three tests, and their forks without exec.
             assert!(matched.len() > 12, "{target}: {matched:?} of {count}");
             assert!(matched.len() + 4 < count, "{target}: {matched:?} of {count}");
-            // By their titles, whoever has read them with `ps`: supervisors are matched then.
+            // With the titles that `ps` shows, the pattern also matches supervisors.
             for pid in &matched {
                 let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
             }

@@ -1,4 +1,4 @@
-//! A fork of a threaded process whose child does not go straight on to exec is told.
+//! A fork of a threaded process whose child does not go straight on to exec is reported.
 //!
 //! The verdicts are in `shapes`, the values of the policy in `policy`.
 
@@ -18,7 +18,7 @@ fn joined(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The sentence of `fork_among_threads`, behind its pid.
+/// The sentence of `fork_among_threads`, after its pid.
 fn sentence(target: &str) -> String {
     let source = fs::read_to_string(root().join(SHAPES)).unwrap();
     let line = source.lines().position(|line| line.contains("libc::fork()")).unwrap() + 1;
@@ -26,7 +26,7 @@ fn sentence(target: &str) -> String {
     format!(
         " was forked at {SHAPES}:{line}:{column} {target}::shapes::fork by thread `worker-3`, one of 3, and \
          did not go straight on to exec: a lock that another thread held at that moment stays locked in it \
-         for ever. So were 2 more there. "
+         forever. So were 2 more there. "
     )
 }
 
@@ -48,7 +48,7 @@ fn among_threads_are_told_after_the_results_of_a_test_that_passes() {
     assert!(!ran.stdout.contains('\x1b'));
     let ran = run("harness", "fork_among_threads", &["--color=always"]);
     assert!(ran.stdout.contains("mWARN\x1b[0m"), "{}", ran.all());
-    // A reader of that format reads nothing else.
+    // A parser of that format accepts nothing else.
     let ran = run("harness", "fork_among_threads", &["--format=json", "-Z", "unstable-options"]);
     assert!(ran.stdout.lines().all(|line| line.starts_with('{')), "{}", ran.all());
 }

@@ -1,5 +1,6 @@
-//! No wait is called endless that is not: random processes at random pipes and sockets, against the truth that
-//! follows from how they were made.
+//! No wait that can end is reported as endless: random processes wait on random pipes, sockets, FIFOs, file locks and
+//! terminals, and the
+//! report is compared with the result computed from how they were made.
 //!
 //! `tests/fixtures/leaky/tests/graphs.rs` makes them.
 
@@ -21,13 +22,14 @@ fn check(graphs: std::ops::Range<u64>) {
     for line in fs::read_to_string(&json).unwrap_or_else(|_| panic!("{}", ran.all())).lines() {
         let verdict: Value = serde_json::from_str(line).unwrap();
         let number = verdict["test"].as_str().unwrap().trim_start_matches("graph_").to_owned();
-        let mut at_socket = Vec::new();
+        let (mut at_socket, mut joins) = (Vec::new(), Vec::new());
         let truth: BTreeMap<i64, bool> = fs::read_to_string(scratch().join(&number))
             .unwrap()
             .lines()
             .map(|line| {
                 let words: Vec<&str> = line.split(' ').collect();
                 at_socket.extend((words[2] == "socket").then(|| words[0].parse::<i64>().unwrap()));
+                joins.extend((words[3] == "true").then(|| words[0].parse::<i64>().unwrap()));
                 (words[0].parse().unwrap(), words[1] == "true")
             })
             .collect();
@@ -35,13 +37,14 @@ fn check(graphs: std::ops::Range<u64>) {
         sockets[0] += at_socket.iter().filter(|pid| truth[pid]).count();
         for wait in verdict["waits"].as_array().unwrap().iter().filter(|wait| wait["proved"] == true) {
             let pid = wait["pid"].as_i64().unwrap();
-            assert_eq!(wait["tid"], wait["pid"], "graph {number}: the second thread sleeps: {wait}");
+            let is_first = wait["tid"] == wait["pid"];
+            assert!(is_first || joins.contains(&pid), "graph {number}: the second thread sleeps: {wait}");
             assert!(truth[&pid], "graph {number}: pid {pid} can wake: {wait}\n{truth:?}");
-            proved += 1;
-            sockets[1] += usize::from(at_socket.contains(&pid));
+            proved += usize::from(is_first);
+            sockets[1] += usize::from(is_first && at_socket.contains(&pid));
         }
     }
-    // A process that the machine had not come to run is no false proof, but no proof either.
+    // A process that had not run yet, on a busy machine, yields no false proof, but no proof either.
     assert!(stuck as u64 * 2 >= graphs.end - graphs.start, "{stuck} stuck: the graphs are too tame");
     assert!(proved * 10 >= stuck * 8, "{proved} of {stuck} that were stuck were found");
     let [at_sockets, proved_there] = sockets;

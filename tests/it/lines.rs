@@ -1,4 +1,4 @@
-//! A report names the line of code that made what was left, by whatever call it was made.
+//! A report names the line of code that created what was left, for every call that can create it.
 //!
 //! `tests/fixtures/leaky/tests/lines.rs` has the leaks.
 
@@ -36,7 +36,7 @@ fn places(more: &[&str]) -> (BTreeMap<String, Vec<String>>, Ran) {
     (places, ran)
 }
 
-/// The line of each test of the fixture that is marked.
+/// The marked line of each test of the fixture.
 fn marked() -> BTreeMap<String, usize> {
     let source = fs::read_to_string(root().join(SOURCE)).unwrap();
     let mut name = String::new();
@@ -59,7 +59,7 @@ fn are_those_that_made_it() {
     assert_eq!(marked.len(), 16);
     for (name, line) in marked {
         let expected = format!("{SOURCE}:{line}");
-        // The fork in between is dead and was waited for by nobody: it may be listed too.
+        // The fork in between is a zombie that was not waited for, so it may be listed too.
         assert!(
             places[&name].contains(&expected),
             "{name}: {:?}, not {expected}\n{}",
@@ -74,9 +74,9 @@ fn are_those_that_made_it() {
     assert!(ran.stdout.contains(thread), "{}", ran.all());
     let thread = "by thread `quitter`, one of 2 (exit)\n";
     assert!(ran.stdout.contains(thread), "{}", ran.all());
-    // One in the tree and in the warning, and of no other test: they forked while they had one thread.
+    // One in the tree and in the warning, and none of other tests: they forked while they had one thread.
     assert_eq!(ran.stdout.matches(" by thread `").count(), 3, "{}", ran.all());
-    // Forty pipes of one line are one entry.
+    // Forty pipes of one line share one entry.
     assert!(ran.stdout.contains("\u{d7}80  pipe ends: fd 3, 4, "), "{}", ran.all());
 }
 
@@ -98,7 +98,7 @@ fn say_which_fds_are_expected() {
     assert!(ran.stdout.contains("test result: FAILED. 1 passed; 1 failed"), "{}", ran.all());
 }
 
-/// What was set up at the beginning, and what was made just before the end.
+/// The calls at the beginning, and those just before the end.
 #[childproof::test]
 fn are_known_of_the_first_and_the_last_calls_of_thousands() {
     let source = fs::read_to_string(root().join(SOURCE)).unwrap();
@@ -112,7 +112,8 @@ fn are_known_of_the_first_and_the_last_calls_of_thousands() {
     assert!(ran.stdout.contains("more pipes and processes than are recorded"), "{}", ran.all());
 }
 
-/// Below the working directory they are relative to it. From the root directory everything is below it.
+/// Paths below the working directory are shown relative to it. If that is the root directory, every path is
+/// below it.
 #[childproof::test]
 fn are_absolute_where_the_run_was_started_in_the_root_directory() {
     let fixture = Fixture::build("leaky");
@@ -130,11 +131,11 @@ fn come_with_the_whole_stack_when_asked_for() {
     let (std, own) =
         (ran.stdout.find("std::process::Command>::spawn at "), ran.stdout.find("  lines::command at "));
     assert!(std.is_some() && std < own, "{}", ran.all());
-    // From the call that was recorded to the body, with nothing of the harness around them.
+    // The stack reaches from the recorded call to the body, without frames of the harness.
     assert!(!ran.all().contains("childproof::sites") && !ran.all().contains("catch_unwind"), "{}", ran.all());
 }
 
-/// `CHILDPROOF_TRACE=fds`: each pipe as it comes and goes, with its lines.
+/// `CHILDPROOF_TRACE=fds`: the creation and the last close of each pipe, with their lines.
 #[childproof::test]
 fn are_traced_as_the_test_runs() {
     let source = fs::read_to_string(root().join(SOURCE)).unwrap();
@@ -151,7 +152,7 @@ fn are_traced_as_the_test_runs() {
     let pipe =
         |line: &str| line.split("pipe:[").nth(1).and_then(|rest| rest.split(']').next().map(str::to_owned));
     assert_eq!(pipe(made), pipe(closed), "{}", ran.all());
-    // And not a word of it otherwise.
+    // Nothing is traced without the variable.
     let ran = fixture.run("lines", &arguments);
     assert!(!ran.stderr.contains("childproof: pid "), "{}", ran.all());
 }
@@ -180,8 +181,8 @@ fn are_traced_however_a_pipe_is_closed() {
     assert_eq!(closed, expected, "{}", ran.all());
 }
 
-/// A release build has none, unless its profile says so: the function is named, where it is known, and once
-/// what would name the line.
+/// A release build has no line information, unless its profile requests it: the function is named, if known,
+/// and a note says once how to get lines.
 #[childproof::test]
 fn are_not_known_without_debug_information() {
     const HINT: &str = "  note: the test binary has no debug information: `debug = \"limited\"` in \
@@ -198,16 +199,17 @@ fn are_not_known_without_debug_information() {
                 "  both created in inlined::leaves_a_pipe_and_two_processes (pipe)\n",
             ],
         ),
-        // Whatever was inlined there.
+        // Even if functions were inlined there.
         ("leaves_a_process_in_a_thread", &["  spawned by code without debug information (posix_spawnp)\n"]),
-        ("panics", &["FAIL  panics "]),
+        // It only panicked: its own output explains everything.
+        ("panics", &["words of the panic"]),
     ] {
         let text = report(test);
         for place in places {
             assert!(text.contains(place), "no {place:?} in\n{text}");
         }
         assert_eq!(text.matches(HINT).count(), usize::from(test != "panics"), "{text}");
-        // What is the harness's, or only calls the body, is nobody's place.
+        // Frames of the harness, and those that only call the body, are not given as the place.
         for other in ["childproof::testproc", "call_once", "start_main"] {
             assert!(!text.contains(other), "{other} in\n{text}");
         }

@@ -1,29 +1,47 @@
 //! The promises of childproof, each kept by a test. Read the modules as a list.
 //!
-//! The suite runs under childproof itself: whatever a broken guard lets go in here, the outer
-//! guard ends. The tests drive the crates in `tests/fixtures` as a user would.
+//! The suite runs under childproof itself: the outer guard kills any process that a broken guard leaves. The
+//! tests run the crates in `tests/fixtures` as a user would.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod adoption;
 mod again;
 mod annotations;
+mod bombs;
 mod command_line;
 mod compose;
+mod cut;
 mod death;
+mod debuggers;
 mod degraded;
+mod elsewhere;
+mod evidence;
+mod failures;
+mod fixtures;
+mod foreign;
 mod forks;
 mod graphs;
+mod held;
 mod invariants;
 mod junit;
+mod lifelines;
 mod lines;
 mod output;
 mod policy;
 mod readme;
+mod scratch;
 mod shapes;
+mod shared;
 mod sockets;
 mod speed;
+mod strangers;
+mod strays;
 mod support;
+mod tidy;
+mod tools;
 mod turns;
+mod versions;
 mod waits;
 
 childproof::main!();

@@ -1,7 +1,7 @@
-//! What a user reads: the body's own output first, then a report that names what was left.
+//! What a user reads: the output of the body first, then a report that names what was left.
 //!
-//! `tests/it/expected` has whole reports, with the numbers that differ from run to run replaced.
-//! After a change that was meant, `CHILDPROOF_BLESS=1 cargo test --test it` writes them anew.
+//! `tests/it/expected` has whole reports, with the numbers that differ from run to run replaced. After an
+//! intended change, `CHILDPROOF_BLESS=1 cargo test --test it` updates them.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -20,17 +20,25 @@ fn output(shape: &str, arguments: &[&str]) -> String {
 pub(crate) fn report_in(target: &str, test: &str) -> String {
     let fixture = Fixture::build("leaky");
     let text = fixture.run(target, &["--exact", test, "--color=never"]).stdout;
-    let heads = ["LEAK  ", "FAIL  ", "HUNG  "];
+    let heads = ["LEAK  ", "FAIL  ", "HUNG  ", "ERROR  "];
     let begin = heads.iter().filter_map(|head| text.find(head)).min();
     let begin = begin.unwrap_or_else(|| panic!("no report in\n{text}"));
     let end = text[begin..].find("\n\n\n").map_or(text.len(), |end| begin + end);
-    // The kernel keeps 15 characters of a name, and cargo puts a hash into it.
+    // The kernel keeps 15 characters of a name, and cargo adds a hash to it.
     let name = fixture.binary(target).file_name().unwrap().to_string_lossy();
-    let mut text = text[begin..end].replace(&std::env::temp_dir().display().to_string(), "TMP");
-    // The run's own directory in it has six characters of chance.
+    let text = text[begin..end].replace(&std::env::temp_dir().display().to_string(), "TMP");
+    let mut text = text.replace(&root().display().to_string(), "ROOT");
+    // The name of the run's directory ends in random letters.
     while let Some(at) = text.find("TMP/childproof-") {
-        text.replace_range(at..at + "TMP/childproof-xxxxxx".len(), "SCRATCH");
+        let rest = at + "TMP/".len();
+        let end = text[rest..].find('/').map_or(text.len(), |length| rest + length);
+        text.replace_range(at..end, "SCRATCH");
     }
+    // The number of the terminal depends on how many there are.
+    let mut parts = text.split("/dev/pts/");
+    let first = parts.next().unwrap_or_default().to_owned();
+    let digits = |part: &str| part.trim_start_matches(|c: char| c.is_ascii_digit()).to_owned();
+    let text = parts.fold(first, |text, part| text + "/dev/pts/N" + &digits(part));
     normalise(&text.replace(&name[..name.len().min(15)], &format!("{target}-HASH")))
 }
 
@@ -51,35 +59,10 @@ pub(crate) fn assert_expected(directory: &str, reports: impl IntoIterator<Item =
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Joins the lines of a sentence, which are broken where a pid has pushed a word over the edge.
-fn unwrap(text: &str) -> String {
-    let mut out = String::new();
-    // Head, sentences, tree, .., separated by empty lines.
-    let mut part = 0;
-    for line in text.lines() {
-        part += usize::from(line.is_empty());
-        // What is told begins with a small letter or a number, and goes on with a capital one.
-        let goes_on = line.trim_start().starts_with(|c: char| c == '(' || c.is_uppercase());
-        let ends = out.ends_with(".\n") || out.ends_with(")\n");
-        let continues = part == 1 && !out.ends_with("\n\n") && (goes_on || !ends)
-            || line.starts_with("       ")
-                && out.lines().last().is_some_and(|last| last.starts_with("  fix: "));
-        if continues && !line.is_empty() {
-            out.pop();
-            out.push(' ');
-            out.push_str(line.trim_start());
-        } else {
-            out.push_str(line);
-        }
-        out.push('\n');
-    }
-    out
-}
-
-/// Replaces what differs between two runs or two kernels: pids, inodes, times, wait channels.
+/// Replaces what differs between runs or kernels: pids, inodes, times, wait channels.
 pub(crate) fn normalise(text: &str) -> String {
     let mut out = String::new();
-    for line in unwrap(text).lines() {
+    for line in text.lines() {
         // The name of the kernel's function, in a line about a wait.
         let (line, behind) = match line.find("  [").map(|at| (&line[..at], line[at..].find(']'), &line[at..]))
         {
@@ -94,10 +77,11 @@ pub(crate) fn normalise(text: &str) -> String {
             let number = rest[at..at + length].trim_end_matches('.');
             let length = number.len();
             out.push_str(&rest[..at]);
-            // Small numbers are fds and counts, those behind a colon lines of code, and some are
-            // the fixtures' own: the same in every run. A pid has three digits or more.
+            // Small numbers are fds and counts, those after a colon lines of code, and some belong to the
+            // fixtures: they are the same in every run. A pid has three digits or more.
             let behind = &rest[at + length..];
-            let fixed = out.ends_with(':')
+            let is_port = out.ends_with("#:");
+            let fixed = out.ends_with(':') && !is_port
                 || number == "86399"
                 || number == "200" && behind.starts_with(" ms")
                 || number == "600" && behind.starts_with('s');
@@ -152,21 +136,22 @@ fn of_a_failing_test_is_a_report_that_names_what_was_left() {
 fn has_the_numbers_of_group_and_session() {
     let path = scratch().join("report.json");
     for (shape, group, session) in [
-        ("child_dropped", " (the test's)", ""),
-        ("group_of_its_own", " (its own)", ""),
-        ("session_of_its_own", " (its own)", " (its own)"),
-        ("daemon_forked_twice", "", " (not the test's)"),
+        ("child_dropped", false, false),
+        ("group_of_its_own", true, false),
+        ("session_of_its_own", true, true),
+        ("daemon_forked_twice", true, true),
     ] {
         let text = output(shape, &["--json", path.to_str().unwrap()]);
         let json: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
         let process = &json["processes"][0];
         let (pid, pgid, sid) = (&process["pid"], &process["pgid"], &process["sid"]);
-        let expected = format!(" s, pgid {pgid}{group}, sid {sid}{session}");
-        assert!(text.contains(&expected), "no {expected:?} in\n{text}");
+        // The group and session of the test itself are not shown.
+        assert_eq!(text.contains(&format!(", pgid {pgid}")), group, "{text}");
+        assert_eq!(text.contains(&format!(", sid {sid}")), session, "{text}");
+        assert_eq!(text.contains(" (its own)"), pgid == pid, "{text}");
         let test = process["lineage"].as_array().unwrap().last();
-        assert_eq!(pgid == pid, group == " (its own)", "{process}");
-        assert_eq!(Some(pgid) == test, group == " (the test's)", "{process}");
-        assert_eq!(sid == pid, session == " (its own)", "{process}");
+        assert_eq!(Some(pgid) != test, group, "{process}");
+        assert_eq!(sid == pid, shape == "session_of_its_own", "{process}");
         assert_ne!(Some(sid), test, "{process}");
         assert!(process["age"].as_f64().is_some_and(|age| (0.1..10.0).contains(&age)), "{process}");
         assert_eq!(process["threads"], 1);
@@ -194,7 +179,9 @@ fn has_backtraces_that_end_at_the_body() {
         for (value, whole) in [("1", false), ("full", true)] {
             let ran = Ran::of(fixture.command(target, &[test, "--exact"]).env("RUST_BACKTRACE", value));
             let text = ran.all();
-            assert!(text.contains("stack backtrace:") && text.contains("_panics::panics"), "{text}");
+            // The full stack shows a hash after the name.
+            let has_body = text.contains("::panics\n") || text.contains("::panics::h");
+            assert!(text.contains("stack backtrace:") && has_body, "{text}");
             assert_eq!(text.contains(" childproof::"), whole, "{target} {value}\n{text}");
         }
     }
@@ -202,14 +189,14 @@ fn has_backtraces_that_end_at_the_body() {
 
 #[childproof::test]
 fn never_has_the_escape_sequences_of_a_name() {
-    // Where colours are not wanted, the printer takes out what it knows of them by itself.
+    // Without colours, the printer removes the escape sequences that it knows.
     let text = output("child_with_a_nasty_name", &["--color=always"]);
     assert!(text.contains(r"a\u{1b}[2J\n) R 1 1"), "{text}");
     assert!(!text.contains("\x1b[2J"), "{text}");
 
     let fixture = Fixture::build("leaky");
     for (test, names) in [
-        // The kernel's and the program's, and what would allow it.
+        // The names from the kernel and from the program, and the suggested argument.
         ("command_line", &[r#"`"\u{1b}[2J\r\n"#, r#""?[2J????????xxx"#][..]),
         ("fork", &[r"`\u{1b}[2J\r\n"]),
         ("zombie", &[r"`\u{1b}[2J\r\n"]),
@@ -217,14 +204,15 @@ fn never_has_the_escape_sequences_of_a_name() {
         ("message", &[r#""\u{1b}[2J\r\n"#]),
     ] {
         let name = format!("nasty::{test}");
-        let ran = fixture.run("reports", &["--exact", &name, "--color=always"]);
-        // What the body printed itself is its own, and comes before.
+        let mut command = fixture.command("reports", &["--exact", &name, "--color=always"]);
+        let ran = Ran::of(command.env("COLUMNS", "100"));
+        // The body's own output is not checked; it comes first.
         let begin = ran.stdout.find("LEAK\x1b").or(ran.stdout.find("FAIL\x1b"));
         let report = &ran.stdout[begin.unwrap_or_else(|| panic!("{}", ran.all()))..];
         for expected in names {
             assert!(report.contains(expected), "no {expected} in {report}");
         }
-        // Each colour is ended by the next `m`, and nothing else begins with an escape.
+        // Each colour ends with the next `m`, and nothing else begins with an escape.
         let mut parts = report.split('\x1b');
         let first = parts.next().unwrap();
         let plain: String = parts.fold(first.to_owned(), |text, part| {
@@ -262,8 +250,8 @@ fn has_no_names_and_reasons_that_rearrange_its_lines() {
     assert!(ran.stdout.contains(r"ignored (a\n\u{1b}[2J\u{202e}b)"), "{}", ran.all());
 }
 
-/// Runs a test that leaks on a terminal; `redirection` is a shell's. What the terminal saw, and
-/// what went to a file `out`. `None` where there is no script(1), which makes the terminal.
+/// Runs a leaking test on a terminal; `redirection` is shell syntax. Returns what the terminal showed, and
+/// the contents of a file `out`. `None` without script(1), which creates the terminal.
 fn on_a_terminal(
     target: &str,
     arguments: &[&str],
@@ -282,7 +270,7 @@ fn on_a_terminal(
         terminal.env_remove(name);
     }
     terminal.args(["-qec", "sh \"$RUN\"", "/dev/null"]).env("RUN", &script).env("OUT", &out);
-    // Where it is set, a dumb terminal counts as a capable one.
+    // If CI is set, a dumb terminal counts as a capable one.
     terminal.env_remove("CI");
     terminal.env("SHELL", "/bin/sh").env("TERM", "xterm-256color").envs(environment.iter().copied());
     let Ok(output) = terminal.stdin(Stdio::null()).output() else {
@@ -312,7 +300,7 @@ fn has_colours_on_a_terminal_unless_they_are_not_wanted() {
         ] {
             let Some((seen, _)) = on_a_terminal(target, arguments, environment, "") else { return };
             assert!(seen.contains(expected), "{target} {arguments:?} {environment:?}\n{seen}");
-            // libtest does not know NO_COLOR.
+            // libtest does not support NO_COLOR.
             let plain = expected == PLAIN && (target == "harness" || arguments.len() > 1);
             assert!(!plain || !seen.contains('\x1b'), "{target} {arguments:?} {environment:?}\n{seen}");
         }
@@ -325,7 +313,7 @@ fn has_no_colours_in_a_file_unless_they_are_wanted() {
         for (arguments, expected) in
             [(&[][..], PLAIN), (&["--color=auto"], PLAIN), (&["--color=always"], COLOURED)]
         {
-            // The other stream is a terminal still.
+            // The other stream is still a terminal.
             let Some((_, written)) = on_a_terminal(target, arguments, &[], "> \"$OUT\"") else { return };
             assert!(written.contains(expected), "{target} {arguments:?}\n{written}");
             let plain = expected == PLAIN;
@@ -334,14 +322,14 @@ fn has_no_colours_in_a_file_unless_they_are_wanted() {
         let Some((seen, _)) = on_a_terminal(target, &[], &[], "2> \"$OUT\"") else { return };
         assert!(seen.contains(COLOURED), "{target}\n{seen}");
     }
-    // libtest catches nothing, and the report is where it was printed.
+    // libtest does not capture, so the report is where it was printed.
     let Some((_, written)) = on_a_terminal("stock", &["--nocapture"], &[], "2> \"$OUT\"") else { return };
     assert!(written.contains(PLAIN), "{written}");
     let Some((seen, _)) = on_a_terminal("stock", &["--nocapture"], &[], "> \"$OUT\"") else { return };
     assert!(seen.contains(COLOURED), "{seen}");
 }
 
-/// Each would tell of the other's end, as if that were the cause.
+/// Each process would report the other's exit as if that were the cause.
 #[childproof::test]
 fn has_nothing_that_the_kill_itself_has_caused() {
     let fixture = Fixture::build("leaky");
@@ -349,5 +337,50 @@ fn has_nothing_that_the_kill_itself_has_caused() {
         let ran = fixture.run("waits", &["--exact", "writer_that_complains", "--color=never"]);
         assert!(ran.stdout.contains("HUNG  writer_that_complains"), "{}", ran.all());
         assert!(!ran.all().contains("I/O error"), "{}", ran.all());
+    }
+}
+
+// ---- in a terminal ----
+
+/// What a test's run writes to a terminal of so many columns, without colours, line by line.
+fn lines_in_a_terminal(columns: usize, test: &str) -> Vec<String> {
+    let like = Fixture::build("leaky").command("harness", &["--exact", test]);
+    let words = std::iter::once(like.get_program()).chain(like.get_args());
+    let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+    let mut command = Command::new("script");
+    command.args(["--quiet", "--return", "--command"]).arg(format!("stty cols {columns}; exec {line}"));
+    command.arg("/dev/null").stdin(Stdio::null());
+    for (name, value) in like.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let text = Ran::of(command.env_remove("COLUMNS")).stdout;
+    let mut plain = String::new();
+    let mut parts = text.split("\x1b[");
+    plain.extend(parts.next());
+    plain.extend(parts.map(|part| part.split_once('m').map_or(part, |(_, rest)| rest)));
+    plain.lines().map(|line| line.trim_end().to_owned()).collect()
+}
+
+#[childproof::test(timeout = "180s")]
+fn a_report_fits_the_terminal() {
+    for (columns, test) in [(80, "shapes::chain_of_five"), (200, "shapes::chain_of_five")] {
+        let lines = lines_in_a_terminal(columns, test);
+        let begin = lines.iter().position(|line| line.starts_with("LEAK  "));
+        let begin = begin.unwrap_or_else(|| panic!("no report in {lines:#?}"));
+        let report = lines[begin + 1..].split(|line| line.starts_with("test result")).next().unwrap();
+        let width = |line: &&String| line.chars().count();
+        for line in report {
+            // A word longer than the width stays whole, so that it can be copied.
+            let is_one_word = line.split_whitespace().count() == 1;
+            assert!(width(&line) <= columns || is_one_word, "{columns}: {line}");
+        }
+        let longest = report.iter().map(|line| width(&line)).max().unwrap();
+        assert!(
+            longest > columns * 2 / 3,
+            "{columns} columns are there, and {longest} are used: {report:#?}"
+        );
     }
 }

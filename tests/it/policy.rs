@@ -1,9 +1,9 @@
-//! Every value of the policy, from each of the places where it can be set, the strongest first:
-//! command line, environment, attribute, harness.
+//! Every value of the policy, from each place where it can be set, the strongest first: command line,
+//! environment, attribute, harness.
 
 use crate::support::{Fixture, Ran};
 
-/// Runs one shape with this environment and these arguments; tells whether it passed.
+/// Runs one shape with this environment and these arguments; returns whether it passed.
 #[track_caller]
 fn passes(environment: &[(&str, &str)], shape: &str, arguments: &[&str]) -> bool {
     let fixture = Fixture::build("leaky");
@@ -57,7 +57,7 @@ fn of_the_attribute_wins_over_the_harness_and_that_over_the_default() {
     assert!(passes(&all, "stray_pipe_that_is_off", &[]));
 }
 
-/// What would let a test pass is not proposed where it would change nothing.
+/// An argument that would change nothing is not suggested.
 #[childproof::test]
 fn of_the_environment_is_told_where_it_lets_no_attribute_help() {
     let fixture = Fixture::build("leaky");
@@ -75,7 +75,8 @@ fn of_the_environment_is_told_where_it_lets_no_attribute_help() {
     }
 }
 
-/// All that would let a test pass is proposed in one, in the words of where it is written: and so it passes.
+/// All arguments that would make a test pass are suggested together, in the syntax of the place: with them it
+/// passes.
 #[childproof::test]
 fn of_a_test_that_was_made_by_hand_is_proposed_as_it_is_written() {
     let fixture = Fixture::build("leaky");

@@ -1,5 +1,5 @@
-//! Every shape of a leak, and of what looks like one, gets the right verdict, also in a crowd and
-//! also on a loaded machine.
+//! Every shape of a leak, and of code that resembles one, gets the right verdict, also among many parallel
+//! tests and on a busy machine.
 //!
 //! `tests/fixtures/leaky` has the bodies.
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::support::{Fixture, Run};
 
-/// Name, outcome, causes, and what was left: processes by class but for stragglers, fds.
+/// Name, outcome, causes, and what was left: processes by class except stragglers, fds.
 const SHAPES: &[(&str, &str, &str, &str)] = &[
     ("nothing_at_all", "passed", "", ""),
     ("child_waited_for", "passed", "", ""),
@@ -89,6 +89,8 @@ const SHAPES: &[(&str, &str, &str, &str)] = &[
     ("read_end_left_open", "failed", "stray_fd", "fds=1"),
     ("thread_that_keeps_a_pipe", "failed", "stray_fd", "fds=2"),
     ("write_end_left_open", "failed", "stray_fd", "fds=1"),
+    ("fifo_left_open", "failed", "stray_fd", "fds=1"),
+    ("fifo_closed", "passed", "", ""),
     ("second_number_for_an_end", "failed", "stray_fd", "fds=1"),
     ("forty_pipes", "failed", "stray_fd", "fds=80"),
     ("three_hundred_pipe_ends", "failed", "stray_fd", "fds=256"),
@@ -146,11 +148,11 @@ pub(crate) fn causes() -> impl Iterator<Item = &'static str> {
     SHAPES.iter().flat_map(|(_, _, causes, _)| causes.split_whitespace())
 }
 
-/// What the JSON says of one test, in the words of [`SHAPES`].
+/// The JSON of one test, in the notation of [`SHAPES`].
 fn seen(line: &Value) -> [String; 3] {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let mut left: BTreeMap<String, usize> = BTreeMap::new();
-    // Not the stragglers: who dies at the end of a test may be gone before anybody looks, or not.
+    // Without stragglers: a process that exits at the end of a test may or may not be in the snapshot.
     for class in line["processes"].as_array().unwrap().iter().map(|process| text(&process["class"])) {
         if class != "straggler" {
             *left.entry(class).or_default() += 1;
@@ -278,7 +280,7 @@ fn get_the_right_verdict_fifty_times_on_a_loaded_machine() {
     drop(load);
 }
 
-/// A `main` with threads runs once more in every test, and so does what it does.
+/// A `main` with threads runs again in every test process, and so does everything that it starts.
 #[childproof::test]
 fn of_main_itself_are_not_charged_to_tests() {
     let ran = leaky().run("prepared", &["--color=never"]);

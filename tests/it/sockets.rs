@@ -1,5 +1,5 @@
-//! A report says who is at the other end of a socket that somebody waits at, and which of these waits
-//! can never end; and never says so of one that can.
+//! A report names the holders of the other end of a socket that a thread waits on, and which of these waits
+//! can never end; it never says so about a wait that can end.
 //!
 //! `tests/fixtures/leaky/tests/sockets.rs` has the shapes, `tests/it/expected/sockets` their reports.
 
@@ -9,7 +9,7 @@ use crate::output::{assert_expected, normalise, report_in};
 use crate::support::Fixture;
 use crate::waits::{reasons, verdicts};
 
-/// The shapes whose waits are proved, with the reasons that the JSON gives, sorted.
+/// The shapes with proved waits, with the reasons in the JSON, sorted.
 const STUCK: &[(&str, &[&str])] = &[
     ("two_crossed_over_a_socketpair", &["cycle", "cycle"]),
     ("test_that_reads_its_own_socketpair", &["own_write_end"]),
@@ -18,7 +18,7 @@ const STUCK: &[(&str, &[&str])] = &[
     ("datagrams_that_both_wait_for", &["cycle", "cycle"]),
     ("connection_that_a_stuck_server_leaves_waiting", &["cycle", "cycle"]),
     ("epoll_on_its_own_socketpair", &["own_write_end"]),
-    // Of its child only.
+    // Only of its child.
     ("epoll_that_a_sleeping_thread_may_change", &["own_write_end"]),
     ("full_pair_that_only_the_test_could_read", &["no_reader_runs"]),
     ("poll_for_room_that_only_it_could_make", &["no_reader_runs"]),
@@ -58,14 +58,14 @@ fn are_reported_with_who_is_at_the_other_end() {
         "not_stuck_full_socket_with_a_timeout",
         "not_stuck_socket_of_a_stopped_child",
     ]);
-    // Each waits for its time to be over: side by side.
+    // The tests wait for their timeouts, so they run in parallel.
     let reports: Vec<_> =
         shapes.map(|shape| (shape, thread::spawn(|| report_in("sockets", shape)))).collect();
     let reports = reports.into_iter().map(|(shape, report)| (shape, report.join().unwrap()));
     assert_expected("sockets", reports);
 }
 
-/// A runtime's epoll set has an eventfd and a socket pair for signals in it, all the process's own.
+/// A runtime's epoll set has an eventfd and a socket pair for signals in it, both held by the process alone.
 #[childproof::test]
 fn of_tasks_are_proved_too() {
     let verdicts = verdicts("compose", "hangs", &[]);
@@ -86,7 +86,7 @@ fn of_tasks_are_proved_too() {
     }
 }
 
-/// Nobody waits at what a runtime made for itself, and which end of a pair is awaited is not known.
+/// No task waits on what a runtime created for itself, and it is unknown which end of a pair is awaited.
 #[childproof::test]
 fn of_tasks_are_told_without_the_runtimes_own() {
     let fixture = Fixture::build("compose");
@@ -97,36 +97,33 @@ fn of_tasks_are_told_without_the_runtimes_own() {
             "task_that_reads_its_own_socket",
             &[
                 "waits for data on a unix stream socket: fds 9 and 10, both ends of one pair, are in its poll set.",
-                "fix: have somebody write to the one of fds 9 and 10 that is not awaited;",
+                "fix: write to the one of fds 9 and 10 that is not read, from another process or thread;",
             ][..],
         ),
         (
             "task_that_fills_its_own_socket",
             &[
-                "writes to a unix stream socket that is full, and only itself could read fd 10, the other end.",
+                "writes to a unix stream socket that is full and that only itself could read: the other end is its own fd 10.",
                 "fix: read fd 10 in another task, or close it",
             ],
         ),
         (
             "task_that_reads_its_own_pipe",
-            &[
-                "waits for EOF on a pipe whose only write end is its own fd 10.",
-                "drop the owner of the write end, fd 10,",
-            ],
+            &["reads a pipe whose only writer is its own fd 10.", "drop the owner of the write end, fd 10,"],
         ),
-        ("task_that_is_never_woken", &[", and none of its tasks can go on. (same in 2 snapshots)"]),
+        ("task_that_is_never_woken", &[", and none of its tasks can make progress (confirmed 50 ms later)."]),
         (
             "tasks_among_threads_that_are_never_woken",
-            &[", and none of its tasks can go on. (same in 2 snapshots) the body had not"],
+            &[", and none of its tasks can make progress (confirmed 50 ms later)."],
         ),
         (
             "not_stuck_task_that_waits_for_a_connection",
-            &["the runtime of the test waits for a connection to an IPv4 stream socket (fd 9)."],
+            &["the async runtime of the test waits for a connection to an IPv4 stream socket (fd 9)."],
         ),
         (
             "not_stuck_task_that_waits_for_a_child_whose_stdin_is_kept",
             &[
-                "the runtime of the test waits for the end of pid # `cat` (fd ",
+                "the async runtime of the test waits for the end of pid # `cat` (fd ",
                 "fix: drop what writes to the child's stdin, fd 10 ",
             ],
         ),
@@ -136,7 +133,7 @@ fn of_tasks_are_told_without_the_runtimes_own() {
         for part in expected {
             assert!(report.contains(part), "no {part:?} in\n{report}");
         }
-        // The pair that tokio has for signals is fds 6, 7 and 8.
+        // tokio's socket pair for signals is fds 6, 7 and 8.
         for fd in [6, 7, 8] {
             let others = [format!("own fd {fd}"), format!("# fd {fd} "), format!("(fd {fd})")];
             assert!(!others.iter().any(|other| report.contains(other)), "fd {fd} in\n{report}");

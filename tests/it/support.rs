@@ -1,16 +1,19 @@
-//! Builds the fixture crates once, runs their binaries, and reads what comes out.
+//! Builds the fixture crates once, runs their binaries, and reads their output.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
-/// Longer than anything takes on a loaded machine; a test that needs it all is broken.
+/// Longer than anything takes on a busy machine; a test that uses it up is broken.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The test binaries of a fixture crate, by target name (`harness`, `stock`, ..; the unit tests
@@ -20,13 +23,13 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
-    /// Builds `tests/fixtures/NAME`, or finds it built: a test process forgets what the one before
-    /// knew, but cargo does not.
+    /// Builds `tests/fixtures/NAME`, or finds it built: a test process does not know what earlier ones have
+    /// built, but cargo does.
     pub(crate) fn build(name: &str) -> Fixture {
         let directory = root().join("tests/fixtures").join(name);
         let target = root().join("target/fixtures");
         fs::create_dir_all(&target).unwrap();
-        // One build at a time, and none of cargo's "Blocking waiting for file lock".
+        // One build at a time, without cargo's message "Blocking waiting for file lock".
         let lock = File::create(target.join(format!("{name}.lock"))).unwrap();
         let _lock = nix_lock(&lock);
         let output = Command::new(env!("CARGO"))
@@ -54,15 +57,16 @@ impl Fixture {
         &found.unwrap_or_else(|| panic!("no target `{target}` in {:?}", self.binaries)).1
     }
 
-    /// A command that runs one target with these arguments, without the environment of the
-    /// harness that runs this test, and without the fds that were open before it: reports tell fds
-    /// by their numbers.
+    /// A command that runs one target with these arguments, without the environment of the harness that runs
+    /// this test, and without the fds that were open before it: reports contain fd numbers.
     pub(crate) fn command(&self, target: &str, arguments: &[&str]) -> Command {
         close_given_fds();
-        // Under `nohup` SIGHUP is ignored, and would be in everything that is started here.
+        // Under `nohup` SIGHUP is ignored, and would be in every process that is started here.
         let mut command = Command::new("env");
         command.arg("--default-signal=HUP").arg(self.binary(target));
         command.args(arguments).stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
+        // No line is wrapped, so the length of a pid does not matter.
+        command.env("COLUMNS", "100000");
         let foreign =
             ["CHILDPROOF_", "RUST_TEST_", "NEXTEST", "GITHUB_", "XML_OUTPUT_FILE", "NO_COLOR", "CLICOLOR"];
         for (name, _) in std::env::vars_os() {
@@ -102,12 +106,12 @@ impl Ran {
     }
 }
 
-/// The repository.
+/// The root of the repository.
 pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The scratch directory of the test that runs.
+/// The scratch directory of the running test.
 pub(crate) fn scratch() -> PathBuf {
     std::env::temp_dir()
 }
@@ -121,10 +125,9 @@ pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The pids of live processes (no zombies) whose environment has `NAME=VALUE`.
+/// The pids of live processes (no zombies) with `NAME=VALUE` in their environment.
 ///
-/// A marker in the environment is inherited by everything that a fixture starts, whatever it is
-/// called and wherever in the tree it ends up.
+/// Every process that a fixture starts inherits the variable, whatever its name and its position in the tree.
 pub(crate) fn marked(name: &str, value: &str) -> Vec<i32> {
     let marker = format!("{name}={value}").into_bytes();
     let entries = fs::read_dir("/proc").unwrap().flatten();
@@ -145,6 +148,32 @@ pub(crate) fn alive(pid: i32) -> bool {
     !matches!(stat.rsplit(") ").next().and_then(|rest| rest.chars().next()), Some('Z' | 'X') | None)
 }
 
+/// The parent of a process; 0 if it is gone.
+pub(crate) fn parent(pid: i32) -> i32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    line.map_or(0, |pid| pid.trim().parse().unwrap())
+}
+
+/// The processes of the guard above a supervisor, nearest first, up to the child of this harness.
+pub(crate) fn guard_above(supervisor: i32, harness: i32) -> Vec<i32> {
+    let line = std::iter::successors(Some(parent(supervisor)), |pid| Some(parent(*pid)));
+    let above: Vec<i32> = line.take_while(|pid| *pid > 1 && *pid != harness).collect();
+    assert!(!above.is_empty(), "{supervisor} is not below {harness}");
+    above
+}
+
+/// Stops the processes of the guard above a supervisor, the topmost first, so that none continues another. Returns them.
+pub(crate) fn stop_guard_above(supervisor: i32, harness: i32) -> Vec<i32> {
+    let above = guard_above(supervisor, harness);
+    above.iter().rev().for_each(|pid| send(*pid, Signal::SIGSTOP));
+    above
+}
+
+pub(crate) fn send(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
+}
+
 /// A command that runs `program` through a shell script, with the environment of `like`.
 pub(crate) fn through_shell(like: &Command, script: &str, program: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new("sh");
@@ -158,19 +187,23 @@ pub(crate) fn through_shell(like: &Command, script: &str, program: &Path, argume
     command
 }
 
-/// Runs a copy of a target as `nobody`, who may reach nothing here but what lies in `/tmp`.
+/// Runs a copy of a target as an unprivileged user (uid 65534) that can access nothing here except `/tmp`.
 pub(crate) fn as_nobody(fixture: &Fixture, target: &str, arguments: &[&str]) -> Command {
-    let binary = scratch().join(format!("nobody-{target}"));
+    as_user(65534, fixture, target, arguments)
+}
+
+/// The same as any user.
+pub(crate) fn as_user(user: u32, fixture: &Fixture, target: &str, arguments: &[&str]) -> Command {
+    let binary = scratch().join(format!("user-{user}-{target}"));
     fs::copy(fixture.binary(target), &binary).unwrap();
     let like = fixture.command(target, &[]);
-    let script = "exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\"";
-    let mut command = through_shell(&like, script, &binary, arguments);
+    let script = format!("exec setpriv --reuid={user} --regid={user} --clear-groups \"$@\"");
+    let mut command = through_shell(&like, &script, &binary, arguments);
     command.current_dir("/");
     command
 }
 
-/// Closes what this process was given beyond its standard streams. What it opened itself is
-/// close-on-exec, and stays.
+/// Closes the inherited fds of 3 and above. What this process opened itself is close-on-exec, and stays.
 fn close_given_fds() {
     for entry in fs::read_dir("/proc/self/fdinfo").unwrap() {
         let Ok(fd) = entry.unwrap().file_name().to_string_lossy().parse::<i32>() else { continue };
@@ -188,27 +221,27 @@ fn nix_lock(file: &File) -> nix::fcntl::Flock<File> {
     nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive).map_err(|(_, error)| error).unwrap()
 }
 
-/// A run of a fixture that is watched while it goes on. Everything in it carries a mark in its
-/// environment; its output goes to a file, so that nothing it leaves behind blocks the reader.
+/// A run of a fixture that is watched while it goes on. All its processes have a mark in their environment;
+/// its output goes to a file, so that a process that is left does not block the reader.
 pub(crate) struct Run {
     child: Child,
     mark: String,
     directory: PathBuf,
     begin: Instant,
-    ended: Option<(Option<i32>, Duration)>,
+    ended: Option<(ExitStatus, Duration)>,
 }
 
 impl Run {
     const MARK: &str = "VICTIM_MARK";
 
-    /// Starts a command; its scratch and what it tells go below a directory of its own.
+    /// Starts a command; its scratch directories and the files of its bodies are in a directory of its own.
     pub(crate) fn spawn(mut command: Command) -> Run {
         static RUNS: AtomicU32 = AtomicU32::new(0);
         let number = RUNS.fetch_add(1, Ordering::Relaxed);
         let directory = scratch().join(format!("run-{number}"));
         for part in ["out", "tmp"] {
             fs::create_dir_all(directory.join(part)).unwrap();
-            // The run may be another user's.
+            // The run may belong to another user.
             let mode = fs::Permissions::from_mode(0o1777);
             fs::set_permissions(directory.join(part), mode).unwrap();
         }
@@ -244,7 +277,7 @@ impl Run {
         Run::spawn(command)
     }
 
-    /// Starts just these tests of one target.
+    /// Starts only these tests of one target.
     pub(crate) fn of(fixture: &Fixture, target: &str, tests: &[&str]) -> Run {
         Run::start(fixture, target, &[tests, &["--exact"]].concat())
     }
@@ -272,12 +305,12 @@ impl Run {
         self.directory.join("out")
     }
 
-    /// What a body told under this name.
+    /// What a body has reported under this name.
     pub(crate) fn told(&self, name: &str) -> Option<String> {
         fs::read_to_string(self.out().join(name)).ok()
     }
 
-    /// Waits until a body tells something under this name.
+    /// Waits until a body reports something under this name.
     pub(crate) fn wait_for(&mut self, name: &str) -> String {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -290,28 +323,38 @@ impl Run {
         }
     }
 
-    /// Tells the bodies something.
+    /// Sends the bodies a message.
     pub(crate) fn tell(&self, name: &str) {
         fs::write(self.out().join(name), "").unwrap();
     }
 
-    /// Waits for the end and gives everything that was printed.
+    /// Waits for the end and returns the output.
     pub(crate) fn finish(&mut self) -> String {
         until("the end of the run", || self.child.try_wait().unwrap().is_some());
         let status = self.child.wait().unwrap();
-        self.ended.get_or_insert((status.code(), self.begin.elapsed()));
+        self.ended.get_or_insert((status, self.begin.elapsed()));
         self.text()
     }
 
-    /// What was printed so far.
+    /// The output so far.
     pub(crate) fn text(&self) -> String {
         let bytes = fs::read(self.directory.join("log")).unwrap();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The exit code of a finished run; `None` after a signal.
+    /// The exit code of a finished run; `None` if a signal killed it.
     pub(crate) fn code(&self) -> Option<i32> {
-        self.ended.unwrap().0
+        self.ended.unwrap().0.code()
+    }
+
+    /// The signal that killed a finished run.
+    pub(crate) fn signal(&self) -> Option<i32> {
+        self.ended.unwrap().0.signal()
+    }
+
+    /// Whether the process that was started is still running.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
     }
 
     /// How long a finished run took.
@@ -319,7 +362,7 @@ impl Run {
         self.ended.unwrap().1
     }
 
-    /// The JSON of a finished run's only test, if the target writes any.
+    /// The JSON of a finished run's only test, if the target writes JSON.
     pub(crate) fn json(&self) -> Option<Value> {
         let line = self.told("report.json")?;
         Some(serde_json::from_str(line.trim()).unwrap())
@@ -336,8 +379,8 @@ impl Run {
         entries.map(|entry| entry.path()).collect()
     }
 
-    /// Waits until neither process nor scratch directory is left; fails after `limit`, naming
-    /// both. Gives the time that it took.
+    /// Waits until neither a process nor a scratch directory is left; fails after `limit`, naming both.
+    /// Returns the time that it took.
     #[track_caller]
     pub(crate) fn assert_nothing_left(&self, limit: Duration) -> Duration {
         let begin = Instant::now();
@@ -365,7 +408,7 @@ impl Run {
 }
 
 impl Drop for Run {
-    /// A test that fails leaves nothing either: its failure is to be read, not a second one.
+    /// A failing test leaves nothing either, so that its failure is the only one.
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -376,8 +419,7 @@ impl Drop for Run {
                 return;
             }
             for pid in left {
-                let pid = nix::unistd::Pid::from_raw(pid);
-                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
         }
     }

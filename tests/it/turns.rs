@@ -1,4 +1,4 @@
-//! Tests of one serial key never run at the same time, not in two runs either, and whatever is killed.
+//! Tests with the same serial key never run at the same time, not even in two runs, whatever is killed.
 
 use std::fs;
 use std::process::Child;
@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use crate::invariants::{TARGETS, victim};
 use crate::support::{Run, until};
 
-/// Starts a run whose test has the turn, and another whose test waits for it.
+/// Starts a run with a test that holds the key, and another with a test that waits for it.
 fn two(target: &str) -> (Run, Child) {
     let fixture = victim();
     let mut first = Run::of(&fixture, target, &["bodies::turns::holds"]);
@@ -42,7 +42,7 @@ fn are_taken_one_after_the_other_and_leave_no_file() {
     }
 }
 
-/// The turn is over when nothing is left of the test, not when its harness is gone.
+/// The key is released when no process of the test is left, not when its harness is gone.
 #[childproof::test]
 fn last_until_nothing_is_left_of_the_test() {
     for target in TARGETS {

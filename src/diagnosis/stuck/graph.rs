@@ -1,42 +1,44 @@
-//! What follows for the threads that are stuck: which wait for each other, and what keeps that from
-//! being a proof.
+//! Properties of the stuck threads: which of them wait for each other, and what prevents a proof.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 
-use super::wakers::{Node, Scene, Sets, Thing, Wait};
-use super::{Because, Stuck};
-use crate::diagnosis::Names;
-use crate::proc::waits::On;
+use super::wakers::{Index, Node, Resource, Sets, Wait};
+use super::{Because, Doubt, Stuck};
+use crate::diagnosis::wake_channel;
+use crate::guard::facts::Process;
+use crate::proc::fds::Fd;
+use crate::proc::waits::{On, Thread};
+use crate::recorder::call_site::Names;
 
-/// How many doubts of one wait are told.
+/// The most doubts that are reported for one wait.
 const DOUBTS: usize = 16;
-/// How many threads are looked at for rings, in all.
+/// The total number of steps in the search for cycles.
 const STEPS: usize = 10_000_000;
 
-/// The threads that are stuck, and what leads from one to the other.
+/// The graph of the stuck threads and their wakers.
 pub(super) struct Graph<'a> {
-    scene: &'a Scene<'a>,
+    index: &'a Index<'a>,
     nodes: &'a [Node<'a>],
     sets: &'a Sets,
     stuck: &'a [bool],
-    /// Who could wake those that wait for the same sets.
+    /// Cache: the wakers of all threads that wait for the same sets.
     lists: RefCell<HashMap<&'a BTreeSet<usize>, Rc<Vec<usize>>>>,
     steps: RefCell<usize>,
 }
 
 impl<'a> Graph<'a> {
     pub(super) fn new(
-        scene: &'a Scene<'a>,
+        index: &'a Index<'a>,
         nodes: &'a [Node<'a>],
         sets: &'a Sets,
         stuck: &'a [bool],
     ) -> Graph<'a> {
-        Graph { scene, nodes, sets, stuck, lists: RefCell::default(), steps: RefCell::new(STEPS) }
+        Graph { index, nodes, sets, stuck, lists: RefCell::default(), steps: RefCell::new(STEPS) }
     }
 
-    /// From each thread to its sets, which come after the threads, and from those to their members.
+    /// Edges from each thread to its sets (numbered after the threads), and from each set to its members.
     fn edges(&self, sets_of: impl Fn(&Wait) -> Vec<usize>) -> Vec<Vec<usize>> {
         let count = self.nodes.len();
         let of_node = |(at, node): (usize, &Node<'_>)| {
@@ -47,7 +49,7 @@ impl<'a> Graph<'a> {
         nodes.chain(self.sets.members.iter().cloned()).collect()
     }
 
-    /// Who could wake a thread, in order. A futex has its own thread in it.
+    /// The wakers of a thread, in order. Those of a futex wait include the thread itself.
     fn wakers(&self, at: usize) -> Rc<Vec<usize>> {
         let Some(wait) = &self.nodes[at].wait else { return Rc::default() };
         let mut lists = self.lists.borrow_mut();
@@ -61,7 +63,7 @@ impl<'a> Graph<'a> {
     pub(super) fn conclude(&self, names: &Names) -> Vec<Stuck> {
         let edges = self.edges(|wait| wait.wakers.iter().copied().collect());
         let (rings, count) = components(&edges);
-        // How many threads lie on one ring.
+        // The number of threads of each component.
         let mut sizes = vec![0; count];
         rings[..self.nodes.len()].iter().for_each(|ring| sizes[*ring] += 1);
         drop(edges);
@@ -75,33 +77,33 @@ impl<'a> Graph<'a> {
         .collect()
     }
 
-    /// What keeps each wait, and all that it depends on, from being proved.
-    fn doubts(&self) -> Vec<Vec<String>> {
-        let edges = self.edges(|wait| wait.wakers.union(&wait.meddlers).copied().collect());
+    /// The doubts about each wait, including those about all waits that it depends on.
+    fn doubts(&self) -> Vec<Vec<Doubt>> {
+        let edges = self.edges(|wait| wait.wakers.union(&wait.secondary_wakers).copied().collect());
         let (parts, count) = components(&edges);
-        let mut known: HashMap<String, usize> = HashMap::new();
-        let mut texts: Vec<String> = Vec::new();
-        let mut number = |doubt: String| {
+        let mut known: HashMap<Doubt, usize> = HashMap::new();
+        let mut all: Vec<Doubt> = Vec::new();
+        let mut number = |doubt: Doubt| {
             *known.entry(doubt).or_insert_with_key(|doubt| {
-                texts.push(doubt.clone());
-                texts.len() - 1
+                all.push(doubt.clone());
+                all.len() - 1
             })
         };
-        // Those of one part depend on each other: they have the same doubts.
+        // The members of one component depend on each other, so they share their doubts.
         let mut of_part: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); count];
         let mut of_all: Option<Vec<usize>> = None;
         for (at, node) in self.nodes.iter().enumerate().filter(|(at, _)| self.stuck[*at]) {
             let part = &mut of_part[parts[at]];
-            part.extend(self.scene.doubts(node).into_iter().map(&mut number));
+            part.extend(self.index.doubts(node).into_iter().map(&mut number));
             if !matches!(node.thread.on, On::Futex { .. } | On::Thread { .. } | On::Child { .. }) {
                 let of_all = of_all
-                    .get_or_insert_with(|| self.scene.doubts_of_all().into_iter().map(&mut number).collect());
+                    .get_or_insert_with(|| self.index.doubts_of_all().into_iter().map(&mut number).collect());
                 part.extend(of_all.iter().copied());
             }
         }
         let mut vertices: Vec<Vec<usize>> = vec![Vec::new(); count];
         parts.iter().enumerate().for_each(|(vertex, part)| vertices[*part].push(vertex));
-        // What a part leads to has a lower number.
+        // Components that this one leads to have lower numbers.
         for part in 0..count {
             let next: BTreeSet<usize> =
                 vertices[part].iter().flat_map(|vertex| &edges[*vertex]).map(|next| parts[*next]).collect();
@@ -111,29 +113,36 @@ impl<'a> Graph<'a> {
             }
             of_part[part] = doubts.into_iter().take(DOUBTS).collect();
         }
-        let told = |at: usize| of_part[parts[at]].iter().map(|doubt| texts[*doubt].clone()).collect();
-        (0..self.nodes.len()).map(told).collect()
+        let of_node = |at: usize| of_part[parts[at]].iter().map(|doubt| all[*doubt].clone()).collect();
+        (0..self.nodes.len()).map(of_node).collect()
     }
 
-    fn conclude_one(&self, at: usize, cycle: bool, doubts: Vec<String>, names: &Names) -> Option<Stuck> {
+    fn conclude_one(&self, at: usize, cycle: bool, doubts: Vec<Doubt>, names: &Names) -> Option<Stuck> {
         let Node { process, owner, thread, wait } = &self.nodes[at];
         let wait = wait.as_ref()?;
         let mut wakers: Vec<i32> = Vec::new();
         let is_futex = matches!(thread.on, On::Futex { .. });
         for waker in self.wakers(at).iter().filter(|waker| !is_futex || **waker != at) {
             let pid = self.nodes[*waker].process.pid;
-            // Those of one process stand beside each other.
+            // Threads of one process are adjacent.
             if wakers.last() != Some(&pid) {
                 wakers.push(pid);
             }
         }
-        let sockets = self.scene.sockets_of(thread, wait, names);
-        let (reads, writes) = self.scene.pipes_of(thread, wait, sockets.is_empty());
+        let mut sockets = self.index.sockets_of(thread, wait, names);
+        let (mut reads, mut writes) = self.index.pipes_of(thread, wait, sockets.is_empty());
+        let idles = wake_channel::idles(self.index.facts, names, process, thread);
+        if thread.on.is_set() {
+            let is_channel = |ino: &u64| self.is_wake_channel(process, thread, names, *ino);
+            sockets.retain(|end| !is_channel(&end.ino));
+            reads.retain(|pipe| !is_channel(pipe));
+            writes.retain(|pipe| !is_channel(pipe));
+        }
         let at_socket = sockets.iter().find(|end| end.own).or(sockets.first());
         let own_socket = at_socket.is_some_and(|end| end.own);
-        let writes_to = |pipe: &&u64| self.scene.has(*owner, Thing::Writer(**pipe));
+        let writes_to = |pipe: &&u64| self.index.has(*owner, Resource::Writer(**pipe));
         let own = reads.iter().find(writes_to).filter(|_| writes.is_empty());
-        // What it has the other end of tells more than what it has not.
+        // A pipe of which it holds the other end explains more than one of which it does not.
         let pipe = own.or(reads.last()).or(writes.last()).filter(|_| own.is_some() || !own_socket);
         let at_socket = at_socket.filter(|_| pipe.is_none());
         let to_write = match &thread.on {
@@ -142,12 +151,12 @@ impl<'a> Graph<'a> {
         };
         let to_read = !to_write && writes.is_empty() && (pipe.is_some() || at_socket.is_some());
         let both_ends = at_socket.is_some_and(|end| {
-            let peer = self.scene.sockets.get(&end.ino).and_then(|socket| socket.other_end());
+            let peer = self.index.sockets.get(&end.ino).and_then(|socket| socket.other_end());
             !end.writes && sockets.iter().any(|other| Some(other.ino) == peer)
         });
         let because = match &thread.on {
-            On::Futex { .. } => self.scene.inherited(process, thread, names).unwrap_or(Because::Cycle),
-            // Whatever the others do: it would have to do it itself.
+            On::Futex { .. } => self.index.inherited(process, thread, names).unwrap_or(Because::Cycle),
+            // Whatever the other holders do, it waits for itself.
             _ if own.is_some() || to_read && at_socket.is_some_and(|end| end.own) => Because::OwnWriteEnd,
             _ if to_write && wakers == [process.pid] => Because::NoReaderRuns,
             _ if cycle => Because::Cycle,
@@ -166,13 +175,21 @@ impl<'a> Graph<'a> {
             socket: at_socket.map(|end| end.ino),
             writes: to_write,
             both_ends,
+            idles,
             wakers,
             ring,
             doubts,
         })
     }
 
-    /// The shortest way from a thread over those that could wake it back to itself.
+    /// Whether a pipe or socket in the poll set of a thread serves to wake the thread's own process.
+    fn is_wake_channel(&self, process: &Process, thread: &Thread, names: &Names, ino: u64) -> bool {
+        let is_it = |fd: &i32| process.fd(*fd).and_then(Fd::pipe_or_socket) == Some(ino);
+        let mut same = wake_channel::entries(thread).into_iter().filter(is_it);
+        same.any(|fd| wake_channel::is_one(self.index.facts, names, process, thread, fd))
+    }
+
+    /// The shortest cycle of wakers through a thread.
     fn ring(&self, at: usize) -> Vec<i32> {
         let mut came_from: HashMap<usize, usize> = HashMap::new();
         let mut pending = VecDeque::from([at]);
@@ -189,7 +206,7 @@ impl<'a> Graph<'a> {
                 }
                 return way.iter().rev().map(|at| self.nodes[*at].thread.tid).collect();
             }
-            // Among thousands a ring that is not told is none too few.
+            // With thousands of threads, a missing cycle is acceptable.
             let Some(left) = steps.checked_sub(wakers.len()) else { break };
             *steps = left;
             for waker in wakers.iter().copied() {
@@ -203,8 +220,8 @@ impl<'a> Graph<'a> {
     }
 }
 
-/// The strongly connected components of a graph, as the number of each vertex's, and how many there are.
-/// What a component leads to has a lower number (Tarjan 1972, without recursion).
+/// The strongly connected components of a graph: the number of each vertex's component, and the number of
+/// components. Edges lead to components with lower or equal numbers (Tarjan 1972, without recursion).
 fn components(edges: &[Vec<usize>]) -> (Vec<usize>, usize) {
     const NONE: usize = usize::MAX;
     let mut part = vec![NONE; edges.len()];
@@ -212,7 +229,7 @@ fn components(edges: &[Vec<usize>]) -> (Vec<usize>, usize) {
     let mut low = vec![0; edges.len()];
     let (mut parts, mut seen) = (0, 0);
     let mut open: Vec<usize> = Vec::new();
-    // A vertex, and how many of its edges were followed.
+    // Each vertex with the number of its edges that were followed.
     let mut way: Vec<(usize, usize)> = Vec::new();
     for root in 0..edges.len() {
         if index[root] == NONE {
@@ -257,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_component_leads_to_lower_ones() {
-        // 0 -> 1 <-> 2 -> 3, and 4 alone with itself.
+        // 0 -> 1 <-> 2 -> 3, and 4 with an edge to itself.
         let (part, count) = components(&[vec![1], vec![2], vec![1, 3], vec![], vec![4]]);
         assert_eq!((count, &part[..]), (4, &[2, 1, 1, 0, 3][..]));
         assert_eq!(components(&[]), (Vec::new(), 0));

@@ -1,39 +1,45 @@
-//! Who could wake a thread: what each waits on, and everybody who has a part of it.
+//! Finds the potential wakers of a thread: what it waits on, and all holders of that.
+//!
+//! Longer than 600 lines: one rule after the other about what can wake a thread.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use nix::libc;
 
-use super::{Because, has_crowd_behind, has_ended};
-use crate::diagnosis::{Awaited, Names, is_of_runtime, plural};
-use crate::facts::{Class, Facts, PipeState, Process};
+use super::{Because, Doubt, has_ended, parent_was_threaded};
+use crate::guard::facts::{Class, Facts, PipeState, Process};
 use crate::proc::fds::Fd;
+use crate::proc::process::ACCOUNTED;
 use crate::proc::sockets::Socket;
 use crate::proc::waits::{On, Thread};
+use crate::recorder::awaited::Awaited;
+use crate::recorder::call_site::Names;
 
-/// One thread, and who could wake it.
+/// A thread and its potential wakers.
 pub(super) struct Node<'a> {
     pub(super) process: &'a Process,
-    /// The place of its process in the scene.
+    /// Index of its process.
     pub(super) owner: usize,
     pub(super) thread: &'a Thread,
     pub(super) wait: Option<Wait>,
 }
 
-/// A wait that only others of the tree can end.
+/// A wait that only processes of the tree can end.
 #[derive(Default)]
 pub(super) struct Wait {
-    /// Sets of threads.
+    /// Numbers of sets of threads.
     pub(super) wakers: BTreeSet<usize>,
-    /// Those that could wake it too, by means that nobody uses to go on with the work: `shutdown`
-    /// of the same end, another entry in the poll set. They must be stuck as well, and are not told.
-    pub(super) meddlers: BTreeSet<usize>,
-    /// The pipes at which it waits for a writer or for a reader.
+    /// Sets of threads that could also wake it, by means that no program uses to make progress: `shutdown` of
+    /// the same end, a new entry in the poll set. They must be stuck too, and are not reported.
+    pub(super) secondary_wakers: BTreeSet<usize>,
+    /// The pipes on which it waits for a writer or for a reader.
     pub(super) reads: Vec<u64>,
     pub(super) writes: Vec<u64>,
     /// The sockets that it waits on.
     pub(super) sockets: Vec<AtSocket>,
-    /// The kernel says that there is another end, and nobody was found to have it.
+    /// It waits on an eventfd that may be registered with the kernel, which then writes to it.
+    pub(super) events: bool,
+    /// The kernel reports another end, and no process was found to hold it.
     pub(super) unseen: bool,
 }
 
@@ -41,89 +47,96 @@ pub(super) struct Wait {
 #[derive(Clone, Copy)]
 pub(super) struct AtSocket {
     pub(super) ino: u64,
-    /// What it asked for.
+    /// Whether it waits for data.
     pub(super) reads: bool,
     pub(super) writes: bool,
-    /// Its own process has the other end.
+    /// Whether its own process holds the other end.
     pub(super) own: bool,
 }
 
-/// Something that a process may hold, and whose holders may wake a thread.
+/// Something that a process may hold; its holders may wake a thread.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Thing {
+pub(super) enum Resource {
     Reader(u64),
     Writer(u64),
+    /// An `O_PATH` fd of a pipe: its holder may open either end at any time.
+    Path(u64),
     Socket(u64),
     Event(u64),
     Epoll,
 }
 
-impl Thing {
-    /// What an fd is.
-    fn of(fd: &Fd) -> impl Iterator<Item = Thing> {
+impl Resource {
+    /// The resources that an fd refers to.
+    fn of(fd: &Fd) -> impl Iterator<Item = Resource> {
         let pipe = fd.pipe();
-        let reader = pipe.filter(|_| fd.reads()).map(Thing::Reader);
-        let writer = pipe.filter(|_| fd.writes()).map(Thing::Writer);
-        let event = (fd.event != 0).then_some(Thing::Event(fd.event));
-        let epoll = fd.is_epoll().then_some(Thing::Epoll);
-        [reader, writer, fd.socket().map(Thing::Socket), event, epoll].into_iter().flatten()
+        let reader = pipe.filter(|_| fd.reads()).map(Resource::Reader);
+        let writer = pipe.filter(|_| fd.writes()).map(Resource::Writer);
+        let path = pipe.filter(|_| fd.is_path()).map(Resource::Path);
+        let event = (fd.event != 0).then_some(Resource::Event(fd.event));
+        let epoll = fd.is_epoll().then_some(Resource::Epoll);
+        [reader, writer, path, fd.socket().map(Resource::Socket), event, epoll].into_iter().flatten()
     }
 }
 
-/// What the threads of a set have in common.
+/// The property that defines a set of threads.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) enum Source {
-    /// Their processes hold something.
-    Holders(Thing),
-    /// Their processes hold this lock on a file.
+    /// Threads of the holders of a resource.
+    Holders(Resource),
+    /// Threads of the holders of this file lock.
     Lock(String),
-    /// They are of this process.
+    /// Threads of this process.
     Process(usize),
-    /// Their processes have this parent.
+    /// Threads of processes with this parent.
     Children(i32),
-    /// Their processes have this ancestor.
+    /// Threads of processes with this ancestor.
     Descendants(i32),
-    /// It is this one.
+    /// This thread only.
     Thread(usize),
+    /// Threads of all processes of the test.
+    All,
 }
 
-/// Sets of threads, each once.
+/// The sets of threads, without duplicates.
 #[derive(Default)]
 pub(super) struct Sets {
-    /// `None` if a process has a thread that is not known.
+    /// `None` if the set has a process with an unknown thread.
     pub(super) numbers: HashMap<Source, Option<usize>>,
     pub(super) members: Vec<Vec<usize>>,
 }
-/// Which end of a pipe.
+/// An end of a pipe.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
     Reader,
     Writer,
 }
 
-/// The facts, by what they are looked up by.
-pub(super) struct Scene<'a> {
+/// The facts, indexed for look-ups.
+pub(super) struct Index<'a> {
     pub(super) facts: &'a Facts,
-    /// Everything that runs below the supervisor.
+    /// All processes below the supervisor.
     pub(super) processes: Vec<&'a Process>,
-    pub(super) holders: HashMap<Thing, Vec<usize>>,
+    pub(super) holders: HashMap<Resource, Vec<usize>>,
     pub(super) locks: HashMap<&'a str, Vec<usize>>,
-    /// The processes whose fds may not be read: they may have any.
+    /// The processes with unreadable fds: they may hold any file.
     pub(super) blind: Vec<usize>,
     pub(super) children: HashMap<i32, Vec<usize>>,
     pub(super) pipes: HashMap<u64, &'a PipeState>,
     pub(super) sockets: HashMap<u64, &'a Socket>,
-    pub(super) foreign: HashSet<u64>,
-    pub(super) outside: HashSet<Thing>,
-    /// An fd may have left the tree over a socket.
+    pub(super) preexisting: HashSet<u64>,
+    pub(super) outside: HashSet<Resource>,
+    /// The eventfds that a runtime keeps to itself: no other code can have registered them with the kernel.
+    private_events: HashSet<u64>,
+    /// Whether an fd may have been sent out of the tree over a socket.
     pub(super) leads_out: bool,
 }
 
-impl<'a> Scene<'a> {
-    pub(super) fn new(facts: &'a Facts) -> Scene<'a> {
+impl<'a> Index<'a> {
+    pub(super) fn new(facts: &'a Facts, names: &Names) -> Index<'a> {
         let alive = |process: &&Process| process.class == Class::Leaked && !has_ended(process, facts);
         let outside = facts.outside.holders.iter().flat_map(|holder| &holder.fds);
-        let mut scene = Scene {
+        let mut index = Index {
             facts,
             processes: facts.processes.iter().filter(alive).collect(),
             holders: HashMap::new(),
@@ -132,33 +145,36 @@ impl<'a> Scene<'a> {
             children: HashMap::new(),
             pipes: facts.pipes.iter().map(|pipe| (pipe.ino, pipe)).collect(),
             sockets: facts.sockets.iter().map(|socket| (socket.ino, socket)).collect(),
-            foreign: facts.foreign.iter().copied().collect(),
-            outside: outside.flat_map(Thing::of).collect(),
+            preexisting: facts.preexisting.iter().copied().collect(),
+            outside: outside.flat_map(Resource::of).collect(),
+            private_events: super::private_events(facts, names),
             leads_out: false,
         };
-        for (at, process) in scene.processes.iter().enumerate() {
-            // Whose child it was is another question: its parent may have ended since.
-            scene.children.entry(process.parent).or_default().push(at);
+        for (at, process) in index.processes.iter().enumerate() {
+            // The present parent counts: the original one may have exited.
+            index.children.entry(process.parent).or_default().push(at);
             let Some(fds) = &process.fds else {
-                scene.blind.push(at);
+                index.blind.push(at);
                 continue;
             };
-            // The last one of a list is this process if it is in there at all.
+            // If this process is in the list, it is the last one.
             let add = |list: &mut Vec<usize>| {
                 if list.last() != Some(&at) {
                     list.push(at);
                 }
             };
             for fd in fds {
-                Thing::of(fd).for_each(|thing| add(scene.holders.entry(thing).or_default()));
-                fd.held.iter().for_each(|lock| add(scene.locks.entry(lock).or_default()));
+                Resource::of(fd).for_each(|resource| add(index.holders.entry(resource).or_default()));
+                fd.held.iter().for_each(|lock| add(index.locks.entry(lock).or_default()));
             }
         }
-        scene.leads_out = scene.processes.iter().any(|process| scene.may_leave(process));
-        scene
+        // What is looked at without a guard has been given its fds by processes that are none of it.
+        index.leads_out =
+            facts.is_inspected() || index.processes.iter().any(|process| index.may_leave(process));
+        index
     }
 
-    /// Every thread, of which nothing is known yet.
+    /// All threads, with nothing known about their wakers yet.
     pub(super) fn nodes(&self) -> Vec<Node<'a>> {
         let threads = |(owner, process): (usize, &&'a Process)| {
             let process: &'a Process = process;
@@ -167,12 +183,12 @@ impl<'a> Scene<'a> {
         self.processes.iter().enumerate().flat_map(threads).collect()
     }
 
-    /// Whether a process has a thing.
-    pub(super) fn has(&self, owner: usize, thing: Thing) -> bool {
-        self.holders.get(&thing).is_some_and(|holders| holders.binary_search(&owner).is_ok())
+    /// Whether a process holds a resource.
+    pub(super) fn has(&self, owner: usize, resource: Resource) -> bool {
+        self.holders.get(&resource).is_some_and(|holders| holders.binary_search(&owner).is_ok())
     }
 
-    /// The number of a set of threads; `None` if not all of them are known, so that one may run.
+    /// The number of a set of threads; `None` if not all of them are known, so one may be running.
     fn set(&self, sets: &mut Sets, nodes: &[Node<'_>], source: Source) -> Option<usize> {
         if let Some(known) = sets.numbers.get(&source) {
             return *known;
@@ -190,9 +206,10 @@ impl<'a> Scene<'a> {
         let owners = match source {
             Source::Thread(at) => return Some(vec![*at]),
             Source::Process(owner) => vec![*owner],
-            // One whose table may not be read may have any.
-            Source::Holders(thing) => {
-                [self.holders.get(thing).map_or(&[][..], |list| &list[..]), &self.blind[..]].concat()
+            Source::All => (0..self.processes.len()).collect(),
+            // A process with an unreadable table may hold any resource.
+            Source::Holders(resource) => {
+                [self.holders.get(resource).map_or(&[][..], |list| &list[..]), &self.blind[..]].concat()
             }
             Source::Lock(lock) => {
                 [self.locks.get(lock.as_str()).map_or(&[][..], |list| &list[..]), &self.blind[..]].concat()
@@ -217,7 +234,7 @@ impl<'a> Scene<'a> {
         let owners: BTreeSet<usize> = owners.into_iter().collect();
         let mut members = Vec::new();
         for owner in owners {
-            // The threads of a process stand beside each other.
+            // Threads of one process are adjacent.
             let first = nodes.partition_point(|node| node.owner < owner);
             let end = nodes.partition_point(|node| node.owner <= owner);
             if first == end || end - first < self.processes[owner].threads as usize {
@@ -228,7 +245,7 @@ impl<'a> Scene<'a> {
         Some(members)
     }
 
-    /// Who could wake a thread; `None` if something outside of the tree or a clock could.
+    /// The potential wakers of a thread; `None` if something outside of the tree or a clock could wake it.
     pub(super) fn wait(&self, sets: &mut Sets, nodes: &[Node<'_>], at: usize) -> Option<Wait> {
         let Node { process, owner, thread, .. } = nodes[at];
         let mut wait = Wait::default();
@@ -239,22 +256,22 @@ impl<'a> Scene<'a> {
             On::Epoll { epoll, fds, inodes, exact, forever: true } => {
                 for (entry, ino) in fds.chunks_exact(2).zip(inodes) {
                     let fd = process.fd(entry[0])?;
-                    // Another file has this number by now, or the kernel does not say. (All eventfds
-                    // may have one inode.)
+                    // The number refers to another file by now, or the kernel does not say. (All eventfds may
+                    // have one inode.)
                     let is_same = if fd.event == 0 { fd.pipe_or_socket() == Some(*ino) } else { *exact };
                     if !is_same {
                         return None;
                     }
                 }
-                // It may be one from before the test.
-                if process.fd(*epoll).is_none_or(|epoll| self.foreign.contains(&epoll.ino)) {
+                // The instance may be from before the test.
+                if process.fd(*epoll).is_none_or(|epoll| self.preexisting.contains(&epoll.ino)) {
                     return None;
                 }
                 self.add_set(sets, &mut wait, nodes, at, fds)?;
-                // Whoever has the instance may put another fd into it, which is ready.
-                wait.meddlers.insert(self.set(sets, nodes, Source::Holders(Thing::Epoll))?);
+                // Each holder of the instance may add another fd to it that is ready.
+                wait.secondary_wakers.insert(self.set(sets, nodes, Source::Holders(Resource::Epoll))?);
             }
-            // The kernel has one for it and does not give it: who traces that is still to let go of it.
+            // The kernel has a zombie but does not return it: its tracer has not released it yet.
             On::Child { pid } if process.dead_children.iter().any(|dead| *pid < 0 || dead == pid) => {
                 return None;
             }
@@ -264,10 +281,10 @@ impl<'a> Scene<'a> {
                     return None;
                 }
                 wait.wakers.insert(children);
-                // Other threads may start one more, and a process below may become one when its parent
-                // ends (PR_SET_CHILD_SUBREAPER).
-                wait.meddlers.insert(self.set(sets, nodes, Source::Process(owner))?);
-                wait.meddlers.insert(self.set(sets, nodes, Source::Descendants(process.pid))?);
+                // Other threads may start another child, and a descendant may become one when its parent
+                // exits (PR_SET_CHILD_SUBREAPER).
+                wait.secondary_wakers.insert(self.set(sets, nodes, Source::Process(owner))?);
+                wait.secondary_wakers.insert(self.set(sets, nodes, Source::Descendants(process.pid))?);
             }
             On::Child { pid } => {
                 let mut children = self.children.get(&process.pid).into_iter().flatten();
@@ -275,7 +292,7 @@ impl<'a> Scene<'a> {
                 wait.wakers.insert(self.set(sets, nodes, Source::Process(*child))?);
             }
             On::Futex { shared: false, forever: true, .. } => {
-                // A handler may write the word, whatever the word is for.
+                // A signal handler may write the word, whatever its purpose.
                 wait.wakers.insert(self.set(sets, nodes, Source::Process(owner))?);
             }
             On::Thread { tid } => {
@@ -285,21 +302,28 @@ impl<'a> Scene<'a> {
                 wait.wakers.insert(self.set(sets, nodes, Source::Thread(other))?);
             }
             On::Lock { fd } => {
-                if thread.behind.is_empty() || self.foreign.contains(&process.fd(*fd)?.ino) {
+                if thread.behind.is_empty() || self.preexisting.contains(&process.fd(*fd)?.ino) {
                     return None;
                 }
                 for lock in &thread.behind {
-                    // Somebody outside has it, or who may not be read.
+                    // An outside or unreadable process holds it.
                     self.locks.get(lock.as_str())?;
                     wait.wakers.insert(self.set(sets, nodes, Source::Lock(lock.clone()))?);
                 }
             }
             _ => return None,
         }
+        // A signal handler runs when a child exits, or when another process sends the signal: any running
+        // process may do so.
+        if ACCOUNTED.iter().any(|signal| process.handles(*signal)) {
+            wait.secondary_wakers.insert(self.set(sets, nodes, Source::All)?);
+        }
+        // A running thread may cancel it (pthread_cancel(3)), or kill the child that it waits for.
+        wait.secondary_wakers.insert(self.set(sets, nodes, Source::Process(owner))?);
         Some(wait)
     }
 
-    /// Adds whoever could end a call that reads from or writes to an fd.
+    /// Adds the threads that could end a read or write on an fd.
     fn add_call(
         &self,
         sets: &mut Sets,
@@ -312,7 +336,7 @@ impl<'a> Scene<'a> {
         let found = nodes[at].process.fd(fd)?;
         let reads = other == Side::Writer;
         let Some(ino) = found.socket() else {
-            // The call would have failed, or have got what is there: the number is another file by now.
+            // The call would have returned: the number refers to another file by now.
             let has_some =
                 found.pipe().and_then(|pipe| self.pipes.get(&pipe)?.queued).is_some_and(|queued| queued > 0);
             if reads && (!found.reads() || has_some) || !reads && !found.writes() {
@@ -321,7 +345,7 @@ impl<'a> Scene<'a> {
             return self.add(sets, wait, nodes, found, other);
         };
         let socket = self.sockets.get(&ino)?;
-        // The clock of a poll is in its arguments; that of a socket is an option of it (socket(7)).
+        // The timeout of poll is an argument; that of a socket is a socket option (socket(7)).
         let forever = if reads { socket.reads_forever } else { socket.writes_forever };
         if !forever {
             return None;
@@ -351,7 +375,7 @@ impl<'a> Scene<'a> {
                 self.add_socket(sets, wait, nodes, at, AtSocket { ino, reads, writes, own: false })?;
                 continue;
             }
-            // Even one that asks for nothing is told of the end of the other side (poll(2)).
+            // poll(2) reports a hang-up even if no event is requested.
             if fd.reads() {
                 self.add(sets, wait, nodes, fd, Side::Writer)?;
             }
@@ -362,7 +386,7 @@ impl<'a> Scene<'a> {
         Some(())
     }
 
-    /// Adds whoever has the other end of a unix socket, or the same.
+    /// Adds the threads of processes that hold the other end of a unix socket, or the same one.
     fn add_socket(
         &self,
         sets: &mut Sets,
@@ -374,53 +398,54 @@ impl<'a> Scene<'a> {
         let AtSocket { ino, writes, .. } = end;
         let socket = self.sockets.get(&ino)?;
         let peer = socket.other_end()?;
-        // What a datagram waits for room behind may be in anybody's queue.
+        // A datagram sender may wait for room in the queue of any socket.
         if writes && socket.is_datagram() {
             return None;
         }
         if [ino, peer]
             .iter()
-            .any(|ino| self.foreign.contains(ino) || self.outside.contains(&Thing::Socket(*ino)))
+            .any(|ino| self.preexisting.contains(ino) || self.outside.contains(&Resource::Socket(*ino)))
         {
             return None;
         }
-        let others = self.set(sets, nodes, Source::Holders(Thing::Socket(peer)))?;
+        let others = self.set(sets, nodes, Source::Holders(Resource::Socket(peer)))?;
         wait.unseen |= sets.members[others].is_empty();
         wait.wakers.insert(others);
-        wait.meddlers.insert(self.set(sets, nodes, Source::Holders(Thing::Socket(ino)))?);
-        let own = self.has(nodes[at].owner, Thing::Socket(peer));
+        wait.secondary_wakers.insert(self.set(sets, nodes, Source::Holders(Resource::Socket(ino)))?);
+        let own = self.has(nodes[at].owner, Resource::Socket(peer));
         wait.sockets.push(AtSocket { own, ..end });
         Some(())
     }
 
-    /// Adds whoever has an end of what is behind an fd that is no socket.
+    /// Adds the threads of processes that hold an end of the file behind an fd that is not a socket.
     fn add(&self, sets: &mut Sets, wait: &mut Wait, nodes: &[Node<'_>], fd: &Fd, other: Side) -> Option<()> {
         if fd.event != 0 {
-            // An eventfd: whoever has it can write to it and read from it.
-            let event = Thing::Event(fd.event);
-            if self.foreign.contains(&fd.ino) || self.outside.contains(&event) {
+            // An eventfd: each holder can write to it and read from it.
+            let event = Resource::Event(fd.event);
+            if self.preexisting.contains(&fd.ino) || self.outside.contains(&event) {
                 return None;
             }
+            wait.events |= !self.private_events.contains(&fd.event);
             wait.wakers.insert(self.set(sets, nodes, Source::Holders(event))?);
             return Some(());
         }
         let pipe = fd.pipe()?;
-        let ends = [Thing::Reader(pipe), Thing::Writer(pipe)];
-        if self.foreign.contains(&pipe) || ends.iter().any(|end| self.outside.contains(end)) {
+        let ends = [Resource::Reader(pipe), Resource::Writer(pipe), Resource::Path(pipe)];
+        if self.preexisting.contains(&pipe) || ends.iter().any(|end| self.outside.contains(end)) {
             return None;
         }
-        // At end-of-file it does not wait; it is about to go on.
+        // At EOF the read does not block; the thread is about to continue.
         if self.pipes.get(&pipe).is_some_and(|state| match other {
             Side::Writer => state.no_writer,
             Side::Reader => state.no_reader,
         }) {
             return None;
         }
-        let [readers, writers] = ends.map(|end| self.set(sets, nodes, Source::Holders(end)));
-        let (readers, writers) = (readers?, writers?);
-        // Who has the same end may make the pipe larger (F_SETPIPE_SZ), or open the other one by way
-        // of /proc/self/fd.
-        wait.meddlers.extend([readers, writers]);
+        let [readers, writers, paths] = ends.map(|end| self.set(sets, nodes, Source::Holders(end)));
+        let (readers, writers, paths) = (readers?, writers?, paths?);
+        // A holder of the same end may enlarge the pipe (F_SETPIPE_SZ), or open the other end by
+        // /proc/self/fd.
+        wait.secondary_wakers.extend([readers, writers, paths]);
         let others = match other {
             Side::Writer => {
                 wait.reads.push(pipe);
@@ -436,9 +461,9 @@ impl<'a> Scene<'a> {
         Some(())
     }
 
-    /// The pipes at which a thread waits to read and to write. Who has put an fd into a set waits for
-    /// one way of it, and the edge of the other is over: what has data is not waited for to be read,
-    /// and what is empty has room.
+    /// The pipes that a thread waits to read and to write. A thread with an fd in a poll set waits for one
+    /// direction of it: if there is data it does not wait to read, and if there is room it does not wait to
+    /// write.
     pub(super) fn pipes_of(&self, thread: &Thread, wait: &Wait, alone: bool) -> (Vec<u64>, Vec<u64>) {
         let (mut reads, mut writes) = (wait.reads.clone(), wait.writes.clone());
         if !thread.on.is_set() {
@@ -447,15 +472,14 @@ impl<'a> Scene<'a> {
         let queued = |pipe: &u64| self.pipes.get(pipe).and_then(|state| state.queued);
         reads.retain(|pipe| queued(pipe).is_none_or(|count| count == 0));
         writes.retain(|pipe| queued(pipe).is_none_or(|count| count > 0));
-        // It may wait for the end of the other side only.
+        // It may only wait for the other side to hang up.
         match reads.is_empty() && writes.is_empty() && alone {
             true => (wait.reads.clone(), wait.writes.clone()),
             false => (reads, writes),
         }
     }
 
-    /// The same for sockets, each with what it is waited for, but for those that a runtime put into a
-    /// set for itself.
+    /// The same for sockets, each with its direction, except those that a runtime added for itself.
     pub(super) fn sockets_of(&self, thread: &Thread, wait: &Wait, names: &Names) -> Vec<AtSocket> {
         if !thread.on.is_set() {
             return wait.sockets.clone();
@@ -466,35 +490,34 @@ impl<'a> Scene<'a> {
             let writes = end.writes && (socket.is_full || !end.reads);
             (writes || has_nothing).then_some(AtSocket { writes, ..*end })
         };
-        let is_users = |end: &&AtSocket| !is_of_runtime(&names.origins, end.ino);
+        let is_users = |end: &&AtSocket| !names.is_of_runtime(end.ino);
         let users: Vec<&AtSocket> = wait.sockets.iter().filter(is_users).collect();
         let found: Vec<AtSocket> = users.iter().copied().filter_map(way).collect();
         if found.is_empty() {
             return users.into_iter().map(|end| AtSocket { writes: !end.reads, ..*end }).collect();
         }
-        // The full one is waited for, whatever else could come.
+        // The full one is what it waits for.
         match found.iter().any(|end| end.writes) {
             true => found.into_iter().filter(|end| end.writes).collect(),
             false => found,
         }
     }
 
-    /// Whether a thread waits for a lock that was held when its process was forked: the process is
-    /// a fork without exec of one that had other threads, and none of its own can have the lock, or
-    /// is likely to.
+    /// Whether a thread waits for a lock that was held when its process was forked: the process is a fork
+    /// without exec of a threaded one, and none of its own threads can hold the lock, or is likely to.
     pub(super) fn inherited(&self, process: &Process, thread: &Thread, names: &Names) -> Option<Because> {
-        let crowd = has_crowd_behind(self.facts, names, process);
+        let threaded = parent_was_threaded(self.facts, names, process);
         let alone = process.tasks.len() == 1;
         let kind = names.awaited.get(&thread.tid);
-        // No thread keeps a lock of std's while it waits for something else, nor takes it twice; but
-        // stdin's is given to the user.
+        // No thread holds a lock of std while it waits for something else, or takes it twice. The exception
+        // is stdin's lock, which the user's code can hold.
         let name = names.locks.get(&thread.tid).map_or("", String::as_str);
         let of_std = name.starts_with("std::") && !name.starts_with("std::io::stdio::stdin");
-        // The user's code runs under the panic hook's, and keeps guards of stdout's and stderr's.
+        // User code runs with the panic hook's lock held, and can hold the locks of stdout and stderr.
         let runs_users = ["std::io::stdio::", "std::panicking::HOOK", "std::sys::backtrace::lock::"]
             .iter()
             .any(|lock| name.starts_with(lock));
-        match crowd {
+        match threaded {
             Some(false) => None,
             _ if alone && (of_std || kind == Some(&Awaited::CLibrary)) => Some(Because::InheritedLock),
             Some(true) if of_std && !runs_users => Some(Because::InheritedLock),
@@ -504,83 +527,80 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// What keeps the wait of one thread from being proved, beside those that it depends on.
-    pub(super) fn doubts(&self, node: &Node<'_>) -> Vec<String> {
-        let mut doubts: Vec<String> = Vec::new();
+    /// The doubts about the wait of one thread, without those about the waits that it depends on.
+    pub(super) fn doubts(&self, node: &Node<'_>) -> Vec<Doubt> {
+        let mut doubts: Vec<Doubt> = Vec::new();
         let Some(wait) = &node.wait else { return doubts };
         let outside = &self.facts.outside;
         let pid = node.process.pid;
-        if !node.thread.settled {
-            doubts.push(format!("pid {pid} ran between two looks"));
+        if !node.thread.unchanged {
+            doubts.push(Doubt::Ran { pid });
         }
         // A signal, a timer or the like may end it without any other process.
-        doubts.extend(node.process.holes.iter().map(|hole| format!("pid {pid}: {hole}")));
+        let unseen_wakers = node.process.unseen_wakers.iter().cloned();
+        doubts.extend(unseen_wakers.map(|waker| Doubt::UnseenWaker { pid, waker }));
         if wait.unseen {
-            doubts.push(format!(
-                "no holder of the other end was found in the fds of {}; those of {} may not be read",
-                plural(outside.read as usize + self.processes.len(), "process"),
-                outside.unreadable
-            ));
+            let read = outside.read as usize + self.processes.len();
+            doubts.push(Doubt::NoHolder { read, unreadable: outside.unreadable });
         }
-        doubts.extend(node.process.hidden.iter().map(|hidden| format!("pid {pid}: {hidden}")));
+        doubts.extend(unseen_fds(node.process));
+        if wait.events {
+            doubts.extend(super::kernel_writers(self.facts));
+        }
         if matches!(node.thread.on, On::Futex { .. } | On::Thread { .. }) {
             return doubts;
         }
-        // They might hold anything, and be anybody's children.
-        if outside.came {
-            doubts.push("a process came between two looks".to_owned());
+        // They might hold any file, and be children of any process.
+        if outside.process_appeared {
+            doubts.push(Doubt::ProcessAppeared);
         }
-        if outside.moved {
-            doubts.push("an fd was passed on between two looks".to_owned());
+        if outside.fd_transferred {
+            doubts.push(Doubt::FdTransferred);
         }
         if outside.hides {
-            doubts.push("/proc does not show the processes of other users (hidepid)".to_owned());
+            doubts.push(Doubt::HiddenProcesses);
         }
-        // What was made in the tree can leave it only through a socket. Which epoll instance another
-        // process has is not seen.
+        // A file that was created in the tree can only leave it over a socket. The epoll instances of other
+        // processes cannot be compared.
         if self.leads_out && matches!(node.thread.on, On::Epoll { .. }) {
-            doubts.push("an epoll instance may have left the test over a socket".to_owned());
+            doubts.push(Doubt::EpollMayHaveLeft);
         }
         doubts
     }
 
-    /// What keeps every wait on an fd from being proved.
-    pub(super) fn doubts_of_all(&self) -> Vec<String> {
+    /// The doubts about every wait on an fd.
+    pub(super) fn doubts_of_all(&self) -> Vec<Doubt> {
         let outside = &self.facts.outside;
-        // Whoever gets an end that is on its way can go on with it, however little the one who
-        // gets it has to do with this wait.
-        let hidden = self.processes.iter().flat_map(|process| {
-            process.hidden.iter().map(move |hidden| format!("pid {}: {hidden}", process.pid))
-        });
-        let mut doubts: Vec<String> = hidden.collect();
-        for outsider in outside.holders.iter().filter(|outsider| outsider.fds.iter().any(|fd| fd.carries)) {
-            doubts.push(format!(
-                "fds are on their way to pid {}, outside of the test, over a socket",
-                outsider.pid
-            ));
-        }
+        // A process that receives an fd in flight can continue with it, even if the fd has nothing to do with
+        // this wait.
+        let mut doubts: Vec<Doubt> = self.processes.iter().flat_map(|process| unseen_fds(process)).collect();
+        let receives = outside.holders.iter().filter(|outsider| outsider.fds.iter().any(|fd| fd.carries));
+        doubts.extend(receives.map(|outsider| Doubt::FdsOnTheirWayOut { pid: outsider.pid }));
         if outside.unreadable > 0 && self.leads_out {
-            doubts.push(format!(
-                "the fds of {} may not be read",
-                plural(outside.unreadable as usize, "other process")
-            ));
+            doubts.push(Doubt::UnreadableFds { processes: outside.unreadable });
         }
         doubts
     }
 
-    /// Whether a process has a socket over which an fd may have left the tree: a unix socket, unless
-    /// it listens or its other end is in the tree too. (No other kind carries fds.)
+    /// Whether a process has a socket over which an fd may have left the tree: a unix socket, unless it
+    /// listens or its other end is in the tree too. (No other kind carries fds.)
     fn may_leave(&self, process: &Process) -> bool {
         let stays = |ino: u64| {
             let Some(socket) = self.sockets.get(&ino) else { return false };
             let other_kind = socket.domain != 0 && !socket.is_unix();
             let other_end = socket.other_end();
-            // A datagram may be sent to anybody with a name, whoever it is connected to.
+            // A datagram socket may send to any named socket, regardless of its peer.
             other_kind
                 || socket.listens
                 || !socket.is_datagram()
-                    && other_end.is_some_and(|other| self.holders.contains_key(&Thing::Socket(other)))
+                    && other_end.is_some_and(|other| self.holders.contains_key(&Resource::Socket(other)))
         };
         process.more_sockets || !process.known_fds().iter().filter_map(Fd::socket).all(stays)
     }
+}
+
+/// The doubts about files that a process may hold outside of its fd table.
+fn unseen_fds(process: &Process) -> impl Iterator<Item = Doubt> {
+    let pid = process.pid;
+    process.unseen_fds.iter().map(move |place| Doubt::UnseenFds { pid, place: *place })
 }

@@ -15,6 +15,7 @@ fn restarts() -> Unknown {
 async fn moved_below_others() {}
 
 #[childproof::guard]
+#[unknown::test]
 fn guarded() {}
 
 fn main() {

@@ -1,0 +1,474 @@
+//! `childproof inspect` and `childproof kill`, from outside.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+const TOOL: &str = env!("CARGO_BIN_EXE_childproof");
+const NOBODY: u32 = 65534;
+
+fn tool(arguments: &[&str]) -> Output {
+    Command::new(TOOL).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+/// What was written, with one space between words, wherever lines were broken.
+fn words(written: &[u8]) -> String {
+    String::from_utf8_lossy(written).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Waits until something holds.
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !holds() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{what}: not within 60 s");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn program(source: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(source)
+}
+
+/// The state and the voluntary switches of a process.
+fn state(pid: &str) -> (char, String) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_default().trim().to_owned()
+    };
+    (field("State:").chars().next().unwrap_or('-'), field("voluntary_ctxt_switches:"))
+}
+
+fn is_root() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    status.lines().any(|line| line.starts_with("Uid:\t0\t0"))
+}
+
+/// A folder of cargo's, as it seems, and what is run in it: alone among processes, with a shell as the first.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Folder {
+        let folder = tempfile::tempdir().unwrap();
+        let programs = folder.path().join("target/debug");
+        fs::create_dir_all(&programs).unwrap();
+        fs::copy(TOOL, folder.path().join("childproof")).unwrap();
+        let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+        let built = Command::new(rustc)
+            .args(["--edition", "2024", "-g"])
+            .arg(program("orphans.rs"))
+            .arg("-o")
+            .arg(programs.join("orphans"))
+            .status();
+        assert!(built.unwrap().success());
+        fs::copy("/bin/sleep", programs.join("service")).unwrap();
+        for path in [folder.path().to_path_buf(), folder.path().join("target"), programs.clone()] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        Folder(folder)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Runs a script as the first process of a PID namespace, as this user or another one. `None` if the kernel does not
+    /// let that be.
+    fn script(&self, user: Option<u32>, script: &str) -> Option<Output> {
+        let can = |command: &mut Command| command.arg("true").output().is_ok_and(|ran| ran.status.success());
+        let command = || {
+            let mut command = match user {
+                Some(user) => {
+                    let mut setpriv = Command::new("setpriv");
+                    setpriv.args([
+                        &format!("--reuid={user}"),
+                        &format!("--regid={user}"),
+                        "--clear-groups",
+                        "unshare",
+                    ]);
+                    setpriv
+                }
+                None => Command::new("unshare"),
+            };
+            if user.is_some() || !is_root() {
+                command.args(["--user", "--map-current-user"]);
+            }
+            command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]);
+            command.current_dir(self.path()).stdin(Stdio::null());
+            command
+        };
+        if !can(&mut command()) {
+            println!("not checked for user {user:?}: there may be no PID namespace");
+            return None;
+        }
+        // Waits for a file with as many lines, and for all of them to be asleep.
+        let functions = r#"
+            written() { until [ "$(cat "$1" 2>/dev/null | wc -l)" -ge "$2" ]; do sleep 0.01; done; }
+            asleep() { until [ "$(cut -d' ' -f3 "/proc/$1/stat")" = S ]; do sleep 0.01; done; sleep 0.05; }
+            there() { [ -d "/proc/$1" ] && [ "$(sed 's/.*) //; s/ .*//' "/proc/$1/stat")" != Z ]; }
+            of_test() { env -i PATH="$PATH" CARGO_MANIFEST_DIR=/w/a "$@"; }
+        "#;
+        let output = command().args(["sh", "-c", &format!("{functions}{script}")]).output().unwrap();
+        assert!(output.status.success(), "{}\n{}", words(&output.stdout), words(&output.stderr));
+        Some(output)
+    }
+
+    /// The same as this user, and as an ordinary one if this is root.
+    fn scripts(&self, script: &str) -> Vec<String> {
+        let users = if is_root() { vec![None, Some(NOBODY)] } else { vec![None] };
+        let run = |user: Option<u32>| {
+            for file in fs::read_dir(self.path()).unwrap().flatten() {
+                if file.file_type().unwrap().is_file() && file.file_name() != "childproof" {
+                    fs::remove_file(file.path()).unwrap();
+                }
+            }
+            let output = self.script(user, script)?;
+            Some(words(&output.stdout) + " " + &words(&output.stderr))
+        };
+        users.into_iter().filter_map(run).collect()
+    }
+}
+
+/// The line of a program that a mark stands in.
+fn line_of(mark: &str) -> usize {
+    let source = fs::read_to_string(program("orphans.rs")).unwrap();
+    1 + source.lines().position(|line| line.ends_with(&format!("// MARK {mark}"))).unwrap()
+}
+
+/// Starts what tests and others leave: three orphans of a test, a daemon of a shell, a service with its program in a target
+/// folder, and a child of a shell that goes on.
+const LEAVE: &str = r#"
+    of_test target/debug/orphans pids
+    setsid sh -c 'sleep 3138 & echo $! > daemon'
+    setsid target/debug/service 3139 & service=$!
+    sh -c 'CARGO_MANIFEST_DIR=/w/b sleep 3140; true' & shell=$!
+    written pids 3; written daemon 1
+    set -- $(cat pids)
+    for pid in "$@" $(cat daemon) $service; do asleep $pid; done
+"#;
+
+#[test]
+fn what_a_run_has_left_is_found_and_what_others_run_is_not() {
+    let folder = Folder::new();
+    for report in folder.scripts(&format!("{LEAVE} ./childproof inspect --orphans")) {
+        assert!(report.contains("SEEN inspect --orphans 4 processes in 3 trees"), "{report}");
+        // Lineage, and why each is in the list.
+        assert_eq!(report.matches("orphaned: its parent exited first below 1 `sh`").count(), 3, "{report}");
+        assert!(report.contains("started with CARGO_MANIFEST_DIR=/w/a"), "{report}");
+        let target = format!("its program lies in cargo's folder {}/target", folder.path().display());
+        assert!(report.contains(&target), "{report}");
+        // Stacks with lines.
+        for mark in ["lock", "read", "wait"] {
+            assert!(report.contains(&format!("orphans.rs:{}:", line_of(mark))), "{mark}: {report}");
+        }
+        // The cause, and both ends of the pipe.
+        assert!(report.contains("waits for a lock (orphans::LEDGER)"), "{report}");
+        assert!(
+            report.contains("deadlocks on itself: it reads a pipe whose only writer is its own fd"),
+            "{report}"
+        );
+        assert!(report.contains("waits for the end of pid"), "{report}");
+        assert!(report.contains("<- the only one: the reader itself"), "{report}");
+        for other in ["3138", "3139", "3140"] {
+            assert!(!report.contains(other), "{other}: {report}");
+        }
+        assert!(!report.contains("may not be read") && !report.contains("the test"), "{report}");
+    }
+}
+
+#[test]
+fn an_orphan_is_found_by_a_pattern_and_any_process_by_its_number() {
+    let folder = Folder::new();
+    let script = format!(
+        "{LEAVE} ./childproof inspect --orphans 'sleep 3138'; echo NEXT; ./childproof inspect $shell; echo NEXT; \
+         ./childproof inspect 'sleep 314?'; echo NEXT; ./childproof inspect none-such; echo code $?"
+    );
+    for report in folder.scripts(&script) {
+        let parts: Vec<&str> = report.split(" NEXT ").collect();
+        let [by_orphan, by_number, by_glob, none] = parts[..] else { panic!("{report}") };
+        assert!(by_orphan.contains("5 processes in 4 trees"), "{by_orphan}");
+        assert!(by_orphan.contains("matches `sleep 3138`"), "{by_orphan}");
+        assert!(by_number.contains("2 processes in 1 tree"), "{by_number}");
+        assert!(by_number.contains("waits for the end of its child pid"), "{by_number}");
+        assert!(by_number.contains("sleep 3140"), "{by_number}");
+        assert!(by_glob.contains("SEEN inspect sleep 314? 1 process"), "{by_glob}");
+        assert!(by_glob.contains("sleep 3140"), "{by_glob}");
+        assert!(none.contains("0 processes") && none.contains("code 1"), "{none}");
+    }
+}
+
+#[test]
+fn the_json_has_what_the_text_says() {
+    let folder = Folder::new();
+    for report in folder.scripts(&format!("{LEAVE} ./childproof inspect --orphans --json")) {
+        let target = format!("\"target_folder\":\"{}/target\"", folder.path().display());
+        for part in [
+            "\"outcome\":\"inspected\"",
+            "\"test\":null",
+            "\"causes\":[]",
+            "\"kind\":\"deadlock\"",
+            "\"class\":\"running\"",
+            "\"ancestors\":[{\"comm\":\"sh\",\"pid\":1}]",
+            "\"orphan\":true",
+            "\"variable\":{\"name\":\"CARGO_MANIFEST_DIR\",\"value\":\"/w/a\"}",
+            "\"on\":\"orphans::LEDGER\"",
+            "\"proved\":true",
+            "\"end\":\"write\"",
+            &target,
+        ] {
+            assert!(report.contains(part), "{part}: {report}");
+        }
+        assert!(report.contains(&format!("orphans.rs:{}:", line_of("lock"))), "{report}");
+    }
+}
+
+#[test]
+fn what_a_run_that_goes_on_has_started_is_left_out() {
+    let folder = Folder::new();
+    // The test binary is there, and of the same package as its orphan.
+    let script = r#"
+        (of_test sh -c 'echo $$ > test; exec target/debug/service 3141'; true) &
+        written test 1; test=$(cat test); asleep $test
+        of_test setsid sh -c 'sleep 3142 & echo $! > orphan'
+        written orphan 1
+        ./childproof inspect --orphans; echo code $?
+        ./childproof kill --orphans; ./childproof kill $(cat orphan); echo code $?
+        there $(cat orphan) && echo ALIVE
+        kill -9 $test; wait
+        ./childproof kill --orphans
+        there $(cat orphan) || echo GONE
+    "#;
+    for report in folder.scripts(script) {
+        let (before, after) = report.split_once("ALIVE").unwrap_or_else(|| panic!("{report}"));
+        assert!(
+            before.contains("0 processes note: 1 orphan left out, of a run that may still go on"),
+            "{report}"
+        );
+        assert!(before.contains("left alone") && before.matches("code 1").count() == 2, "{report}");
+        assert!(after.contains("`sleep 3142`") && after.contains("GONE"), "{report}");
+    }
+}
+
+#[test]
+fn a_kill_shows_what_it_ends_and_leaves_nothing_of_it() {
+    let folder = Folder::new();
+    let script = format!(
+        "{LEAVE} ./childproof kill $1; echo code $?; there $1 || echo FIRST GONE; ./childproof kill --orphans; echo code $?
+         for pid in $2 $3; do there $pid || echo GONE; done
+         grep -qszx '313[7]' /proc/[0-9]*/cmdline || echo CHILD GONE
+         ./childproof kill --orphans; echo code $?
+         for pid in $(cat daemon) $service $shell; do there $pid && echo ALIVE; done"
+    );
+    for report in folder.scripts(&script) {
+        assert!(report.contains("code 0 FIRST GONE"), "{report}");
+        let shown = report.find("started with CARGO_MANIFEST_DIR=/w/a").unwrap_or_else(|| panic!("{report}"));
+        assert!(shown < report.find("killed ").unwrap(), "{report}");
+        assert!(report.contains("and 1 process below it"), "{report}");
+        assert!(report.contains("code 0 GONE GONE CHILD GONE no process was found"), "{report}");
+        assert_eq!(report.matches("ALIVE").count(), 3, "{report}");
+    }
+}
+
+#[test]
+fn what_is_no_orphan_of_a_test_is_not_killed() {
+    let folder = Folder::new();
+    let script = format!(
+        "{LEAVE} child=$(cat /proc/$shell/task/$shell/children 2>/dev/null); \
+         ./childproof kill $shell $(cat daemon) $service 1 $$ 99999; echo code $?
+         for pid in $(cat daemon) $service $shell; do there $pid && echo ALIVE; done"
+    );
+    for report in folder.scripts(&script) {
+        assert!(
+            report.contains("is left alone: it is this process, or one that this process was started by"),
+            "{report}"
+        );
+        assert!(report.contains("pid 99999 is left alone: there is no process with this number"), "{report}");
+        assert!(
+            report.matches("is left alone: nothing shows that a test has started it").count() >= 2,
+            "{report}"
+        );
+        assert!(report.contains("code 1 ALIVE ALIVE ALIVE"), "{report}");
+        assert!(!report.contains("killed "), "{report}");
+    }
+    // Below a process that is not the first: it has its parent.
+    let mut child = Command::new("sleep").arg("3137").env("CARGO_MANIFEST_DIR", "/w/a").spawn().unwrap();
+    let output = tool(&["kill", &child.id().to_string()]);
+    let said = words(&output.stderr);
+    let is_alive = child.try_wait().unwrap().is_none();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(is_alive && output.status.code() == Some(1), "{said}");
+    assert!(said.contains("it is no orphan: its parent is"), "{said}");
+}
+
+#[test]
+fn a_tree_that_a_guard_has_kept_is_killed_whole() {
+    let folder = Folder::new();
+    // What a guard is called, without its run: the first process has taken it in.
+    let script = r#"
+        cp /bin/sh guard; mkdir -p bin; cp /bin/sh bin/childproof
+        setsid bin/childproof -c 'sleep 3143 & echo $! > kept; sleep 3144 & echo $! >> kept; echo $$ >> kept; wait; true' &
+        written kept 3
+        set -- $(cat kept)
+        ./childproof kill $1; echo code $?
+        kill -STOP $1 $2
+        until [ "$(cut -d' ' -f3 /proc/$1/stat)" = T ]; do sleep 0.01; done
+        ./childproof kill $1; echo code $?
+        for pid in "$@"; do there $pid || echo GONE; done
+    "#;
+    for report in folder.scripts(script) {
+        assert!(report.contains("its run goes on: it is guarded by"), "{report}");
+        assert!(report.contains("kept, and stopped, by a guard"), "{report}");
+        assert!(
+            report.ends_with("code 0 GONE GONE GONE") || report.contains("code 0 GONE GONE GONE"),
+            "{report}"
+        );
+    }
+}
+
+/// Processes that wait, each in another call.
+struct Waiters {
+    child: Child,
+    out: BufReader<std::process::ChildStdout>,
+    pids: HashMap<String, String>,
+    _directory: TempDir,
+}
+
+impl Waiters {
+    fn start() -> Waiters {
+        let directory = tempfile::tempdir().unwrap();
+        let built = directory.path().join("waiters");
+        let compiled = Command::new("cc")
+            .args(["-O1", "-g", "-w"])
+            .arg(program("waiters.c"))
+            .arg("-o")
+            .arg(&built)
+            .status();
+        assert!(compiled.unwrap().success());
+        let mut child = Command::new(built)
+            .current_dir(directory.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let mut pids = HashMap::new();
+        loop {
+            let mut line = String::new();
+            assert!(out.read_line(&mut line).unwrap() > 0, "it has ended early");
+            match line.trim().split_once(' ') {
+                Some((name, pid)) => drop(pids.insert(name.to_owned(), pid.to_owned())),
+                None => break,
+            }
+        }
+        for (name, pid) in &pids {
+            let wanted = match name.as_str() {
+                "stopped" => 'T',
+                "runs" => 'R',
+                _ => 'S',
+            };
+            until(name, || state(pid).0 == wanted);
+        }
+        Waiters { child, out, pids, _directory: directory }
+    }
+
+    /// Lets what they wait for come, and gives what each of them says, sorted.
+    fn finish(mut self) -> Vec<String> {
+        self.child.stdin.take().unwrap().write_all(b"x").unwrap();
+        let mut text = String::new();
+        self.out.read_to_string(&mut text).unwrap();
+        self.child.wait().unwrap();
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    }
+}
+
+/// What each call returns when what it waits for comes.
+const UNHARMED: [&str; 19] = [
+    "epoll returned 1",
+    "epoll_timed returned 0",
+    "eventfd returned 8",
+    "flock returned 0",
+    "futex returned 0",
+    "msgrcv returned 1",
+    "nanosleep returned 0",
+    "poll returned 1",
+    "poll_timed returned 0",
+    "read returned 1",
+    "recv returned 1",
+    "recv_limited returned 1",
+    "runs returned 0",
+    "select returned 1",
+    "semop returned 0",
+    "sigwait returned 10",
+    "sigwait_timed returned -1 EAGAIN",
+    "stopped returned 0",
+    "wait returned 7",
+];
+
+#[test]
+fn what_is_looked_at_goes_on_unharmed() {
+    let waiters = Waiters::start();
+    let pid = waiters.child.id().to_string();
+    let stopped = waiters.pids["stopped"].clone();
+    for _ in 0..5 {
+        let output = tool(&["inspect", &pid]);
+        let report = words(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{report}");
+        assert!(report.contains("waiters.c:") && report.contains("epoll_wait("), "{report}");
+        assert!(report.contains("is stopped by a signal"), "{report}");
+        assert_eq!(state(&stopped).0, 'T');
+    }
+    assert_eq!(waiters.finish(), UNHARMED);
+}
+
+#[test]
+fn without_stacks_no_thread_is_stopped_for_a_moment() {
+    let waiters = Waiters::start();
+    let pid = waiters.child.id().to_string();
+    let blocked = ["read", "epoll", "futex", "semop", "wait"];
+    let switches = || blocked.map(|name| state(&waiters.pids[name]).1);
+    let before = switches();
+    let report = words(&tool(&["inspect", "--no-stacks", &pid]).stdout);
+    assert_eq!(switches(), before);
+    assert!(!report.contains("waiters.c:") && report.contains("epoll_wait("), "{report}");
+    // With them it would have been seen.
+    tool(&["inspect", &pid]);
+    assert_ne!(switches(), before);
+    assert_eq!(waiters.finish(), UNHARMED);
+}
+
+#[test]
+fn what_may_not_be_read_of_other_users_is_said() {
+    if !is_root() {
+        println!("not checked: it needs root");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let copy = directory.path().join("childproof");
+    fs::copy(TOOL, &copy).unwrap();
+    chown(&copy, Some(NOBODY), None).unwrap();
+    let mut child = Command::new("sleep").arg("3137").spawn().unwrap();
+    let mut as_nobody = Command::new("setpriv");
+    let user = NOBODY.to_string();
+    as_nobody.args(["--reuid", &user, "--regid", &user, "--clear-groups"]).arg(&copy);
+    let output = as_nobody.args(["inspect", &child.id().to_string()]).current_dir("/").output().unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let report = words(&output.stdout);
+    let note = format!(
+        "note: what 1 process of other users wait in and have open may not be read as user {NOBODY}: {}. Root may",
+        child.id()
+    );
+    assert!(report.contains(&note), "{report} {}", words(&output.stderr));
+}

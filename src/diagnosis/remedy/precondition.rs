@@ -1,0 +1,236 @@
+//! The precondition of each remedy over the typed facts, in one table. A remedy whose precondition does not hold is not shown.
+
+use super::{Ends, Remedy};
+use crate::diagnosis::deadlock::{Shape, WaitsOn};
+use crate::diagnosis::evidence::Evidence;
+use crate::diagnosis::finding::{Ending, Kind};
+use crate::diagnosis::waits_for::{LinkOn, WaitsFor};
+use crate::guard::facts::Process;
+use crate::guard::report_page::End;
+use crate::proc::fds::Fd;
+use crate::proc::waits::On;
+
+/// Whether a remedy fits the facts of a finding. One table, so it is longer than other functions.
+#[allow(clippy::too_many_lines, reason = "one list of cases")]
+pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evidence<'_>) -> bool {
+    let facts = evidence.facts;
+    let of = Of { evidence };
+    match remedy {
+        // Forks and locks.
+        Remedy::ExecAfterFork { .. } => shape(kind).is_some_and(|shape| {
+            matches!(
+                shape,
+                Shape::InheritedLock { .. }
+                    | Shape::MaybeInheritedLock { .. }
+                    | Shape::Alone { left_behind: Some(_), .. }
+            )
+        }),
+        Remedy::ExecOrForkSingleThreaded => {
+            matches!(kind, Kind::ThreadedFork { fork, .. } if fork.threads > 1)
+        }
+        Remedy::EndWait(_) => matches!(kind, Kind::Deadlock(_)),
+        Remedy::LockOrder | Remedy::ReleaseBeforeJoin => {
+            of.deadlock_has(kind, |on| matches!(on, WaitsOn::Lock(_)))
+        }
+        Remedy::LeaveRuntime => of.deadlock_has(kind, |on| matches!(on, WaitsOn::BlockOn)),
+        Remedy::FindAwait => matches!(shape(kind), Some(Shape::Threads { .. })),
+
+        // Own ends of pipes and sockets.
+        Remedy::CloseInChild { .. } => {
+            of.deadlocked(kind, |process| process.forked_without_exec && !process.is_test)
+        }
+        Remedy::DropOwnWriteEnd { .. } => of.deadlocked(kind, |process| process.is_test),
+        // What has close-on-exec was not inherited over an exec.
+        Remedy::CreateWithCloexec { fds, .. } => of.deadlocked(kind, |process| {
+            let has_cloexec = |fd: &i32| process.fd(*fd).is_some_and(|fd| fd.cloexec);
+            !process.runs_own_program() && !fds.iter().any(has_cloexec)
+        }),
+        Remedy::WriteFirst { pids } => pids.len() > 1,
+        Remedy::WriteToOtherOfPair { fds } => fds.len() > 1,
+        Remedy::WriteElsewhere { .. } | Remedy::ReadElsewhere { .. } | Remedy::CloseOwnReadEnd { .. } => {
+            matches!(kind, Kind::Deadlock(_))
+        }
+        Remedy::LookAtWriters { pid, .. } => of.process(*pid, |process| process.tasks.len() > 1),
+        Remedy::CreatePipeWithCloexec { created } => {
+            evidence.inherited.iter().any(|known| known.created == *created)
+        }
+        Remedy::CreateSocketWithCloexec { fds, pid, .. } => of.process(*pid, |process| {
+            fds.iter().all(|fd| *fd > 2 && process.fd(*fd).is_some_and(|fd| !fd.cloexec))
+        }),
+
+        // Processes that wait for each other.
+        Remedy::WriteToChild { ends } | Remedy::DropStdin { ends } | Remedy::DropStdinBeforeWait { ends } => {
+            of.writes_to_stdin(ends)
+        }
+        Remedy::CloseWriteEnd { reader, ends, .. } => *reader != ends.pid && of.are(ends, Fd::writes),
+        Remedy::ShutdownSocket { ends } => of.are(ends, |fd| fd.socket().is_some()),
+        Remedy::ReadBeforeWait { ends }
+        | Remedy::ReadBoth { ends, .. }
+        | Remedy::ReadAllTheWhile { ends } => of.are(ends, Fd::reads),
+        Remedy::CloseBeforeWait => of.deadlock_has(kind, |on| matches!(on, WaitsOn::Child)),
+        Remedy::ReadWhileWriting => {
+            of.deadlock_has(kind, |on| matches!(on, WaitsOn::PipeRoom { .. } | WaitsOn::SocketRoom { .. }))
+        }
+        Remedy::OneSideFirst => matches!(shape(kind), Some(Shape::Ring { .. })),
+
+        // Waits that may end.
+        Remedy::FindStopSignal => of.stopped(facts.pid),
+        Remedy::ContinueStopped { pids } => !pids.is_empty() && pids.iter().all(|pid| of.stopped(*pid)),
+        Remedy::FindWhyNothingIsWritten => {
+            of.link_has(kind, |on| matches!(on, LinkOn::PipeData { part: true, .. }))
+        }
+        Remedy::CloseInFork { ends, .. } => {
+            of.process(ends.pid, |process| process.forked_without_exec) && of.are(ends, Fd::writes)
+        }
+        // Redirecting output helps only where it was inherited.
+        Remedy::RedirectBackground { .. } => of.link_has(kind, |on| of.has_as_output(on)),
+        Remedy::CloseInProgram { ends } => {
+            of.process(ends.pid, |process| !process.forked_without_exec)
+                && ends.fds.iter().all(|fd| *fd > 2)
+                && of.are(ends, Fd::writes)
+        }
+        Remedy::CloseInReaders { pids, ends } => {
+            of.are(ends, Fd::writes) && pids.iter().all(|pid| of.reads_pipe_of(*pid, ends))
+        }
+        Remedy::CheckChild { pid } => {
+            of.process(*pid, |process| process.exit_status.is_some_and(|status| status != 0))
+        }
+        Remedy::ReleaseFileLock { pid, waiter, .. } => pid != waiter,
+        Remedy::CloseLockInChild { pid, fd, .. } => {
+            of.process(*pid, |process| process.fd(*fd).is_some_and(|fd| !fd.held.is_empty() && !fd.cloexec))
+        }
+        Remedy::ReadTerminal => of.link_has(kind, |on| matches!(on, LinkOn::Terminal { writes: true, .. })),
+        Remedy::CloseSlave { .. } => {
+            of.link_has(kind, |on| matches!(on, LinkOn::Terminal { alone: true, .. }))
+        }
+        Remedy::OpenOtherEnd { .. } => of.link_has(kind, |on| matches!(on, LinkOn::Opening { .. })),
+        Remedy::UnblockSignal { signal } => facts.processes.iter().any(|process| process.holds_back(*signal)),
+        Remedy::StartOtherProgram => matches!(kind, Kind::OwnBinary { .. }),
+
+        // Processes that are left.
+        Remedy::StopDaemon { pid } => {
+            of.process(*pid, |process| facts.session != 0 && process.sid != facts.session)
+        }
+        Remedy::KillGroup { pid } => of.process(*pid, |process| process.pgid == *pid),
+        Remedy::KillParentsGroup { pgid } => {
+            facts.processes.iter().any(|process| process.adopted && process.pgid == *pgid)
+        }
+        Remedy::EndForkWithParent => {
+            of.leaked(kind, |process| process.adopted && process.forked_without_exec)
+        }
+        Remedy::StartParentInGroup { .. } => of.leaked(kind, |process| process.adopted),
+        Remedy::KillAndWaitpid { pid } => {
+            of.process(*pid, |process| process.forked_without_exec && !of.is_daemons(*pid))
+        }
+        Remedy::KillTokioChild => of.leaked(kind, |process| of.call(process.pid, |_, tokios| tokios)),
+        Remedy::KillAndWait => of.leaked(kind, |process| {
+            !process.forked_without_exec
+                && of.call(process.pid, |call, tokios| !tokios && call != "popen" && call != "forkpty")
+        }),
+        Remedy::EndBeforeCommand => facts.is_command() && of.leaked(kind, |_| true),
+        Remedy::NoDaemonInBody { pid } => of.is_daemons(*pid),
+        Remedy::ClosePopen => evidence.names.call_sites.iter().any(|site| site.call == "popen"),
+        Remedy::EndJobsOfSystem => evidence.names.call_sites.iter().any(|site| site.call == "system"),
+        Remedy::EndForkpty { pid } => of.call(*pid, |call, _| call == "forkpty"),
+        Remedy::StopWithParent => of.leaked(kind, |process| !process.adopted),
+        Remedy::EndForker => matches!(kind, Kind::ElusiveProcess { .. }),
+        Remedy::Unmount { at } => facts.mounts.iter().any(|mount| mount.at == *at),
+        Remedy::EndByHand { pid } => facts.survivors.iter().any(|survivor| survivor.pid == *pid),
+        Remedy::WaitForChildren => matches!(kind, Kind::Unwaited { .. }),
+
+        // Fds and threads.
+        Remedy::CloseFds(close) => facts.strays.iter().any(|stray| stray.fd == close.fd),
+        Remedy::CloseAllowedToo => facts.strays.is_empty(),
+        Remedy::JoinThreads => {
+            matches!(kind, Kind::Threads { .. } | Kind::EndedEarly { when: Ending::Unchecked, .. })
+        }
+
+        // How a test ended.
+        Remedy::ExitInChild => matches!(kind, Kind::ChildReturned { .. }),
+        Remedy::ReturnFromBody | Remedy::LookAtExitCode => matches!(facts.end, End::Exited { .. }),
+        Remedy::LookAtExitHandlersAndThreads | Remedy::LookAtSignal { .. } => {
+            matches!(facts.end, End::Signalled { .. })
+        }
+        Remedy::LookAtExitHandlers => facts.end == End::TimedOut,
+    }
+}
+
+fn shape(kind: &Kind) -> Option<&Shape> {
+    match kind {
+        Kind::Deadlock(deadlock) => Some(&deadlock.shape),
+        _ => None,
+    }
+}
+
+/// The facts, with the questions that the table asks.
+struct Of<'a> {
+    evidence: &'a Evidence<'a>,
+}
+
+impl Of<'_> {
+    fn process(&self, pid: i32, is: impl Fn(&Process) -> bool) -> bool {
+        self.evidence.process(pid).is_some_and(is)
+    }
+
+    /// A property of the process that the leak is named after.
+    fn leaked(&self, kind: &Kind, is: impl Fn(&Process) -> bool) -> bool {
+        matches!(kind, Kind::LeakedProcess { pid, .. } if self.process(*pid, is))
+    }
+
+    /// A property of the process of a deadlock's first thread.
+    fn deadlocked(&self, kind: &Kind, is: impl Fn(&Process) -> bool) -> bool {
+        matches!(kind, Kind::Deadlock(deadlock) if self.process(deadlock.pid, is))
+    }
+
+    fn deadlock_has(&self, kind: &Kind, is: impl Fn(&WaitsOn) -> bool) -> bool {
+        matches!(kind, Kind::Deadlock(deadlock) if deadlock.chain.iter().any(|wait| is(&wait.on)))
+    }
+
+    fn link_has(&self, kind: &Kind, is: impl Fn(&LinkOn) -> bool) -> bool {
+        matches!(kind, Kind::WaitsFor(WaitsFor { chain, .. }) if chain.iter().any(|link| is(&link.on)))
+    }
+
+    fn stopped(&self, pid: i32) -> bool {
+        self.process(pid, |process| process.tasks.iter().any(|thread| thread.on == On::Stopped))
+    }
+
+    /// Whether these fds of a process are open and satisfy `is`.
+    fn are(&self, ends: &Ends, is: impl Fn(&Fd) -> bool) -> bool {
+        self.process(ends.pid, |process| ends.fds.iter().all(|fd| process.fd(*fd).is_some_and(&is)))
+    }
+
+    /// Whether a process has the read end of the pipe that these are ends of.
+    fn reads_pipe_of(&self, pid: i32, ends: &Ends) -> bool {
+        let pipe = ends.fds.first().and_then(|fd| self.evidence.process(ends.pid)?.pipe(*fd));
+        pipe.is_some()
+            && self
+                .process(pid, |process| process.known_fds().iter().any(|fd| fd.reads() && fd.pipe() == pipe))
+    }
+
+    /// Whether they are write ends of the pipe that is another process's stdin.
+    fn writes_to_stdin(&self, ends: &Ends) -> bool {
+        let pipe = ends.fds.first().and_then(|fd| self.evidence.process(ends.pid)?.pipe(*fd));
+        let mut others = self.evidence.facts.processes.iter().filter(|process| process.pid != ends.pid);
+        pipe.is_some() && self.are(ends, Fd::writes) && others.any(|other| other.pipe(0) == pipe)
+    }
+
+    /// Whether the pipe that is read is the stdout or stderr of one of its writers.
+    fn has_as_output(&self, on: &LinkOn) -> bool {
+        let LinkOn::PipeData { inodes, writers, .. } = on else { return false };
+        let is_output =
+            |fd: &Fd| fd.fd <= 2 && fd.writes() && fd.pipe().is_some_and(|pipe| inodes.contains(&pipe));
+        writers.iter().any(|pid| self.process(*pid, |process| process.known_fds().iter().any(is_output)))
+    }
+
+    /// A property of the call that created a process: its name, and whether tokio made it. `true` if the call
+    /// is unknown.
+    fn call(&self, pid: i32, is: impl Fn(&str, bool) -> bool) -> bool {
+        self.evidence.names.of_process(pid).is_none_or(|site| is(&site.call, site.is_tokios))
+    }
+
+    /// Whether `daemon(3)` forked the process from the test itself.
+    fn is_daemons(&self, pid: i32) -> bool {
+        let site = self.evidence.names.of_process(pid);
+        site.is_some_and(|site| site.call == "daemon" && site.creator == self.evidence.facts.pid)
+    }
+}

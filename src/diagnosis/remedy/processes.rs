@@ -1,0 +1,83 @@
+//! Remedies of leaked processes.
+
+use super::Remedy;
+use crate::diagnosis::evidence::Evidence;
+use crate::diagnosis::leaked::is_daemon;
+use crate::guard::facts::Process;
+
+impl Evidence<'_> {
+    pub(super) fn remedy_of_leak(&self, process: &Process) -> Remedy {
+        let facts = self.facts;
+        let pid = process.pid;
+        let site = self.names.of_process(pid);
+        let by_test = site.is_some_and(|site| site.creator == facts.pid);
+        let is_child = by_test || !process.adopted && process.lineage.first() == Some(&facts.pid);
+        let started = self.started_by_library(process);
+        if let Some(remedy) = started {
+            return remedy;
+        }
+        // The test and its descendants are in the supervisor's session, unless they have left it.
+        let has_left = is_daemon(process, facts);
+        if has_left && !is_child {
+            return Remedy::StopDaemon { pid };
+        }
+        // A process that created a session leads a group as well, but may be alone in it.
+        let is_alone = || facts.processes.iter().all(|other| other.pid == pid || other.pgid != pid);
+        if process.pgid == pid && !(has_left && is_alone()) {
+            return Remedy::KillGroup { pid };
+        }
+        if process.adopted && !by_test {
+            let parent = self.exited.iter().find(|exited| exited.orphan == pid);
+            if parent.is_some_and(|exited| exited.parent == process.pgid) {
+                return Remedy::KillParentsGroup { pgid: process.pgid };
+            }
+            if process.forked_without_exec {
+                return Remedy::EndForkWithParent;
+            }
+            let site = parent.and_then(|exited| self.names.of_process(exited.parent));
+            let exec = site.is_some_and(|site| runs_one_command(&site.command_line, &process.command_line));
+            return Remedy::StartParentInGroup { parent: site.and_then(|site| site.place.clone()), exec };
+        }
+        if facts.is_command() && is_child && site.is_none_or(|site| site.place.is_none()) {
+            return Remedy::EndBeforeCommand;
+        }
+        if process.forked_without_exec {
+            return Remedy::KillAndWaitpid { pid };
+        }
+        if is_child && site.is_some_and(|site| site.is_tokios) {
+            return Remedy::KillTokioChild;
+        }
+        if is_child {
+            return Remedy::KillAndWait;
+        }
+        Remedy::StopWithParent
+    }
+    /// The remedy for a process that a function of the C library started, which has its own way to end it.
+    fn started_by_library(&self, process: &Process) -> Option<Remedy> {
+        let pid = process.pid;
+        let exited = self.exited.iter().find(|exited| exited.orphan == pid).map(|exited| exited.parent);
+        let mut pids = [pid].into_iter().chain(process.lineage.iter().copied()).chain(exited);
+        let site =
+            pids.find_map(|pid| self.names.of_process(pid)).filter(|site| site.creator == self.facts.pid)?;
+        let is_itself = site.keys[0] == pid as u64;
+        match site.call.as_str() {
+            "popen" => Some(Remedy::ClosePopen),
+            "system" => Some(Remedy::EndJobsOfSystem),
+            "forkpty" if is_itself => Some(Remedy::EndForkpty { pid }),
+            "daemon" if is_itself && process.forked_without_exec => Some(Remedy::NoDaemonInBody { pid }),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a shell was started for a single command, which could replace the shell by exec.
+fn runs_one_command(shell: &[String], command: &[String]) -> bool {
+    let does_more = |script: &str| script.contains(|c: char| ";&|()<>`$\n".contains(c));
+    is_shell(shell) && shell != command && shell.iter().skip(1).all(|argument| !does_more(argument))
+}
+
+/// Whether the program of a command line is a shell.
+fn is_shell(command_line: &[String]) -> bool {
+    let name = command_line.first().and_then(|program| program.rsplit('/').next());
+    matches!(name, Some("sh" | "bash" | "dash" | "ash" | "ksh" | "zsh"))
+}

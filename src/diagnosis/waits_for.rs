@@ -1,0 +1,408 @@
+//! A hang without proof: what the test's own thread waits for, followed from waiter to waiter to the last one.
+
+mod link;
+mod walk;
+
+use nix::libc;
+
+use super::evidence::Evidence;
+use super::finding::{CodePlace, Finding, Kind};
+use crate::guard::facts::{Class, Process};
+use crate::proc::sockets::PeerUnknown;
+use crate::proc::waits::{On, Thread};
+use crate::recorder::awaited::Awaited;
+
+/// A hang without proof.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct WaitsFor {
+    /// Each link waits for the next; the first is a thread of the test. Never empty.
+    pub(crate) chain: Vec<Link>,
+    /// Index of the link that the last one waits for, if the chain is a cycle.
+    pub(crate) ring: Option<usize>,
+    /// The children of the test that failed and were not waited for.
+    pub(crate) dead: Vec<DeadChild>,
+}
+
+/// One thread and what it waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) pid: i32,
+    pub(crate) tid: i32,
+    pub(crate) on: LinkOn,
+}
+
+/// A child that exited with an error, by itself, and was not waited for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DeadChild {
+    pub(crate) pid: i32,
+    pub(crate) name: String,
+    /// The wait status.
+    pub(crate) status: i32,
+    pub(crate) created: Option<CodePlace>,
+}
+
+/// What a thread waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LinkOn {
+    /// SIGCONT.
+    Stopped,
+    /// The exit of a child.
+    Child {
+        pid: i32,
+    },
+    /// The exit of any child; the pids of the living ones.
+    AnyChild {
+        pids: Vec<i32>,
+    },
+    /// The end of a thread of the same process.
+    Thread {
+        tid: i32,
+    },
+    /// A futex, which only another thread of the process could wake; the ids of those that do not idle.
+    Threads {
+        kind: Option<Awaited>,
+        function: Option<String>,
+        tids: Vec<i32>,
+    },
+    /// One of the fds in the poll set of an async runtime.
+    Runtime {
+        waits: Vec<RuntimeWait>,
+    },
+    /// Only the channels that wake an event loop from within its own process.
+    EventLoop,
+    /// A connection to a listening socket.
+    Connection {
+        inode: u64,
+    },
+    /// A socket with an unknown peer.
+    UnknownPeer {
+        inode: u64,
+        why: PeerUnknown,
+    },
+    Socket(AtSocket),
+    /// Room in a pipe.
+    PipeRoom {
+        inode: u64,
+        readers: Vec<i32>,
+    },
+    /// Data or EOF of pipes.
+    PipeData {
+        inodes: Vec<u64>,
+        writers: Vec<i32>,
+        by_mistake: bool,
+        part: bool,
+    },
+    /// EOF of a pipe that is open for writing only in the reader itself, and in `others`, if there are any.
+    OwnPipe {
+        inode: u64,
+        /// Its own write ends.
+        fds: Vec<i32>,
+        others: Vec<i32>,
+    },
+    /// A lock on a file.
+    FileLock {
+        file: String,
+        holders: Vec<i32>,
+    },
+    /// That another process opens the other end of a FIFO, or what else the opening of this path waits for.
+    Opening {
+        path: String,
+    },
+    /// A terminal, by its slave or its master (`/dev/ptmx`); it writes, and the terminal is full. `alone`: no other process of
+    /// the test is alive.
+    Terminal {
+        fd: i32,
+        path: String,
+        writes: bool,
+        alone: bool,
+    },
+    /// Nothing: it sleeps repeatedly, and polls in between.
+    Polling,
+    /// A timeout.
+    Sleep,
+    /// A signal.
+    Signal,
+    /// Unknown: it runs, or is in a call that is not understood.
+    Unknown,
+}
+
+/// A socket that a thread waits at, and what could end that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AtSocket {
+    pub(crate) inode: u64,
+    pub(crate) way: Way,
+    /// It writes, and the socket is full.
+    pub(crate) full: bool,
+    /// Fds of the same process that are the other end.
+    pub(crate) own: Vec<i32>,
+    /// Other processes that hold it.
+    pub(crate) holders: Vec<i32>,
+    /// Whether the socket has a timeout.
+    pub(crate) timeout: bool,
+}
+
+/// The kind of a wait on a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Data,
+    Room,
+    Accept,
+}
+
+/// What a task of an async runtime may wait for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RuntimeWait {
+    /// The exit of a process, through a pidfd; the pid is known if there is only one child.
+    Child {
+        pid: Option<i32>,
+        fd: i32,
+    },
+    PipeData {
+        fd: i32,
+        writers: Vec<i32>,
+    },
+    PipeRoom {
+        fd: i32,
+        readers: Vec<i32>,
+    },
+    /// A socket about which nothing is known.
+    UnknownSocket {
+        fd: i32,
+    },
+    Socket {
+        inode: u64,
+        fd: i32,
+        peers: Vec<i32>,
+    },
+    Other {
+        fd: i32,
+        target: String,
+    },
+    Timer,
+}
+
+impl WaitsFor {
+    pub(crate) fn first(&self) -> Option<&Link> {
+        self.chain.first()
+    }
+
+    /// In a cycle, the link that the last one waits for.
+    pub(crate) fn ring_link(&self) -> Option<&Link> {
+        self.chain.get(self.ring?)
+    }
+
+    /// The pipes that the finding says are open by mistake.
+    pub(super) fn mistakes(&self) -> Vec<u64> {
+        let of_link = |link: &Link| match &link.on {
+            LinkOn::PipeData { inodes, by_mistake: true, .. } => inodes.clone(),
+            _ => Vec::new(),
+        };
+        self.chain.iter().flat_map(of_link).collect()
+    }
+
+    /// The processes that could end the first wait.
+    pub(crate) fn wakers(&self) -> Vec<i32> {
+        self.first().map(|link| link.on.wakers()).unwrap_or_default()
+    }
+}
+
+impl LinkOn {
+    /// The processes that could end the wait.
+    pub(crate) fn wakers(&self) -> Vec<i32> {
+        match self {
+            LinkOn::Child { pid } => vec![*pid],
+            LinkOn::AnyChild { pids }
+            | LinkOn::Socket(AtSocket { holders: pids, .. })
+            | LinkOn::PipeRoom { readers: pids, .. }
+            | LinkOn::PipeData { writers: pids, .. }
+            | LinkOn::OwnPipe { others: pids, .. }
+            | LinkOn::FileLock { holders: pids, .. } => pids.clone(),
+            LinkOn::Runtime { waits } => waits.iter().flat_map(RuntimeWait::wakers).collect(),
+            LinkOn::Stopped
+            | LinkOn::Thread { .. }
+            | LinkOn::Threads { .. }
+            | LinkOn::EventLoop
+            | LinkOn::Connection { .. }
+            | LinkOn::UnknownPeer { .. }
+            | LinkOn::Opening { .. }
+            | LinkOn::Terminal { .. }
+            | LinkOn::Polling
+            | LinkOn::Sleep
+            | LinkOn::Signal
+            | LinkOn::Unknown => Vec::new(),
+        }
+    }
+
+    /// Whether it may be waiting for something that a failed child should have done.
+    pub(super) fn may_be_for_dead_child(&self) -> bool {
+        self.is_vague()
+            || matches!(
+                self,
+                LinkOn::Connection { .. }
+                    | LinkOn::UnknownPeer { .. }
+                    | LinkOn::Socket(_)
+                    | LinkOn::Opening { .. }
+                    | LinkOn::Runtime { .. }
+                    | LinkOn::PipeData { .. }
+            )
+    }
+
+    /// Whether the link does not show what would end the wait.
+    pub(crate) fn is_vague(&self) -> bool {
+        matches!(self, LinkOn::Sleep | LinkOn::Signal | LinkOn::Unknown | LinkOn::Polling)
+    }
+}
+
+impl RuntimeWait {
+    /// The fd of the runtime's poll set.
+    #[cfg(feature = "json")]
+    pub(crate) fn fd(&self) -> Option<i32> {
+        match self {
+            RuntimeWait::Child { fd, .. }
+            | RuntimeWait::PipeData { fd, .. }
+            | RuntimeWait::PipeRoom { fd, .. }
+            | RuntimeWait::UnknownSocket { fd }
+            | RuntimeWait::Socket { fd, .. }
+            | RuntimeWait::Other { fd, .. } => Some(*fd),
+            RuntimeWait::Timer => None,
+        }
+    }
+
+    pub(super) fn wakers(&self) -> Vec<i32> {
+        match self {
+            RuntimeWait::Child { pid, .. } => pid.iter().copied().collect(),
+            RuntimeWait::PipeData { writers: pids, .. }
+            | RuntimeWait::PipeRoom { readers: pids, .. }
+            | RuntimeWait::Socket { peers: pids, .. } => pids.clone(),
+            RuntimeWait::UnknownSocket { .. } | RuntimeWait::Other { .. } | RuntimeWait::Timer => Vec::new(),
+        }
+    }
+}
+
+/// Whether a longer timeout may help: something that could end the wait of the test is running, or has set a
+/// timer.
+pub(super) fn more_time_may_help(evidence: &Evidence<'_>, findings: &[Finding]) -> bool {
+    let test = evidence.facts.pid;
+    if evidence.stuck.iter().any(|stuck| stuck.proved() || stuck.tid == test) {
+        return false;
+    }
+    // A test binary that runs its own test again does so forever.
+    if findings.iter().any(|finding| matches!(finding.kind, Kind::OwnBinary { .. } | Kind::Blocked { .. })) {
+        return false;
+    }
+    let waits = findings.iter().find_map(|finding| match &finding.kind {
+        Kind::WaitsFor(waits) => Some(waits),
+        _ => None,
+    });
+    let runs = |process: &Process| process.tasks.iter().any(goes_on);
+    let Some(waits) = waits else { return evidence.process(test).is_some_and(runs) };
+    // There is a cycle, or the test waits for something that has failed.
+    if waits.ring.is_some() || !waits.dead.is_empty() {
+        return false;
+    }
+    let Some(last) = waits.chain.last() else { return false };
+    let wakers = match &last.on {
+        LinkOn::Stopped | LinkOn::Signal | LinkOn::EventLoop => return false,
+        LinkOn::Sleep => return true,
+        // Its other end is unknown.
+        LinkOn::UnknownPeer { .. } => return true,
+        LinkOn::Runtime { waits } if waits.contains(&RuntimeWait::Timer) => return true,
+        // A connection may come from any process.
+        LinkOn::Connection { .. } | LinkOn::Opening { .. } | LinkOn::Terminal { .. } => Vec::new(),
+        LinkOn::Threads { .. } | LinkOn::Unknown => vec![last.pid],
+        LinkOn::AnyChild { pids } if pids.is_empty() => vec![last.pid],
+        on => on.wakers(),
+    };
+    let is_waker = |process: &&Process| {
+        wakers.is_empty()
+            || wakers.contains(&process.pid)
+            || process.lineage.iter().any(|pid| wakers.contains(pid))
+    };
+    evidence.facts.processes.iter().filter(is_waker).any(runs)
+}
+
+/// Whether a thread runs, or waits with a timeout.
+fn goes_on(thread: &Thread) -> bool {
+    match thread.on {
+        On::Sleep => true,
+        On::Poll { forever, .. } | On::Epoll { forever, .. } | On::Futex { forever, .. } => !forever,
+        On::Other => matches!(thread.state.as_str(), "R" | "D"),
+        _ => false,
+    }
+}
+
+impl Evidence<'_> {
+    /// What the test waits for, if a process could still end that, and what that process waits for.
+    pub(super) fn waits_for(&self) -> Option<WaitsFor> {
+        self.waits_for_of(self.facts.processes.iter().find(|process| process.is_test)?)
+    }
+
+    /// What a leaked process waits for, if that is known: it would have ended otherwise. What concerns only its own threads
+    /// is left out.
+    pub(super) fn waits_of_leaked(&self, process: &Process) -> Option<WaitsFor> {
+        let (chain, ring) = self.walk_process(process)?;
+        let says = match &chain.first()?.on {
+            LinkOn::OwnPipe { .. }
+            | LinkOn::Child { .. }
+            | LinkOn::PipeRoom { .. }
+            | LinkOn::PipeData { .. }
+            | LinkOn::FileLock { .. }
+            | LinkOn::Opening { .. }
+            | LinkOn::Connection { .. } => true,
+            LinkOn::AnyChild { pids } => !pids.is_empty(),
+            LinkOn::Socket(at) => at.own.is_empty(),
+            _ => false,
+        };
+        says.then_some(WaitsFor { chain, ring, dead: Vec::new() })
+    }
+
+    /// What the topmost processes wait for that were looked at without a guard, where that is no deadlock of theirs that was
+    /// found.
+    pub(super) fn waits_of_inspected(&self, known: &[i32]) -> Vec<WaitsFor> {
+        let is_above = |process: &Process, pid: i32| {
+            self.process(pid)
+                .is_some_and(|other| other.pid == process.pid || other.lineage.contains(&process.pid))
+        };
+        let topmost = self.facts.processes.iter().filter(|process| process.lineage.is_empty());
+        let open = topmost.filter(|process| !known.iter().any(|pid| is_above(process, *pid)));
+        open.filter_map(|process| self.waits_for_of(process)).collect()
+    }
+
+    fn waits_for_of(&self, test: &Process) -> Option<WaitsFor> {
+        let first = test.tasks.first()?;
+        // A runtime with several threads waits in one of them.
+        let polls = |thread: &&Thread| matches!(thread.on, On::Epoll { .. }) && self.in_runtime(thread);
+        let thread = match self.in_runtime(first) {
+            true => test.tasks.iter().find(polls).unwrap_or(first),
+            false => first,
+        };
+        let (chain, ring) = self.walk(test, thread);
+        let dead = if ring.is_none() && chain.last().is_some_and(|link| link.on.may_be_for_dead_child()) {
+            self.dead_children(test)
+        } else {
+            Vec::new()
+        };
+        // That a test sleeps or runs explains nothing; what it polls for in between may.
+        let is_news = chain.first().is_some_and(|link| !link.on.is_vague()) || ring.is_some();
+        (is_news || !dead.is_empty()).then_some(WaitsFor { chain, ring, dead })
+    }
+
+    /// The children of the test that exited with an error, or were killed, and that it has not waited for.
+    fn dead_children(&self, test: &Process) -> Vec<DeadChild> {
+        let children = self.facts.processes.iter().filter(|child| child.parent == test.pid);
+        let failed = children.filter_map(|child| {
+            // Tests kill their own children with these two signals.
+            let is_error = |status: &i32| ![0, libc::SIGKILL, libc::SIGTERM].contains(status);
+            let status = child.exit_status.filter(is_error)?;
+            let created = self.names.of_process(child.pid).map(CodePlace::of);
+            Some(DeadChild { pid: child.pid, name: child.comm.clone(), status, created })
+        });
+        failed.collect()
+    }
+
+    /// The children of a process.
+    pub(super) fn children(&self, parent: &Process) -> Vec<&Process> {
+        let processes = self.facts.processes.iter().filter(|process| process.class != Class::Unwaited);
+        processes.filter(|process| process.lineage.first() == Some(&parent.pid)).collect()
+    }
+}

@@ -1,0 +1,151 @@
+//! Starts a guarded command from a process that may have threads: the program is started again, and taken
+//! over before its constructors, so the fork that the guard needs is made by a process with one thread.
+//!
+//! ```text
+//! owner ── exec of the owner's program, which becomes the net ── supervisor ── command ── whatever it starts
+//! ```
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use nix::libc;
+
+use super::command;
+use super::facts::Answer;
+use super::origin;
+use crate::config::policy::{Fds, Policy};
+use crate::sys::channel::Channel;
+use crate::sys::lifeline::Lifeline;
+use crate::sys::wire::{Wire, wire_struct};
+use crate::sys::{self, Mask};
+
+/// Set in a process that is to become a guard: the number and the inode of its socket.
+const VARIABLE: &str = "CHILDPROOF_GUARD";
+/// How long each side waits for the other at the start.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+wire_struct! {
+    /// What is to be started. A pidfd of the owner comes with it.
+    struct Request {
+        program: Vec<u8>,
+        arguments: Vec<Vec<u8>>,
+        grace: Duration,
+    }
+}
+
+/// A guard, and the socket to it.
+pub(crate) struct Guard {
+    pub(crate) slot: Channel,
+    /// The process that was taken over. It exits when nothing of the command is left and the lifeline is
+    /// gone.
+    pub(crate) net: Child,
+    pidfd: OwnedFd,
+    lifeline: Option<Lifeline>,
+}
+
+/// The program of this process, to be started as a guard.
+pub(crate) fn own_program() -> Command {
+    Command::new("/proc/self/exe")
+}
+
+impl Guard {
+    /// Starts a guard: `guard` is [`own_program`] with the environment, directory, stdin, stdout and stderr of
+    /// the command.
+    pub(crate) fn start(
+        mut guard: Command,
+        program: &OsStr,
+        arguments: &[OsString],
+        grace: Duration,
+    ) -> io::Result<Guard> {
+        let (slot, theirs) = Channel::pair()?;
+        // Not one of 0, 1 and 2, even if those are closed.
+        let theirs = sys::dup_above(theirs.as_raw_fd(), 3)?;
+        let socket = sys::fd_identity(theirs.as_raw_fd()).ok_or(io::ErrorKind::NotFound)?;
+        guard.env(VARIABLE, format!("{} {}", theirs.as_raw_fd(), socket.ino));
+        sys::pass_on(&mut guard, theirs.as_raw_fd());
+        let net = guard.spawn()?;
+        drop((theirs, guard));
+        let pidfd = sys::pidfd_open(net.id() as sys::Pid)?;
+        let mut started = Guard { slot, net, pidfd, lifeline: None };
+        let owner = sys::pidfd_open(std::process::id() as sys::Pid)?;
+        let arguments = arguments.iter().map(|argument| argument.as_bytes().to_vec()).collect();
+        let request = Request { program: program.as_bytes().to_vec(), arguments, grace };
+        // Created after the fork, so that the guard does not have the write end.
+        let (lifeline, watch) = Lifeline::new()?;
+        started.slot.send(&request.encode(), &[owner.as_fd()])?;
+        started.slot.send(&[], &[watch.as_fd()])?;
+        started.lifeline = Some(lifeline);
+        Ok(started)
+    }
+
+    /// Receives the next message of the guard, at most until `limit` has passed; `None` if it is gone.
+    pub(crate) fn receive(&self, limit: Option<Duration>) -> io::Result<Option<Answer>> {
+        // A fork of this process by another thread may hold the other end of the socket: then there is no EOF.
+        if !sys::any_readable([self.slot.as_fd(), self.pidfd.as_fd()], limit) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        if !sys::readable(&self.slot, Some(Duration::ZERO)) {
+            return Ok(None);
+        }
+        Ok(self.slot.receive()?.and_then(|(bytes, _)| Answer::decode(&bytes)))
+    }
+
+    /// Receives the first message.
+    pub(crate) fn first(&self) -> io::Result<Option<Answer>> {
+        self.receive(Some(PATIENCE))
+    }
+
+    /// Ends the guard and every process of the command, and waits until they are gone.
+    pub(crate) fn shut_down(&mut self) {
+        if self.lifeline.take().is_none() && self.net.try_wait().is_ok_and(|status| status.is_some()) {
+            return;
+        }
+        self.slot.hang_up();
+        if !sys::readable(&self.pidfd, Some(command::WIND_DOWN)) {
+            let _ = self.net.kill();
+        }
+        let _ = self.net.wait();
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+/// Becomes a guard if this process was started for that. Called before the constructors of the program.
+pub(super) fn take_over() {
+    let Some(socket) = ordered() else { return };
+    // No process of the command may see it. The number is free again for the command's own fds.
+    sys::remove_env(VARIABLE);
+    // Before the socket gets another number: what is open now was inherited for the command.
+    origin::remember();
+    let Ok(slot) = sys::dup_above(socket, 3) else { sys::exit_now(1) };
+    drop(sys::own(socket));
+    let slot = Channel::from_fd(slot);
+    if !sys::readable(&slot, Some(PATIENCE)) {
+        sys::exit_now(1);
+    }
+    let received = slot.receive().ok().flatten();
+    let request = received.and_then(|(bytes, mut fds)| Some((Request::decode(&bytes)?, fds.pop()?)));
+    let (Some((request, owner)), Ok(mask)) = (request, Mask::current()) else { sys::exit_now(1) };
+    let mut program = Command::new(OsString::from_vec(request.program));
+    program.args(request.arguments.into_iter().map(OsString::from_vec));
+    let settings = Policy::new().fds(Fds::Off).grace(request.grace).settle();
+    sys::exit_now(command::hold(slot, owner, mask, program, &settings))
+}
+
+/// The fd of the owner's socket, if this process is to become a guard. A value that leaked into another
+/// process's environment does not name a socket of this inode.
+fn ordered() -> Option<RawFd> {
+    let order = std::env::var(VARIABLE).ok()?;
+    let (number, inode) = order.split_once(' ')?;
+    let (number, inode): (RawFd, u64) = (number.parse().ok()?, inode.parse().ok()?);
+    let found = sys::fd_identity(number)?;
+    (found.kind == libc::S_IFSOCK && found.ino == inode).then_some(number)
+}

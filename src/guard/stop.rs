@@ -1,0 +1,344 @@
+//! Stops a process tree before it is inspected and before it is killed.
+//!
+//! A tree forks while it is read, and running processes take the CPU time that reading needs. So each process
+//! is stopped as soon as it is read, and the list of processes is read until it contains no new one. A
+//! process with a pending SIGSTOP cannot fork (`copy_process` in kernel/fork.c gives up for a pending
+//! signal), so at the last reading the tree has no running process.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::thread::{self, available_parallelism};
+use std::time::{Duration, Instant};
+
+use nix::libc;
+
+use super::kill::{self, pin};
+use crate::proc::process::{self, Stat};
+use crate::proc::tree::{Tree, Update, first_children, listed};
+use crate::proc::waits::{self, Thread};
+use crate::sys::{self, Pid};
+
+/// Time limit for stopping a running tree before it is inspected.
+pub(crate) const LIMIT: Duration = Duration::from_secs(1);
+
+/// Time limit for stopping a whole tree without reading it, if the first limit did not suffice.
+const HALT: Duration = Duration::from_secs(2);
+
+/// The machine is crowded if so many threads want to run on each CPU: one of them waits a second for its next 15 ms.
+const CROWD: usize = 64;
+
+/// How often it is checked whether a crowd has stopped.
+const SETTLING: Duration = Duration::from_millis(5);
+
+/// How many processes a new thread stops. It takes 2 ms for that in an unoptimised build.
+const PART: usize = 128;
+
+/// How many processes of a crowd are read, to find a group of many.
+const SAMPLE: usize = 8;
+
+/// Whether an ordinary process gets hardly any CPU time.
+pub(crate) fn is_crowded() -> bool {
+    let cpus = available_parallelism().map_or(1, usize::from);
+    process::running_threads().is_some_and(|running| running > CROWD * cpus)
+}
+
+/// Waits until signals have stopped a crowd: a process stops when it runs next, and until then may have its memory or
+/// a file locked, for which a reader would wait.
+pub(crate) fn settle(until: Instant) {
+    // The kernel reports the stop of a process to its parent alone.
+    while Instant::now() < until && is_crowded() {
+        thread::sleep(SETTLING);
+    }
+}
+
+/// The processes that were stopped here.
+#[derive(Default)]
+pub(crate) struct Stopped {
+    /// By pid and start time: the threads as they were before. Empty for a process with one thread, since
+    /// that was running.
+    processes: HashMap<(Pid, u64), Vec<Thread>>,
+    /// New processes kept appearing until the time was over.
+    pub(crate) is_cut: bool,
+}
+
+impl Stopped {
+    /// Whether reading the memory of a process might wait for it: it may have locked that for a fork, and wait itself for
+    /// the forks of others. One that has stopped has not.
+    pub(crate) fn may_block_readers(&self, stat: &Stat) -> bool {
+        let is_crowd = self.is_cut || !self.processes.is_empty();
+        is_crowd && Stat::read(stat.pid).is_some_and(|now| matches!(now.state, 'R' | 'D'))
+    }
+
+    /// The threads of a process before it was stopped here; `None` if it was not.
+    pub(crate) fn threads_before(&self, stat: &Stat) -> Option<&[Thread]> {
+        self.processes.get(&(stat.pid, stat.start_ticks)).map(Vec::as_slice)
+    }
+}
+
+/// Stops the running processes below `root`, if there are more of them than CPUs or if new ones keep
+/// appearing: both slow the reading down in proportion. Sleeping processes are left alone, since a stop would
+/// interrupt their system calls.
+///
+/// Also returns the tree as it was read.
+///
+/// `tree` is an earlier snapshot: what it has elsewhere is not read again.
+pub(crate) fn stop_what_runs(root: Pid, mut tree: Tree, until: Instant) -> (Tree, Stopped) {
+    let few = available_parallelism().map_or(1, usize::from);
+    let mut stopped = Stopped::default();
+    let mut groups = Groups::new(root, few);
+    let mut is_first = true;
+    loop {
+        let (mut running, mut appeared) = (Vec::new(), false);
+        let done: HashSet<Pid> = stopped.processes.keys().map(|(pid, _)| *pid).collect();
+        let mut stop = |stat: &Stat, pidfd| appeared |= stop_running(stat, pidfd, &mut stopped, &mut groups);
+        let see = |stat: &Stat, pidfd: Option<OwnedFd>| {
+            if !is_running(stat) {
+                return;
+            }
+            if is_first && running.len() < few {
+                running.push((stat.clone(), pidfd));
+                return;
+            }
+            running.drain(..).for_each(|(stat, pidfd)| stop(&stat, pidfd));
+            stop(stat, pidfd);
+        };
+        let update = tree.update(root, &[], |pid| !done.contains(&pid), until, open, see);
+        // Few are running, and none is new, so nothing slows the snapshot down.
+        if is_first && update != Update::Cut && stopped.processes.is_empty() {
+            return (tree, stopped);
+        }
+        is_first = false;
+        if update == Update::Cut || Instant::now() >= until {
+            stopped.is_cut = true;
+            // Interrupts the processes' system calls, which could not all be read in time anyway.
+            let until = Instant::now() + HALT;
+            halt(root, &[], until);
+            tree.update(root, &[], |_| false, until, |_| (), |_, ()| {});
+            return (tree, stopped);
+        }
+        if !appeared && update == Update::Same {
+            return (tree, stopped);
+        }
+    }
+}
+
+/// Stops all processes below `root` that are not at or below `except`, and reads only their parents, which
+/// takes a few microseconds for each.
+///
+/// A process is opened before its parent is read, so the pidfd refers to the same process or to one that is
+/// gone.
+fn halt(root: Pid, except: &[Pid], until: Instant) {
+    let mut below: HashSet<Pid> = HashSet::from([root]);
+    loop {
+        let mut appeared = false;
+        for (pid, _) in listed() {
+            if below.contains(&pid) || except.contains(&pid) {
+                continue;
+            }
+            let Some(pidfd) = open(pid) else { continue };
+            let parent = parent_of(pid, &pidfd);
+            if !parent.is_some_and(|parent| below.contains(&parent)) {
+                continue;
+            }
+            below.insert(pid);
+            // Signals to a zombie have no effect, and it does not fork.
+            appeared |= sys::pidfd_send_signal(&pidfd, libc::SIGSTOP).is_ok();
+        }
+        if !appeared || Instant::now() >= until {
+            return;
+        }
+    }
+}
+
+/// Takes the CPUs from the processes below `root`, without reading all of them: lowers the priority of groups with more
+/// than a few running members, or else stops everything. Returns whether nothing is stopped.
+///
+/// An ordinary process cannot raise its own priority. It runs for some 2 ms at once after a sleep, and then has to wait
+/// until each other thread had as much: a second or two among a thousand. A new thread has not had its share yet. So
+/// everything is stopped by several new threads, each of which has done its part before its share is used up.
+pub(crate) fn calm(root: Pid) -> bool {
+    if has_lowered_group(root) {
+        return true;
+    }
+    thread::scope(|scope| {
+        // A limit on processes may leave no room for a thread.
+        let _ = thread::Builder::new().spawn_scoped(scope, || {
+            let pids: Vec<Pid> = listed().map(|(pid, _)| pid).collect();
+            for part in pids.chunks(PART) {
+                let part = part.to_vec();
+                let again = part.clone();
+                if thread::Builder::new().spawn_scoped(scope, move || stop_part(root, &part)).is_err() {
+                    stop_part(root, &again);
+                }
+            }
+        });
+    });
+    false
+}
+
+/// Looks for a group with more than a few running members among the first children of `root`, and lowers its
+/// priority. Its members go on as before.
+fn has_lowered_group(root: Pid) -> bool {
+    let mut lineage = Lineage::of(root);
+    let mut groups = Groups::new(root, available_parallelism().map_or(1, usize::from));
+    let mut stopped: Vec<(Pid, OwnedFd)> = Vec::new();
+    let mut is_lowered = false;
+    for pid in first_children(root, SAMPLE) {
+        let Some(pidfd) = lineage.open_below(pid) else { continue };
+        let runs = Stat::read(pid).is_some_and(|stat| is_running(&stat));
+        if !runs || sys::pidfd_send_signal(&pidfd, libc::SIGSTOP).is_err() {
+            continue;
+        }
+        // Read now, since it can no longer change it.
+        let Some(group) = sys::group_of(pid) else { continue };
+        stopped.push((group, pidfd));
+        is_lowered |= groups.count(group);
+    }
+    // All of them: what a group shares is not the time of one process.
+    stopped.iter().for_each(|(_, pidfd)| drop(sys::pidfd_send_signal(pidfd, libc::SIGCONT)));
+    is_lowered
+}
+
+/// Stops those of these processes that are below `root`.
+fn stop_part(root: Pid, part: &[Pid]) {
+    let mut lineage = Lineage::of(root);
+    for pid in part {
+        if let Some(pidfd) = lineage.open_below(*pid) {
+            let _ = sys::pidfd_send_signal(&pidfd, libc::SIGSTOP);
+        }
+    }
+}
+
+/// Which processes are below one.
+struct Lineage {
+    root: Pid,
+    known: HashMap<Pid, bool>,
+}
+
+impl Lineage {
+    fn of(root: Pid) -> Lineage {
+        // The first process has no parent.
+        Lineage { root, known: HashMap::from([(root, true), (0, false), (1, false)]) }
+    }
+
+    /// Opens a process if it is below the root.
+    ///
+    /// It is opened before its parent is read, so the fd refers to the same process or to one that is gone.
+    fn open_below(&mut self, pid: Pid) -> Option<OwnedFd> {
+        if pid == self.root {
+            return None;
+        }
+        let pidfd = open(pid)?;
+        let mut parent = parent_of(pid, &pidfd)?;
+        let mut line = vec![pid];
+        let is_below = loop {
+            if let Some(known) = self.known.get(&parent) {
+                break *known;
+            }
+            line.push(parent);
+            parent = open(parent).and_then(|pidfd| parent_of(parent, &pidfd)).unwrap_or(0);
+        };
+        self.known.extend(line.into_iter().map(|pid| (pid, is_below)));
+        is_below.then_some(pidfd)
+    }
+}
+
+/// The parent of an open process.
+fn parent_of(pid: Pid, pidfd: &OwnedFd) -> Option<Pid> {
+    sys::pidfd_parent(pidfd).or_else(|| Some(Stat::read(pid)?.ppid))
+}
+
+/// Opens the process with this pid; `None` also where that is not allowed (a seccomp filter).
+fn open(pid: Pid) -> Option<OwnedFd> {
+    sys::pidfd_open(pid).ok()
+}
+
+/// Stops a running process, which was opened before its state was read. Returns whether it was not stopped
+/// before.
+fn stop_running(stat: &Stat, pidfd: Option<OwnedFd>, stopped: &mut Stopped, groups: &mut Groups) -> bool {
+    let key = (stat.pid, stat.start_ticks);
+    if stopped.processes.contains_key(&key) {
+        return false;
+    }
+    // Its other threads may be waiting; read them before the stop interrupts their calls.
+    let before = if stat.threads > 1 { waits::read(stat.pid) } else { Vec::new() };
+    let sent = pidfd.is_some_and(|pidfd| sys::pidfd_send_signal(&pidfd, libc::SIGSTOP).is_ok());
+    if sent {
+        groups.count(stat.pgid);
+        stopped.processes.insert(key, before);
+    }
+    sent
+}
+
+/// Stops all processes below `root` that are not at or below `except`, and returns the tree of the machine's
+/// processes, and whether all was read before `until`.
+pub(crate) fn stop_all(root: Pid, except: &[Pid], mut tree: Tree, until: Instant) -> (Tree, bool) {
+    halt(root, except, until);
+    let mut signalled: HashMap<Pid, u64> = HashMap::new();
+    let mut groups = Groups::new(root, available_parallelism().map_or(1, usize::from));
+    let mut stop = |stat: &Stat, pidfd: Option<OwnedFd>| {
+        if stat.is_zombie() || signalled.insert(stat.pid, stat.start_ticks) == Some(stat.start_ticks) {
+            return;
+        }
+        if pidfd.is_some_and(|pidfd| sys::pidfd_send_signal(&pidfd, libc::SIGSTOP).is_ok()) {
+            groups.count(stat.pgid);
+        }
+    };
+    let seen = tree.below(root, except).into_iter().filter(|stat| stat.state != 'T');
+    seen.for_each(|stat| stop(stat, pin(stat)));
+    loop {
+        let update = tree.update(root, except, |_| false, until, open, &mut stop);
+        if update != Update::Grown || Instant::now() >= until {
+            return (tree, update == Update::Same);
+        }
+    }
+}
+
+/// The process groups of stopped processes.
+///
+/// The kernel divides CPU time between sessions, and within one between its running processes. One system
+/// call makes the share of a whole group 68 times smaller. An ordinary user cannot undo that, so it is
+/// applied only to processes that are killed next.
+struct Groups {
+    root: Pid,
+    few: usize,
+    /// How many processes of each group were stopped.
+    sizes: HashMap<Pid, usize>,
+}
+
+impl Groups {
+    fn new(root: Pid, few: usize) -> Groups {
+        Groups { root, few, sizes: HashMap::new() }
+    }
+
+    /// Counts a member of a group that was just stopped, which prevents the group's id from being reused, and lowers
+    /// the priority of a group with more than a few. Returns whether it has done that now.
+    ///
+    /// A group belongs to one session, and each guard leads its own: so a descendant's group has no foreign
+    /// member, except that of `root` itself. A command shares its session and maybe its group, so for a
+    /// command no group is lowered.
+    fn count(&mut self, group: Pid) -> bool {
+        let size = self.sizes.entry(group).or_default();
+        *size += 1;
+        let lowers = *size == self.few + 1 && group > 1 && group != self.root && !kill::shares_groups();
+        if lowers {
+            sys::lower_group(group);
+        }
+        lowers
+    }
+}
+
+/// Whether any thread of a process is running. The process's own line shows the state of its first thread
+/// alone.
+fn is_running(stat: &Stat) -> bool {
+    if stat.state == 'R' {
+        return true;
+    }
+    if stat.threads <= 1 {
+        return false;
+    }
+    let tasks = fs::read_dir(format!("/proc/{}/task", stat.pid)).into_iter().flatten().flatten();
+    let tids = tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).take(waits::THREADS);
+    tids.filter(|tid| *tid != stat.pid).any(|tid| Stat::read(tid).is_some_and(|stat| stat.state == 'R'))
+}

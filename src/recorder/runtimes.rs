@@ -1,0 +1,113 @@
+//! Recognises what belongs to an async runtime itself and to none of its tasks, by the paths of the functions
+//! on a stack, innermost first.
+
+/// Crates that create pairs or wait on behalf of their callers.
+const CALLED: [&str; 9] =
+    ["childproof::", "std::", "core::", "alloc::", "mio::", "nix::", "rustix::", "socket2::", "parking_lot"];
+
+/// Whether a function only acts on behalf of its caller. Functions of the C library have no path.
+fn is_called(path: &str) -> bool {
+    !path.contains("::") || CALLED.iter().any(|begin| path.starts_with(begin))
+}
+
+/// Whether a runtime created a socket to be notified of signals. No task of the user waits on it.
+pub(crate) fn is_own_socket(paths: &[String]) -> bool {
+    const CREATORS: [&str; 3] = ["tokio::runtime", "tokio::signal", "signal_hook"];
+    created_by(paths, &CREATORS)
+}
+
+fn created_by(paths: &[String], creators: &[&str]) -> bool {
+    let creator = paths.iter().find(|path| !is_called(path));
+    creator.is_some_and(|path| creators.iter().any(|begin| path.starts_with(begin)))
+}
+
+/// Whether mio created an eventfd to wake its own poll: nothing else is created in that file of mio. (A
+/// runtime on the stack proves nothing: every task runs on top of one, and the task's own functions may have
+/// no names.)
+pub(crate) fn is_waker(paths: &[String]) -> bool {
+    let of_mio =
+        paths.iter().skip_while(|path| !path.starts_with("mio::")).take_while(|path| is_called(path));
+    let made = paths.iter().find(|path| path.contains("::") && !path.starts_with("childproof::"));
+    made.is_some_and(|path| path.starts_with("mio::"))
+        && of_mio.into_iter().any(|path| path.contains("waker::"))
+}
+
+/// Whether a socket pair is the one through which tokio receives signals, which it keeps open until the
+/// process ends. `tokio::runtime` on the stack proves nothing: every task runs on top of it, and the task's
+/// own functions may have no names.
+pub(crate) fn is_kept_socket(paths: &[String]) -> bool {
+    created_by(paths, &["tokio::signal"])
+}
+
+/// Whether a process was started by tokio.
+pub(crate) fn is_process(paths: &[String]) -> bool {
+    created_by(paths, &["tokio::process"])
+}
+
+/// Whether a thread waits for work of a runtime, and not in the code of a task.
+pub(crate) fn waits(paths: &[String], name: &str) -> bool {
+    const WAITERS: [&str; 3] = ["tokio::runtime", "tokio::park", "tokio::loom"];
+    match paths.iter().find(|path| !is_called(path)) {
+        Some(path) => WAITERS.iter().any(|begin| path.starts_with(begin)),
+        // Where the callers are unknown.
+        None => {
+            !paths.is_empty() && name.starts_with("tokio-")
+                || paths.iter().any(|path| path.starts_with("mio::"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{is_own_socket, is_waker, waits};
+
+    fn owned(paths: &[&str]) -> Vec<String> {
+        paths.iter().map(|path| (*path).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_runtime_is_known_by_who_waits_not_by_who_called_it() {
+        for (name, paths, expected) in [
+            ("t", &["epoll_wait", "mio::poll::Poll::poll", "tokio::runtime::io::turn", "a::b"][..], true),
+            ("t", &["std::sync::poison::mutex::Mutex<T>::lock", "a::b", "tokio::runtime::x"], false),
+            ("t", &["std::thread::park", "tokio::sync::mutex::x", "a::b"], false),
+            ("tokio-rt-worker", &["syscall", "parking_lot_core::thread_parker::a"], true),
+            ("t", &["syscall", "parking_lot_core::thread_parker::a"], false),
+            ("t", &["mio::sys::unix::selector::Selector::select"], true),
+            ("tokio-rt-worker", &[], false),
+        ] {
+            assert_eq!(waits(&owned(paths), name), expected, "{paths:?}");
+        }
+    }
+
+    #[test]
+    fn an_eventfd_is_of_mio_if_no_other_code_is_between() {
+        let made = [
+            "eventfd",
+            "mio::sys::unix::waker::eventfd::Waker::new_unregistered",
+            "mio::waker::Waker::new",
+            "a::b",
+        ];
+        assert!(is_waker(&owned(&made)));
+        for paths in [
+            &["eventfd", "a::b", "mio::sys::unix::waker::x"][..],
+            &["eventfd", "mio::poll::x"],
+            &["eventfd"],
+            &[],
+        ] {
+            assert!(!is_waker(&owned(paths)), "{paths:?}");
+        }
+    }
+
+    #[test]
+    fn a_pair_is_of_whoever_asked_for_it() {
+        let of_tokio = ["socketpair", "mio::net::uds::stream::UnixStream::pair", "tokio::signal::unix::x"];
+        let of_task =
+            ["socketpair", "mio::net::uds::x", "tokio::net::unix::pair", "a::b", "tokio::runtime::x"];
+        for (paths, expected) in
+            [(&of_tokio[..], true), (&of_task, false), (&["socketpair", "std::os::unix::x"], false)]
+        {
+            assert_eq!(is_own_socket(&owned(paths)), expected, "{paths:?}");
+        }
+    }
+}

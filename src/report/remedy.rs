@@ -1,0 +1,553 @@
+//! What mends a finding, in words.
+
+use nix::libc;
+
+use super::escape;
+use super::sentence::{brief_wait, place, thread_name};
+use super::words::{brief, fds, for_subject, in_brackets, list, signal_name};
+use crate::diagnosis::{Before, CloseFds, Ends, Finding, Remedy, Verdict, Wait};
+use crate::guard::facts::Facts;
+use crate::guard::report_page::HeldBy;
+use crate::recorder::awaited::Awaited;
+
+/// What stops a process unintentionally.
+const TERMINAL: &str = "SIGTTIN and SIGTTOU, which a terminal sends to a background process that uses it";
+
+/// The most fds that are named in a sentence.
+const NAMED: usize = 8;
+
+/// The remedies of a finding; `None` if there are none. Safe to print.
+pub(super) fn of(verdict: &Verdict, finding: &Finding) -> Option<String> {
+    let words: Vec<String> = finding
+        .remedies
+        .iter()
+        .map(|remedy| escape::text(&for_subject(&verdict.facts, words(&verdict.facts, remedy))))
+        .collect();
+    (!words.is_empty()).then(|| words.join(" "))
+}
+
+/// One remedy in words.
+fn words(facts: &Facts, remedy: &Remedy) -> String {
+    of_locks(facts, remedy)
+        .or_else(|| of_own_ends(facts, remedy))
+        .or_else(|| of_rings(facts, remedy))
+        .or_else(|| of_waits(facts, remedy))
+        .or_else(|| of_processes(remedy))
+        .unwrap_or_else(|| of_endings(remedy))
+}
+
+fn of_locks(facts: &Facts, remedy: &Remedy) -> Option<String> {
+    Some(match remedy {
+        Remedy::ExecAfterFork { locking, or_own } => {
+            let called = locking.as_ref();
+            let called = called.map_or_else(String::new, |function| format!(": `{}` locks", brief(function)));
+            let own = match or_own {
+                true => " If the process itself holds it already, release it before it is taken again.",
+                false => "",
+            };
+            format!(
+                "exec after the fork (`Command`), or fork while there is one thread. Between fork and exec only \
+                 async-signal-safe calls are sound{called}.{own}"
+            )
+        }
+        Remedy::ExecOrForkSingleThreaded => {
+            "exec after the fork (`Command` does), or fork while there is one thread. Between fork and exec \
+             only async-signal-safe calls are sound: fork(2), signal-safety(7). CPython warns of the same \
+             since 3.12."
+                .to_owned()
+        }
+        Remedy::EndWait(kind) => end_wait(kind.as_ref()).to_owned(),
+        Remedy::LockOrder => {
+            "take locks in the same order everywhere, and join no thread while holding what it needs.".to_owned()
+        }
+        Remedy::ReleaseBeforeJoin => {
+            "release a lock before the join of a thread that needs it. If the joining thread does not hold it, find \
+             where this lock is taken and never released: in the same thread, or by a guard that was forgotten."
+                .to_owned()
+        }
+        Remedy::LeaveRuntime => {
+            "the two wait for each other: a runtime of one thread does nothing while that thread waits. Do not wait in a \
+             task for a thread that needs the runtime: `.await` it by `spawn_blocking`, or give the thread a runtime of \
+             its own."
+                .to_owned()
+        }
+        Remedy::FindAwait => {
+            "find the `.await` that nothing completes: a channel whose sender is kept, a lock that is held, a `Notify`. The \
+             line is that of `block_on` or of `#[tokio::test]`, not of the `.await`; a `tokio::time::timeout` \
+             around parts of the body shows where."
+                .to_owned()
+        }
+        Remedy::LookAtWriters { pid, thread, ends } => {
+            look_at_writers(facts, *pid, thread.as_ref(), &fds(ends))
+        }
+        _ => return None,
+    })
+}
+
+/// The usual fix for a wait that no thread is left to end.
+fn end_wait(kind: Option<&Awaited>) -> &'static str {
+    match kind {
+        Some(Awaited::Message) => {
+            "a sender is alive, and no thread is left to send with it: drop it before the `recv`, or before the join \
+             of the receiver. A clone of it in another thread that waits, or that this thread keeps itself, \
+             counts too."
+        }
+        Some(Awaited::Room) => {
+            "a receiver is alive, and no thread is left to receive from it: do that in another thread, drop it, or \
+             make the channel larger."
+        }
+        Some(Awaited::Condvar) => {
+            "no thread that could notify it runs: find the `notify` that is missing, or that came before the wait \
+             (`wait_while` checks first)."
+        }
+        Some(Awaited::Unpark) => {
+            "no thread is left that could unpark it: call `unpark` in a thread that still runs then, or \
+             `park_timeout`."
+        }
+        Some(Awaited::Barrier) => {
+            "fewer threads reach the barrier than it counts: look at the number in `Barrier::new`, and at \
+             threads that end before they reach it."
+        }
+        Some(Awaited::Once) => {
+            "what initialises it needs the value itself, or waits for a thread that does: take that out of the \
+             initialiser."
+        }
+        Some(Awaited::Semaphore) => {
+            "no thread that could post to it runs: find the `sem_post` that is missing."
+        }
+        Some(Awaited::Scope) => "end the threads of the scope before its own end: it joins them all.",
+        Some(Awaited::CLibrary) => {
+            "look for a signal handler that calls what is not async-signal-safe: it may have come while the same \
+             thread had the lock (signal-safety(7))."
+        }
+        Some(Awaited::Lock) => {
+            "find where this lock is taken and never released: in the same thread, or by a guard that was forgotten."
+        }
+        None => "find what should wake it: what holds the lock, the sender or the handle that it waits for.",
+    }
+}
+
+fn look_at_writers(facts: &Facts, pid: i32, thread: Option<&(i32, Option<Wait>)>, ends: &str) -> String {
+    let look = match thread {
+        None => format!("find why none of the other threads writes to {ends}"),
+        Some((tid, wait)) => {
+            let does = wait.as_ref().map(|wait| format!(", which {},", brief_wait(wait)));
+            let name = thread_name(facts, pid, *tid);
+            format!("find why {name}{} does not write to {ends}", does.unwrap_or_default())
+        }
+    };
+    format!("{look}; to see EOF, close it first.")
+}
+
+fn of_own_ends(_: &Facts, remedy: &Remedy) -> Option<String> {
+    Some(match remedy {
+        Remedy::CloseInChild { fds } => format!(
+            "in the child, close fd {} between the fork and the read. O_CLOEXEC would not help: the \
+             child never execs.",
+            list(fds)
+        ),
+        Remedy::DropOwnWriteEnd { fds } => {
+            format!("drop the owner of the write end, fd {}, before reading to the end.", list(fds))
+        }
+        Remedy::CreateWithCloexec { fds, created } => format!(
+            "create the write end, fd {}, with O_CLOEXEC{}, so that the program never gets it.",
+            list(fds),
+            in_brackets("", created.as_ref())
+        ),
+        Remedy::WriteFirst { pids } => format!(
+            "have one of pids {} write before it reads. And close, in each, its own write end of the \
+             pipe that it reads: with that open it sees no EOF even then.",
+            list(pids)
+        ),
+        Remedy::WriteToOtherOfPair { fds: both } => format!(
+            "write to the one of {} that is not read, from another process or thread; to see EOF, close that one before reading \
+             to the end.",
+            fds(both)
+        ),
+        Remedy::WriteElsewhere { fds: ends, in_fork } => format!(
+            "write to {0} from another thread or process while this one waits; to see EOF, close {0} before reading to the \
+             end{1}.",
+            fds(ends),
+            if *in_fork { ", in a fork right after it" } else { "" }
+        ),
+        Remedy::ReadElsewhere { fds: ends, in_task } => {
+            let reader = if *in_task { "task" } else { "thread" };
+            format!("read {} in another {reader}, or close it: then writing fails with EPIPE.", fds(ends))
+        }
+        Remedy::CloseOwnReadEnd { fds: ends } => format!(
+            "close the read end that it does not use, {}: then writing fails with EPIPE. Or read from it \
+             in another thread.",
+            fds(ends)
+        ),
+        Remedy::CreateSocketWithCloexec { pid, fds: ends, created } => format!(
+            "make that socket with SOCK_CLOEXEC ({}), as std does: pid {pid} inherited it as {}, which keeps its other \
+             end from EOF.",
+            place(created),
+            fds(ends)
+        ),
+        Remedy::CreatePipeWithCloexec { created } => format!(
+            "make that pipe with O_CLOEXEC ({}): `std::io::pipe` and `pipe2(O_CLOEXEC)` do.",
+            place(created)
+        ),
+        _ => return None,
+    })
+}
+
+/// Fds with their process and the line that created them.
+fn ends_of(facts: &Facts, ends: &Ends) -> String {
+    let owner = if ends.pid == facts.pid { "the test".to_owned() } else { format!("pid {}", ends.pid) };
+    format!("{} of {owner}{}", fds(&ends.fds), in_brackets("created at ", ends.created.as_ref()))
+}
+
+fn of_rings(facts: &Facts, remedy: &Remedy) -> Option<String> {
+    Some(match remedy {
+        Remedy::WriteToChild { ends } => format!(
+            "write to the child's stdin, {}, all that it waits for: the end of the line too, and flush what \
+             buffers it; or drop it, so that the child sees its end. What a program writes to a pipe, it may keep \
+             until its buffer is full.",
+            ends_of(facts, ends)
+        ),
+        Remedy::DropStdin { ends } => format!(
+            "drop `child.stdin`, {}, before {}; or write to it first.",
+            ends_of(facts, ends),
+            before(Before::Reading)
+        ),
+        Remedy::DropStdinBeforeWait { ends } => format!(
+            "drop what writes to the child's stdin, {}, before {} or for the end of its output. \
+             (`Child::wait` drops only a `child.stdin` that was not taken out.)",
+            ends_of(facts, ends),
+            before(Before::Waiting)
+        ),
+        Remedy::CloseWriteEnd { reader, ends, before: when } => format!(
+            "close the write end that pid {reader} waits on, {}, before {}: drop the owner.",
+            ends_of(facts, ends),
+            before(*when)
+        ),
+        Remedy::ShutdownSocket { ends } => format!(
+            "call `shutdown(Shutdown::Write)` on {} before reading to the end; or write to it first.",
+            ends_of(facts, ends)
+        ),
+        Remedy::ReadBeforeWait { ends } => format!(
+            "read {} to its end before waiting for the child: `Child::wait_with_output` or `Command::output` \
+             do both.",
+            ends_of(facts, ends)
+        ),
+        Remedy::ReadBoth { ends, reads } => format!(
+            "read {} while fd {reads} is read, in a thread of its own: `Child::wait_with_output` and \
+             `Command::output` read both at once.",
+            ends_of(facts, ends)
+        ),
+        Remedy::ReadAllTheWhile { ends } => format!(
+            "read {} all the while, in a thread of its own or with `poll`; or have it write to a file, or \
+             to `Stdio::null()`.",
+            ends_of(facts, ends)
+        ),
+        Remedy::CloseBeforeWait => {
+            "close the end that the child waits on before waiting for the child: drop its owner.".to_owned()
+        }
+        Remedy::ReadWhileWriting => {
+            "read the output while writing, one of the two in a thread of its own: give `child.stdin` to a thread \
+             that writes and drops it, and call `wait_with_output`."
+                .to_owned()
+        }
+        Remedy::OneSideFirst => {
+            "let one side write first, or close the ends that it does not use right after the fork.".to_owned()
+        }
+        _ => return None,
+    })
+}
+
+/// The remedies of waits that may still end.
+#[allow(clippy::too_many_lines, reason = "one sentence a remedy")]
+fn of_waits(facts: &Facts, remedy: &Remedy) -> Option<String> {
+    Some(match remedy {
+        Remedy::FindStopSignal => {
+            format!("find what sent it: SIGSTOP, SIGTSTP, or {TERMINAL}. SIGCONT would continue it.")
+        }
+        Remedy::ContinueStopped { pids } => {
+            let it = if pids.len() == 1 { "it" } else { "them" };
+            format!(
+                "send {it} SIGCONT, or SIGKILL, which ends {it} all the same; and find what stopped {it}: SIGSTOP, \
+                 SIGTSTP, or {TERMINAL}."
+            )
+        }
+        Remedy::FindWhyNothingIsWritten => {
+            "find why it writes nothing: what a program writes to a pipe, it may keep until its buffer is full."
+                .to_owned()
+        }
+        Remedy::CloseInFork { ends, watch } => format!(
+            "close {}, right after the fork if it is not to write there; or end it before.{}",
+            ends_of(facts, ends),
+            watch_lifeline(*watch)
+        ),
+        Remedy::RedirectBackground { watch, orphan } => {
+            let end = match orphan {
+                None => "end it".to_owned(),
+                Some(_) => "start its parent with `process_group(0)` and kill the whole group".to_owned(),
+            };
+            format!(
+                "a program that stays in the background keeps what it inherited: redirect its output, \
+                 or {end} before reading to the end.{}",
+                watch_lifeline(*watch)
+            )
+        }
+        Remedy::CloseInReaders { pids, ends } => {
+            let whose = match &pids[..] {
+                [_] => "its own write end".to_owned(),
+                pids => format!("the write end in each of pids {}", list(pids)),
+            };
+            format!(
+                "close {whose}, right after the fork, where it only reads ({}): then it sees EOF when the process that \
+                 writes there has ended, and exits.",
+                ends_of(facts, ends)
+            )
+        }
+        Remedy::CloseInProgram { ends } => {
+            let shell = ends.fds.iter().map(|fd| format!("`{fd}>&-`")).collect::<Vec<_>>().join(" ");
+            format!(
+                "pid {} keeps the write end, {}, that it inherited: close it where the program is started ({shell} in a \
+                 shell), or end the program before reading to the end.",
+                ends.pid,
+                ends_of(facts, ends).replace(&format!(" of pid {}", ends.pid), "")
+            )
+        }
+        Remedy::CheckChild { pid } => format!(
+            "look at what pid {pid} printed. While waiting for what a child does, look with `try_wait` whether it has \
+             ended, or wait with a timeout."
+        ),
+        Remedy::ReleaseFileLock { file, pid, waiter } => {
+            let holder = if *pid == facts.pid { "the test".to_owned() } else { format!("pid {pid}") };
+            format!(
+                "release the lock on `{}` in {holder} before waiting for pid {waiter}, which wants the same lock.",
+                escape::text(file)
+            )
+        }
+        Remedy::CloseLockInChild { pid, fd, file } => format!(
+            "pid {pid} has inherited fd {fd}, by which the lock on `{}` is held: close it where the program is started \
+             (`{fd}>&-` in a shell), or open it with O_CLOEXEC; or end the program first.",
+            escape::text(file)
+        ),
+        Remedy::CloseSlave { fd } => format!(
+            "drop the slave of the terminal in the test as soon as the child has it: fd {fd} is read until the last slave is \
+             closed."
+        ),
+        Remedy::ReadTerminal => {
+            "read the master of the terminal all the while, in a thread of its own, until the child has ended."
+                .to_owned()
+        }
+        Remedy::OpenOtherEnd { .. } => {
+            "keep the other end of a FIFO open as long as this one is opened again, or open it with O_NONBLOCK or for \
+             reading and writing."
+                .to_owned()
+        }
+        Remedy::UnblockSignal { signal } => format!(
+            "unblock {0} before the exec (`pre_exec` with `pthread_sigmask`), or block it only in threads that start \
+             no program; SIGKILL cannot be blocked.",
+            signal_name(*signal)
+        ),
+        Remedy::StartOtherProgram => {
+            "start another program: a binary of the package by `env!(\"CARGO_BIN_EXE_NAME\")`. What starts \
+             `current_exe` starts the test harness, where a test runs."
+                .to_owned()
+        }
+        _ => return None,
+    })
+}
+
+fn before(before: Before) -> &'static str {
+    match before {
+        Before::Reading => "reading to the end",
+        Before::Waiting => "waiting for its end",
+    }
+}
+
+fn watch_lifeline(watch: bool) -> &'static str {
+    match watch {
+        true => " A process that is to end with its parent has to read its lifeline, in a thread of its own.",
+        false => "",
+    }
+}
+
+fn of_processes(remedy: &Remedy) -> Option<String> {
+    Some(match remedy {
+        Remedy::StopDaemon { pid } => format!(
+            "pid {pid} made itself a daemon (it left the session): stop it the way it is meant to be stopped, \
+             by its command or its pid file, and wait until it is gone."
+        ),
+        Remedy::KillGroup { pid } => {
+            format!("pid {pid} leads its own process group: `killpg({pid}, SIGTERM)`, then wait for it.")
+        }
+        Remedy::KillParentsGroup { pgid } => format!(
+            "orphaned: its parent exited first. Kill the whole group that its parent led, `killpg({pgid}, SIGTERM)`, \
+             and wait until it is gone."
+        ),
+        Remedy::EndForkWithParent => {
+            "orphaned: its parent exited first. Let the parent wait for it, or have it end with its parent, by \
+             `prctl(PR_SET_PDEATHSIG, SIGKILL)` after the fork."
+                .to_owned()
+        }
+        Remedy::StartParentInGroup { parent, exec } => format!(
+            "orphaned: its parent exited first. Start the parent{} with `process_group(0)` and kill the whole \
+             group{}.",
+            in_brackets("", parent.as_ref()),
+            if *exec { ", or let the parent `exec` it" } else { "" }
+        ),
+        Remedy::NoDaemonInBody { pid } => format!(
+            "`daemon` forked the test itself, which runs on as pid {pid}: call it in a child process, never in the body, \
+             and end that process before the test ends."
+        ),
+        Remedy::ClosePopen => {
+            "call `pclose` on what `popen` returned, before the test ends: it closes the pipe and waits for the \
+             command."
+                .to_owned()
+        }
+        Remedy::EndJobsOfSystem => {
+            "`system` waits only for the shell: let the command wait for its jobs (`wait`), or start it with \
+             `process_group(0)` and kill the whole group."
+                .to_owned()
+        }
+        Remedy::EndForkpty { pid } => format!(
+            "close the terminal's master, or `kill({pid}, SIGKILL)`; and `waitpid({pid})` before the test ends."
+        ),
+        Remedy::KillAndWaitpid { pid } => format!(
+            "`kill({pid}, SIGKILL)` and `waitpid({pid})` before the test ends, also when it panics."
+        ),
+        Remedy::KillTokioChild => {
+            "call `kill().await` on its `Child` before the test ends, or start it with `kill_on_drop(true)`: \
+             otherwise dropping a `Child` does not end it."
+                .to_owned()
+        }
+        Remedy::EndBeforeCommand => "end it, or wait for it, before the command ends.".to_owned(),
+        Remedy::KillAndWait => {
+            "call `kill` and `wait` on its `Child` before the test ends, also when the test panics: \
+             dropping a `Child` does neither."
+                .to_owned()
+        }
+        Remedy::StopWithParent => "stop it where its parent is stopped, and wait for both.".to_owned(),
+        Remedy::EndForker => "end the one that forks, or its whole process group.".to_owned(),
+        Remedy::Unmount { at } => format!(
+            "unmount it before the test ends (`umount {at}`), by a value whose `drop` does so also after a panic."
+        ),
+        Remedy::EndByHand { pid } => {
+            format!("it still runs: end it by hand (`kill -9 {pid}`), as a user who may.")
+        }
+        Remedy::WaitForChildren => {
+            "call `wait` on every `Child`, also after `kill`: a `Child` that is dropped is not waited for."
+                .to_owned()
+        }
+        Remedy::CloseFds(close) => close_fds(close),
+        Remedy::CloseAllowedToo => "close what is allowed too, and see what is left.".to_owned(),
+        _ => return None,
+    })
+}
+
+/// What to close, and a note that this applies to others too.
+fn close_fds(close: &CloseFds) -> String {
+    let fd = close.fd;
+    let first = match (close.access, close.other) {
+        _ if close.held_by != HeldBy::Table => close_elsewhere(fd, &close.held_by),
+        (None, _) => {
+            format!("close fd {fd} before the test ends: drop its owner, or do not `forget` or `leak` it.")
+        }
+        (_, Some(other)) => format!(
+            "close fd {fd} and fd {other}, the ends of one pipe, before the test ends: drop their owners."
+        ),
+        (Some(access), None) => {
+            let (this, effect) = match access {
+                libc::O_RDONLY => ("read", "a writer to this pipe would never get EPIPE"),
+                _ => ("write", "a reader of this pipe would never see EOF"),
+            };
+            format!("close the {this} end, fd {fd}, before the test ends: as long as it is open, {effect}.")
+        }
+    };
+    let rest: Vec<String> = close.rest.iter().map(|fd| fd.to_string()).collect();
+    let rest = match &rest[..] {
+        [] => String::new(),
+        [fd] => format!(" Do the same with fd {fd}."),
+        fds => {
+            let more = if fds.len() > NAMED { ", .." } else { "" };
+            format!(" Do the same with fds {}{more}.", fds[..fds.len().min(NAMED)].join(", "))
+        }
+    };
+    match close.owners {
+        None => first + &rest,
+        Some(count) => {
+            let them = if count == 1 { "it" } else { "them" };
+            format!(
+                "if a thread owns {them}, have it end and join it: what it owns is closed then. Otherwise {first}{rest}"
+            )
+        }
+    }
+}
+
+/// How to close a file that is kept open outside of the fd table.
+fn close_elsewhere(fd: i32, held_by: &HeldBy) -> String {
+    match held_by {
+        HeldBy::Thread { tid } => format!(
+            "close fd {fd} in thread {tid}, or end the thread and join it: a thread that calls \
+             unshare(CLONE_FILES) keeps a copy of every fd that was open then."
+        ),
+        HeldBy::Message => {
+            format!("receive what was sent over the socket and close it, or close the socket, fd {fd}.")
+        }
+        HeldBy::Ring => {
+            format!("unregister the files of the io_uring, or close it, fd {fd}, before the test ends.")
+        }
+        HeldBy::Opaque | HeldBy::Table => {
+            format!("close fd {fd} before the test ends: a pipe may be kept open by it.")
+        }
+    }
+}
+
+fn of_endings(remedy: &Remedy) -> String {
+    let words = match remedy {
+        Remedy::JoinThreads => "join every thread that the body starts, or use `std::thread::scope`.",
+        Remedy::ExitInChild => "end the child's branch after `fork` with `_exit` or an exec.",
+        Remedy::ReturnFromBody => {
+            "return from the body. A test that must exit or exec does so in a child process."
+        }
+        Remedy::LookAtExitCode => {
+            "look at `atexit` handlers and destructors of statics: a leak checker such as LSan ends a process so."
+        }
+        Remedy::LookAtExitHandlersAndThreads => {
+            "look at `atexit` handlers, destructors of statics, and threads that were still running."
+        }
+        Remedy::LookAtExitHandlers => "look at `atexit` handlers and destructors of statics.",
+        Remedy::LookAtSignal { signal } => of_signal(*signal),
+        _ => "",
+    };
+    words.to_owned()
+}
+
+/// What usually sends a signal.
+fn of_signal(signal: i32) -> &'static str {
+    match signal {
+        libc::SIGKILL => {
+            "SIGKILL was sent by the body itself, another process, or the kernel when memory ran out (`dmesg`)."
+        }
+        libc::SIGABRT => {
+            "the body aborted: a panic while panicking or where nothing may unwind (`extern \"C\"`), a stack \
+             overflow, a failed check of the C library, or `abort`. What it printed last says which."
+        }
+        libc::SIGSEGV => {
+            "invalid memory access: look at `unsafe` code and at C libraries. A \
+             stack overflow of a Rust thread ends with SIGABRT."
+        }
+        libc::SIGBUS => {
+            "memory that has no page behind it: behind the end of a mapped file, which may have been \
+             truncated meanwhile, or of a full /dev/shm."
+        }
+        libc::SIGILL => {
+            "an instruction that this processor does not have (`target-cpu`), or the trap that a compiler puts \
+             where the code never comes."
+        }
+        libc::SIGFPE => "a division by zero outside of Rust, which would have panicked.",
+        libc::SIGXFSZ => {
+            "a file would have become larger than `RLIMIT_FSIZE` allows. The test's output is caught in a file and \
+             counts: set the limit in a child process, or run with `--nocapture`."
+        }
+        libc::SIGALRM => "`alarm` or `setitimer` was called, and the signal is not handled.",
+        libc::SIGPIPE => "the body set SIGPIPE to its default; Rust programs start with it ignored.",
+        _ => "",
+    }
+}

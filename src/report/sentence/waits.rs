@@ -1,0 +1,339 @@
+//! A hang without proof, in words: from the test to the last waiter.
+
+use nix::libc;
+
+use super::at;
+use super::deadlock::{awaited, thread_name};
+use crate::diagnosis::{
+    AtSocket, DeadChild, Link, LinkOn, Lock, RuntimeWait, Verdict, WaitsFor, Way, is_stopped,
+};
+use crate::guard::facts::{Facts, Process};
+use crate::proc::fds::Fd;
+use crate::report::escape;
+use crate::report::words::{a_socket, fds, process, process_name, queue_in_brackets, unknown_peer};
+
+pub(super) fn sentence(verdict: &Verdict, waits: &WaitsFor) -> String {
+    let facts = &verdict.facts;
+    let mut sentences: String = waits.dead.iter().map(|dead| format!("{} ", died(dead))).collect();
+    // That the last one sleeps or runs explains nothing, so it is left out.
+    let shown = match waits.ring {
+        Some(_) => waits.chain.len(),
+        // That it is stopped is written after its name.
+        None => {
+            let says = |link: &Link| !link.on.is_vague() && link.on != LinkOn::Stopped;
+            waits.chain.iter().rposition(says).map_or(1, |at| at + 1)
+        }
+    };
+    for (at, link) in waits.chain.iter().take(shown).enumerate() {
+        let is_last = at + 1 == shown;
+        let before = at.checked_sub(1).and_then(|before| waits.chain.get(before));
+        sentences += &subject(facts, before, link);
+        sentences += &Clause { verdict, waits, at, is_last }.words(link);
+    }
+    let head = sentences.trim_start().to_owned() + ".";
+    // A sentence begins with its subject.
+    match head.strip_prefix("The ").filter(|_| waits.dead.is_empty()) {
+        Some(rest) => format!("the {rest}"),
+        None => head,
+    }
+}
+
+/// The subject of a clause, and its connection to the one before.
+fn subject(facts: &Facts, before: Option<&Link>, link: &Link) -> String {
+    let Some(before) = before else {
+        if !process(facts, link.pid).is_some_and(|process| process.is_test) {
+            let name = process_name(facts, link.pid);
+            return match &link.on {
+                LinkOn::Runtime { .. } => format!("the async runtime of pid {name} "),
+                _ => format!("pid {name} "),
+            };
+        }
+        return match &link.on {
+            LinkOn::Runtime { .. } => "The async runtime of the test ".to_owned(),
+            _ => "The test ".to_owned(),
+        };
+    };
+    let name = process_name(facts, link.pid);
+    match &before.on {
+        LinkOn::Runtime { .. } => format!(". Pid {name} "),
+        // It has already been named.
+        LinkOn::AnyChild { pids }
+        | LinkOn::PipeData { writers: pids, .. }
+        | LinkOn::PipeRoom { readers: pids, .. }
+        | LinkOn::OwnPipe { others: pids, .. }
+            if pids.len() > 1 =>
+        {
+            format!(". Pid {} ", link.pid)
+        }
+        LinkOn::Polling => format!(", while pid {name} "),
+        LinkOn::Socket(AtSocket { own, .. }) if !own.is_empty() => {
+            format!(". There {} ", thread_name(facts, link.pid, link.tid))
+        }
+        LinkOn::Socket(_) => format!(". Pid {} ", link.pid),
+        _ => ", which ".to_owned(),
+    }
+}
+
+/// `pid 17 ``sh``, started at tests/a.rs:3:5, had exited with 101 and was not waited for.`
+fn died(dead: &DeadChild) -> String {
+    let created = dead.created.as_ref().map(|created| format!(", started {},", at(created)));
+    format!(
+        "pid {} `{}`{} had {} and was not waited for.",
+        dead.pid,
+        escape::text(&dead.name),
+        created.unwrap_or_default(),
+        ended(dead.status)
+    )
+}
+
+/// One link of the chain.
+struct Clause<'a> {
+    verdict: &'a Verdict,
+    waits: &'a WaitsFor,
+    at: usize,
+    is_last: bool,
+}
+
+impl Clause<'_> {
+    fn facts(&self) -> &Facts {
+        &self.verdict.facts
+    }
+
+    /// The process that the last link of a cycle waits for.
+    fn target(&self) -> Option<&Process> {
+        let link = self.waits.ring_link().filter(|_| self.is_last)?;
+        process(self.facts(), link.pid)
+    }
+
+    fn words(&self, link: &Link) -> String {
+        let facts = self.facts();
+        match &link.on {
+            LinkOn::Stopped => "is stopped by a signal".to_owned(),
+            LinkOn::Child { pid } => format!("waits for the end of {}", self.named(&[*pid])),
+            LinkOn::AnyChild { pids } => match &pids[..] {
+                [] => "waits for the end of any child, and has none".to_owned(),
+                [pid] => format!("waits for the end of its child {}", self.named(&[*pid])),
+                pids => format!("waits for the end of any child: {}", self.named(pids)),
+            },
+            LinkOn::Thread { tid } => {
+                format!("waits for the end of {}", thread_name(facts, link.pid, *tid))
+            }
+            LinkOn::Threads { kind, function, .. } => {
+                let lock = Lock { kind: kind.clone(), name: None, function: function.clone() };
+                let next =
+                    self.waits.chain.get(self.at + 1).map(|next| thread_name(facts, next.pid, next.tid));
+                let by = next.unwrap_or_else(|| "another of its threads".to_owned());
+                format!("waits {}, that is for {by}", awaited(&lock))
+            }
+            LinkOn::Runtime { waits } => runtime(facts, waits),
+            LinkOn::EventLoop => {
+                "idles in its event loop: nothing of the test could bring what that waits for".to_owned()
+            }
+            LinkOn::Connection { inode } => {
+                let socket = facts.socket(*inode);
+                let name = socket.and_then(|socket| socket.name.as_deref().or(socket.local.as_deref()));
+                let at = name.map_or_else(String::new, |name| format!(" ({name})"));
+                format!("waits for a connection to {}{at}", a_socket(facts, *inode))
+            }
+            LinkOn::UnknownPeer { inode, why } => format!(
+                "waits at {}, socket:[{inode}]; its other end is not known: {}",
+                a_socket(facts, *inode),
+                unknown_peer(*why)
+            ),
+            LinkOn::Socket(at) => self.at_socket(at),
+            LinkOn::PipeRoom { inode, readers } => self.pipe_room(*inode, readers),
+            LinkOn::PipeData { inodes, writers, by_mistake, part } => {
+                self.pipe_data(inodes, writers, *by_mistake, *part)
+            }
+            LinkOn::OwnPipe { fds: own, others, .. } => match &others[..] {
+                [] => {
+                    format!("waits for EOF on a pipe that only it itself has open for writing, {}", fds(own))
+                }
+                others => format!(
+                    "waits for EOF on a pipe whose only writers are it itself ({}) and {}",
+                    fds(own),
+                    self.named(others)
+                ),
+            },
+            LinkOn::FileLock { file, holders } => {
+                let by = match &holders[..] {
+                    [] => "a process that was not found".to_owned(),
+                    holders => self.named(holders),
+                };
+                format!("waits for the lock on `{}` that is held by {by}", escape::text(file))
+            }
+            LinkOn::Opening { path } => {
+                let path = escape::text(path);
+                format!("opens `{path}`: if that is a FIFO, no process has opened its other end")
+            }
+            LinkOn::Terminal { fd, path, writes, alone } => {
+                let path = escape::text(path);
+                let end = if path.ends_with("ptmx") { "master of a terminal" } else { "terminal" };
+                match (writes, alone) {
+                    (true, _) => format!(
+                        "writes to the {end} `{path}`, fd {fd}, which is full: nothing reads its other side"
+                    ),
+                    (false, false) => format!("reads from the {end} `{path}`, fd {fd}"),
+                    (false, true) => format!(
+                        "reads from the {end} `{path}`, fd {fd}, and no other process of the test is alive: its other side \
+                         can only be open in the test itself"
+                    ),
+                }
+            }
+            LinkOn::Polling => "sleeps again and again, and looks in between".to_owned(),
+            LinkOn::Sleep => "sleeps".to_owned(),
+            LinkOn::Signal => "waits for a signal".to_owned(),
+            LinkOn::Unknown => "runs".to_owned(),
+        }
+    }
+
+    fn pipe_data(&self, inodes: &[u64], writers: &[i32], by_mistake: bool, part: bool) -> String {
+        let only = if by_mistake { ", because it was created without O_CLOEXEC" } else { "" };
+        let is_one = |fd: &Fd| fd.writes() && fd.pipe().is_some_and(|pipe| inodes.contains(&pipe));
+        if let Some(target) = self.target().filter(|_| !by_mistake) {
+            let ends: Vec<i32> = target.known_fds().iter().filter(|fd| is_one(fd)).map(|fd| fd.fd).collect();
+            return format!(
+                "reads from a pipe that only {} could write to: {}",
+                self.the(target),
+                fds(&ends)
+            );
+        }
+        let named = self.named(writers);
+        if !self.is_last {
+            return match writers.len() {
+                1 => format!("reads from a pipe that is open for writing only in {named}{only}"),
+                _ => format!("reads from a pipe that is open for writing in {named}{only}"),
+            };
+        }
+        let what = match part {
+            true => "nothing was written to it, and it was not closed",
+            false => "it sees EOF only when that is closed",
+        };
+        match self.at > 0 && writers.len() == 1 {
+            true => format!("reads from a pipe that only {named} has open for writing{only}: {what}"),
+            false => format!("reads from a pipe that is open for writing in {named}{only}: {what}"),
+        }
+    }
+
+    fn pipe_room(&self, inode: u64, readers: &[i32]) -> String {
+        let queue = queue_in_brackets(self.facts(), inode);
+        match self.target() {
+            Some(target) => {
+                let ends = target.known_fds().iter().filter(|fd| fd.reads() && fd.pipe() == Some(inode));
+                let ends: Vec<i32> = ends.map(|fd| fd.fd).collect();
+                let the = self.the(target);
+                format!(
+                    "writes to a pipe that is full{queue}, and only {the} could read that: {}",
+                    fds(&ends)
+                )
+            }
+            None => format!(
+                "writes to a pipe that is full{queue} and open for reading only in {}",
+                self.named(readers)
+            ),
+        }
+    }
+
+    fn at_socket(&self, at: &AtSocket) -> String {
+        let facts = self.facts();
+        let what = a_socket(facts, at.inode);
+        let until = match at.way {
+            Way::Data => "writes to the other end, or closes it",
+            Way::Room => "reads from the other end, or closes it",
+            Way::Accept => "accepts the connection",
+        };
+        let timeout = if at.timeout { ", or its timeout is over" } else { "" };
+        let own = if self.at == 0 { "the test itself" } else { "it itself" };
+        let itself = (!at.own.is_empty()).then(|| format!("{own} ({})", fds(&at.own)));
+        let others = (!at.holders.is_empty()).then(|| self.named(&at.holders));
+        let mut holders = itself.into_iter().chain(others).collect::<Vec<_>>().join(" or ");
+        if at.holders.last().is_some_and(|last| is_stopped(facts, *last)) {
+            holders.push(',');
+        }
+        match at.full {
+            true => format!("writes to {what} that is full, until {holders} {until}{timeout}"),
+            false => format!("waits at {what} until {holders} {until}{timeout}"),
+        }
+    }
+
+    /// A process that has been named before.
+    fn the(&self, process: &Process) -> String {
+        match process.is_test {
+            true => "the test".to_owned(),
+            false => format!("pid {}", process.pid),
+        }
+    }
+
+    /// Processes, with the line of the last waiter, and a note on each stopped one.
+    fn named(&self, pids: &[i32]) -> String {
+        let facts = self.facts();
+        let name = |pid: &i32| match process(facts, *pid).is_some_and(|process| process.is_test) {
+            true => "the test".to_owned(),
+            false => {
+                let stopped = if is_stopped(facts, *pid) { ", which is stopped" } else { "" };
+                let site = self.verdict.names.of_process(*pid).filter(|_| self.is_last && pids.len() == 1);
+                let place = site.and_then(|site| site.place.as_ref());
+                let started = place.map_or_else(String::new, |place| format!(" (started at {place})"));
+                format!("pid {}{started}{stopped}", process_name(facts, *pid))
+            }
+        };
+        pids.iter().map(name).collect::<Vec<_>>().join(", ")
+    }
+}
+
+fn runtime(facts: &Facts, waits: &[RuntimeWait]) -> String {
+    let entries: Vec<String> = waits.iter().map(|wait| runtime_wait(facts, wait)).collect();
+    match &entries[..] {
+        [] => "waits, with nothing in its poll set but what it created for itself".to_owned(),
+        [entry] => format!("waits for {entry}"),
+        entries => format!("waits for one of these: {}", entries.join("; ")),
+    }
+}
+
+fn runtime_wait(facts: &Facts, wait: &RuntimeWait) -> String {
+    let names = |pids: &[i32]| match pids {
+        [] => "the test itself".to_owned(),
+        pids => named(facts, pids),
+    };
+    match wait {
+        RuntimeWait::Child { pid: Some(pid), fd } => {
+            format!("the end of pid {} (fd {fd})", process_name(facts, *pid))
+        }
+        RuntimeWait::Child { pid: None, fd } => format!("the end of a process (fd {fd}, a pidfd)"),
+        RuntimeWait::PipeData { fd, writers } => {
+            format!("data or EOF on a pipe that is open for writing in {} (fd {fd})", names(writers))
+        }
+        RuntimeWait::PipeRoom { fd, readers } => {
+            format!("room in a pipe that is open for reading in {} (fd {fd})", names(readers))
+        }
+        RuntimeWait::UnknownSocket { fd } => format!("a socket (fd {fd})"),
+        RuntimeWait::Socket { inode, fd, peers } => {
+            let what = a_socket(facts, *inode);
+            let listens = facts.socket(*inode).is_some_and(|socket| socket.listens);
+            match &peers[..] {
+                _ if listens => format!("a connection to {what} (fd {fd})"),
+                [] => format!("{what} (fd {fd})"),
+                peers => format!("{what} whose other end is in {} (fd {fd})", named(facts, peers)),
+            }
+        }
+        RuntimeWait::Other { fd, target } => format!("`{}` (fd {fd})", escape::text(target)),
+        RuntimeWait::Timer => "a timer".to_owned(),
+    }
+}
+
+/// Processes, with a note on each stopped one.
+fn named(facts: &Facts, pids: &[i32]) -> String {
+    let name = |pid: &i32| {
+        let stopped = if is_stopped(facts, *pid) { ", which is stopped" } else { "" };
+        format!("pid {}{stopped}", process_name(facts, *pid))
+    };
+    pids.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
+/// How a process ended, from its wait status: `exited with 101`, `been ended by SIGSEGV (11)`.
+fn ended(status: i32) -> String {
+    match libc::WIFSIGNALED(status) {
+        true => format!("been ended by {}", crate::report::words::signal_name(libc::WTERMSIG(status))),
+        false => format!("exited with {}", libc::WEXITSTATUS(status)),
+    }
+}

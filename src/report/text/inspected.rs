@@ -1,0 +1,82 @@
+//! What processes wait in that no guard is above, and what was ended of them.
+
+use anstyle::{AnsiColor, Style};
+
+use super::layout::{self, Layout};
+use super::{Text, sentence};
+use crate::diagnosis::Verdict;
+use crate::guard::end::Ended;
+use crate::guard::orphans::{Refusal, Root};
+use crate::report::escape;
+use crate::report::failure;
+use crate::report::inspection::{self, Inspection};
+use crate::report::words::{list, plural};
+
+/// Writes what was seen.
+pub(crate) fn inspected(verdict: &Verdict, of: &Inspection<'_>, layout: Layout) -> String {
+    let roots = &of.found.roots;
+    let mut text = Text { is_inspection: true, ..Text::new(layout) };
+    for root in roots {
+        text.above.insert(root.stat.pid, above(root, verdict));
+    }
+    let label = text.styled(Style::new().bold().fg_color(Some(AnsiColor::Yellow.into())), "SEEN");
+    let name = text.styled(Style::new().bold(), &escape::text(&verdict.name));
+    let count = inspection::count(&verdict.facts, roots.len());
+    text.line(&format!("{label}  {name}   {count}"));
+    text.what_is_seen(verdict, true);
+    text.line("");
+    text.notes(sentence::notes(verdict).into_iter().chain(inspection::notes(of)));
+    layout::finish(&text.out, layout.width)
+}
+
+/// The lines below the name of a topmost process.
+fn above(root: &Root, verdict: &Verdict) -> Vec<String> {
+    let program = inspection::program(root, &verdict.facts);
+    let traces = root.traces.iter().filter_map(inspection::trace);
+    std::iter::once(inspection::above(root)).chain(program).chain(traces).collect()
+}
+
+/// Writes what is about to be ended, a line each.
+pub(crate) fn listed(roots: &[Root], layout: Layout) -> String {
+    let lines: Vec<String> =
+        roots.iter().map(|root| format!("{}; {}", inspection::line(root), inspection::above(root))).collect();
+    if lines.is_empty() {
+        return String::new();
+    }
+    layout::finish(&format!("{}\n", lines.join("\n")), layout.width)
+}
+
+/// Writes what was ended.
+pub(crate) fn killed(root: &Root, ended: &Ended) -> String {
+    let pid = root.stat.pid;
+    let mut out = String::new();
+    if ended.was_gone {
+        out += &format!("pid {pid} had ended before\n");
+    }
+    let below: Vec<i32> = ended.killed.iter().map(|stat| stat.pid).filter(|killed| *killed != pid).collect();
+    let itself = ended.killed.iter().any(|stat| stat.pid == pid);
+    let with = if below.is_empty() {
+        String::new()
+    } else {
+        format!(" and {} below it: {}", plural(below.len(), "process"), list(&below))
+    };
+    match (itself, below.is_empty()) {
+        (true, _) => out += &format!("killed {pid}{with}\n"),
+        (false, false) => out += &format!("killed below {pid}: {}\n", list(&below)),
+        (false, true) => {}
+    }
+    for survivor in &ended.survivors {
+        let name = escape::text(&survivor.name);
+        out += &format!(
+            "pid {} `{name}` could not be killed: {}\n",
+            survivor.pid,
+            escape::text(&failure::unkillable(&survivor.because))
+        );
+    }
+    out
+}
+
+/// Writes why a process is not ended.
+pub(crate) fn refused(pid: i32, why: &Refusal) -> String {
+    format!("pid {pid} is left alone: {}", inspection::refusal(why))
+}

@@ -1,0 +1,61 @@
+//! Where nothing can be guarded, the crate compiles, its tests run, and each target says that they are
+//! unguarded.
+//!
+//! The standard library of another system is not available here, so the code for those systems is built for
+//! this one.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use crate::support::{Ran, root};
+
+/// Runs one target of the fixture, built as for another system.
+fn run(target: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
+    let build = root().join("target/fixtures/unguarded");
+    fs::create_dir_all(&build).unwrap();
+    let mut command = Command::new(env!("CARGO"));
+    command.args(["test", "--quiet", "--test", target, "--"]).args(arguments);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CHILDPROOF_", "RUST_TEST_", "NEXTEST"].iter().any(|prefix| text.starts_with(prefix)) {
+            command.env_remove(&name);
+        }
+    }
+    let command = command
+        .current_dir(root().join("tests/fixtures/elsewhere"))
+        .env("CARGO_TARGET_DIR", build)
+        .env("RUSTFLAGS", "--cfg childproof_unguarded -D warnings")
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null());
+    Ran::of(command)
+}
+
+#[childproof::test(serial = "unguarded", timeout = "600s")]
+fn a_stock_target_runs_its_tests_unguarded_and_says_so_once() {
+    let ran = run("stock", &[], &[]);
+    assert_eq!(ran.code, Some(101), "{}", ran.all());
+    assert!(ran.stdout.contains("4 passed; 3 failed; 1 ignored"), "{}", ran.all());
+    assert_eq!(ran.stderr.matches("the tests run unguarded").count(), 1, "{}", ran.all());
+}
+
+#[childproof::test(serial = "unguarded", timeout = "600s")]
+fn a_harness_runs_its_tests_unguarded_and_says_so_once() {
+    let ran = run("harness", &[], &[]);
+    assert_eq!(ran.code, Some(101), "{}", ran.all());
+    assert!(ran.stdout.contains("5 passed; 3 failed; 2 ignored"), "{}", ran.all());
+    assert_eq!(ran.stderr.matches("the tests run unguarded").count(), 1, "{}", ran.all());
+    let listed = run("harness", &["--list"], &[]);
+    assert!(listed.stdout.contains("added: test"), "{}", listed.all());
+    assert!(!listed.stderr.contains("unguarded"), "{}", listed.all());
+}
+
+#[childproof::test(serial = "unguarded", timeout = "600s")]
+fn a_required_guard_is_an_error() {
+    for target in ["stock", "harness"] {
+        let ran = run(target, &["passes"], &[("CHILDPROOF_REQUIRE", "1")]);
+        assert!(ran.code.is_some_and(|code| code != 0), "{}", ran.all());
+        assert!(ran.all().contains("`CHILDPROOF_REQUIRE` asks for guarded tests"), "{}", ran.all());
+    }
+    let ran = run("stock", &["passes"], &[("CHILDPROOF_REQUIRE", "0")]);
+    assert_eq!(ran.code, Some(0), "{}", ran.all());
+}

@@ -1,0 +1,128 @@
+//! [`childproof::lifeline::Command`]: a process tree that dies with its owner.
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use childproof::lifeline::{Command, Guarded};
+use nix::libc;
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A pipe that each process of a tree inherits: at EOF once all of them are gone.
+struct Tree {
+    read: std::io::PipeReader,
+    guarded: Guarded,
+}
+
+/// Starts a shell script that has the write end of the pipe as its stdout, and waits for its first byte.
+fn tree(script: &str) -> Tree {
+    let (mut read, write) = std::io::pipe().unwrap();
+    let guarded = Command::new("sh").args(["-c", script]).stdout(write).spawn().unwrap();
+    let mut byte = [0];
+    assert_eq!(read.read(&mut byte).unwrap(), 1, "the script has not begun");
+    Tree { read, guarded }
+}
+
+/// A plain child, one in another session, and one that ignores SIGTERM and SIGHUP, each with a child.
+const MIXED: &str = "sleep 3137 & setsid sh -c 'sleep 3137 & sleep 3137' & \
+                     sh -c 'trap \"\" TERM HUP; sleep 3137 & wait' & echo; wait";
+
+/// Whether a pipe reaches EOF in time: all holders of its write end are gone.
+fn is_over(read: std::io::PipeReader) -> bool {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut read = read;
+        let _ = sender.send(read.read_to_end(&mut Vec::new()));
+    });
+    receiver.recv_timeout(PATIENCE).is_ok()
+}
+
+#[childproof::test(timeout = "180s")]
+fn a_command_has_its_streams_status_environment_and_directory() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "pwd; echo \"$A$CHILDPROOF_GUARD.$HOME\"; cat; exit 7"]);
+    command.env_clear().env("PATH", "/usr/bin:/bin").env("A", "b").current_dir("/");
+    let mut guarded = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    guarded.stdin.take().unwrap().write_all(b"c").unwrap();
+    let mut text = String::new();
+    guarded.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(text, "/\nb.\nc");
+    let ended = guarded.wait().unwrap();
+    assert_eq!((ended.status.code(), ended.left), (Some(7), vec![]));
+    // Asked again, it says the same.
+    assert_eq!(guarded.wait().unwrap().status.code(), Some(7));
+}
+
+#[childproof::test(timeout = "180s")]
+fn what_a_command_has_left_is_killed_and_named() {
+    let Tree { read, mut guarded } = tree("setsid sleep 3137 & echo; exit 0");
+    let ended = guarded.wait().unwrap();
+    let left: Vec<String> = ended.left.iter().map(|left| left.command.join(" ")).collect();
+    // The shell's fork may not have called exec yet.
+    assert!(ended.status.success() && matches!(&left[..], [one] if one.contains("sleep 3137")), "{ended:?}");
+    assert!(is_over(read));
+}
+
+#[childproof::test(timeout = "180s")]
+fn a_drop_kills_the_whole_tree() {
+    let Tree { read, guarded } = tree(MIXED);
+    drop(guarded);
+    assert!(is_over(read));
+}
+
+#[childproof::test(timeout = "180s")]
+fn a_kill_kills_the_whole_tree_and_says_so() {
+    let Tree { read, mut guarded } = tree(MIXED);
+    assert!(guarded.wait_timeout(Duration::from_millis(1)).unwrap().is_none());
+    assert_eq!(guarded.kill().unwrap().status.signal(), Some(libc::SIGKILL));
+    assert!(is_over(read));
+}
+
+#[childproof::test(timeout = "180s")]
+fn the_death_of_the_owner_kills_the_whole_tree() {
+    let (mut read, write) = std::io::pipe().unwrap();
+    // SAFETY: this process has one thread.
+    #[allow(unsafe_code)]
+    let owner = unsafe { nix::unistd::fork() }.unwrap();
+    if owner.is_child() {
+        let guarded = Command::new("sh").args(["-c", MIXED]).stdout(write).spawn().unwrap();
+        std::mem::forget(guarded);
+        loop {
+            nix::unistd::pause();
+        }
+    }
+    drop(write);
+    assert_eq!(read.read(&mut [0]).unwrap(), 1);
+    let nix::unistd::ForkResult::Parent { child } = owner else { unreachable!() };
+    nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
+    nix::sys::wait::waitpid(child, None).unwrap();
+    assert!(is_over(read));
+}
+
+#[childproof::test(timeout = "180s")]
+fn many_threads_may_start_commands_at_once() {
+    let begin = Instant::now();
+    let threads: Vec<_> = (0..8)
+        .map(|number: i32| {
+            std::thread::spawn(move || {
+                let script = format!("exit {number}");
+                let mut guarded = Command::new("sh").args(["-c", &script]).spawn().unwrap();
+                assert_eq!(guarded.wait().unwrap().status.code(), Some(number));
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert!(begin.elapsed() < PATIENCE);
+}
+
+#[childproof::test(timeout = "180s")]
+fn a_program_that_is_not_there_is_an_error() {
+    let error = Command::new("/nonexistent/program").spawn().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    let mut command = Command::new("true");
+    command.spawn().unwrap().wait().unwrap();
+    assert_eq!(command.spawn().unwrap_err().kind(), ErrorKind::InvalidInput);
+}

@@ -1,0 +1,5 @@
+childproof::policy!(timeout = "5", banana = "x");
+
+childproof::policy!("5s");
+
+fn main() {}

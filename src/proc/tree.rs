@@ -16,8 +16,10 @@ use crate::sys::Pid;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tree {
     processes: HashMap<Pid, Stat>,
-    /// The inodes of the directories `/proc/PID`. Pid and inode together identify a process.
-    inodes: Vec<(Pid, u64)>,
+    /// The inodes of the directories `/proc/PID`. One that is there again with its pid is the same process, which need
+    /// not be read. The kernel numbers a directory anew after it has dropped it from its cache, so another inode says
+    /// nothing.
+    inodes: HashMap<Pid, u64>,
 }
 
 /// The result of [`Tree::update`].
@@ -38,7 +40,7 @@ impl Tree {
         // Each is read as soon as it is listed: a process that is started meanwhile has a higher number, and
         // is listed later.
         for (pid, inode) in listed() {
-            tree.inodes.push((pid, inode));
+            tree.inodes.insert(pid, inode);
             tree.processes.extend(Stat::read(pid).map(|stat| (pid, stat)));
         }
         tree
@@ -46,7 +48,7 @@ impl Tree {
 
     pub(crate) fn of(processes: impl IntoIterator<Item = Stat>) -> Tree {
         let processes = processes.into_iter().map(|stat| (stat.pid, stat)).collect();
-        Tree { processes, inodes: Vec::new() }
+        Tree { processes, inodes: HashMap::new() }
     }
 
     /// The same processes with other parents. Those that come later are still told from those that were there.
@@ -59,9 +61,14 @@ impl Tree {
 
     /// Reads the processes that were started since the snapshot.
     pub(crate) fn newcomers(&self) -> Vec<Stat> {
-        let known: HashSet<(Pid, u64)> = self.inodes.iter().copied().collect();
-        let new = listed().filter(|listed| !known.contains(listed));
-        new.filter_map(|(pid, _)| Stat::read(pid)).collect()
+        let listed = listed().filter(|(pid, inode)| self.inodes.get(pid) != Some(inode));
+        listed.filter_map(|(pid, _)| Stat::read(pid)).filter(|stat| self.is_new(stat)).collect()
+    }
+
+    /// Whether a process was not there yet. (Its number is not given to another one within a clock tick.)
+    fn is_new(&self, stat: &Stat) -> bool {
+        let known = self.get(stat.pid).filter(|_| self.inodes.contains_key(&stat.pid));
+        known.is_none_or(|known| known.start_ticks != stat.start_ticks)
     }
 
     /// Reads the processes that were started since the snapshot, and calls `see` with each one below `root`
@@ -83,14 +90,14 @@ impl Tree {
         pin: impl Fn(Pid) -> P,
         mut see: impl FnMut(&Stat, P),
     ) -> Update {
-        let known: HashSet<(Pid, u64)> = self.inodes.iter().copied().collect();
         let mut below: HashSet<Pid> = self.below(root, except).into_iter().map(|stat| stat.pid).collect();
-        let mut inodes = Vec::with_capacity(self.inodes.len());
+        let mut inodes = HashMap::with_capacity(self.inodes.len());
         let (mut update, mut elsewhere) = (Update::Same, Vec::new());
         for (pid, inode) in listed() {
-            let is_known = known.contains(&(pid, inode));
-            if is_known && !(below.contains(&pid) && again(pid)) {
-                inodes.push((pid, inode));
+            let is_asked_again = below.contains(&pid) && again(pid);
+            let is_known = self.inodes.get(&pid) == Some(&inode);
+            if is_known && !is_asked_again {
+                inodes.insert(pid, inode);
                 continue;
             }
             if Instant::now() >= until {
@@ -99,7 +106,8 @@ impl Tree {
             }
             let pinned = pin(pid);
             let Some(stat) = Stat::read(pid) else { continue };
-            if !is_known {
+            let is_new = !is_known && self.is_new(&stat);
+            if is_new {
                 let is_below = (stat.ppid == root || below.contains(&stat.ppid)) && !except.contains(&pid);
                 if is_below {
                     below.insert(pid);
@@ -110,17 +118,18 @@ impl Tree {
                     update = Update::Grown;
                 }
             }
-            inodes.push((pid, inode));
-            if below.contains(&pid) {
+            inodes.insert(pid, inode);
+            if below.contains(&pid) && (is_new || is_asked_again) {
                 see(&stat, pinned);
             }
             self.processes.insert(pid, stat);
         }
         if update == Update::Cut {
-            inodes.extend(known);
+            for (pid, inode) in &self.inodes {
+                inodes.entry(*pid).or_insert(*inode);
+            }
         } else {
-            let there: HashSet<Pid> = inodes.iter().map(|(pid, _)| *pid).collect();
-            self.processes.retain(|pid, _| there.contains(pid));
+            self.processes.retain(|pid, _| inodes.contains_key(pid));
         }
         // Pids wrap around: a parent may be listed behind its child, or not be listed yet.
         let mut undecided: HashSet<Pid> = HashSet::new();
@@ -132,7 +141,7 @@ impl Tree {
         }
         if !undecided.is_empty() {
             // Forget them, so that the next update reads and reports them.
-            inodes.retain(|(pid, _)| !undecided.contains(pid));
+            inodes.retain(|pid, _| !undecided.contains(pid));
             update = if update == Update::Cut { Update::Cut } else { Update::Grown };
         }
         self.inodes = inodes;
@@ -195,6 +204,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
     use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
 
     use super::{Stat, Tree};
 
@@ -230,5 +240,21 @@ mod tests {
         }
         let is_new = |pid: u32| appeared.contains(&(pid as i32));
         assert_eq!((is_new(std::process::id()), is_new(old.id()), is_new(new.id())), (false, false, true));
+    }
+
+    #[test]
+    fn a_directory_that_is_numbered_anew_is_no_newcomer() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let (own, pid) = (std::process::id() as i32, child.id() as i32);
+        let mut tree = Tree::read();
+        tree.inodes.values_mut().for_each(|inode| *inode += 1);
+        let appeared = tree.newcomers();
+        let mut seen = Vec::new();
+        let until = Instant::now() + Duration::from_secs(60);
+        tree.update(own, &[], |_| false, until, |_| (), |stat, ()| seen.push(stat.pid));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(appeared.iter().all(|stat| stat.pid != pid), "{appeared:?}");
+        assert!(!seen.contains(&pid), "{seen:?}");
     }
 }

@@ -23,6 +23,7 @@ mod net;
 pub(crate) mod origin;
 #[cfg(feature = "__engine")]
 pub(crate) mod orphans;
+pub(crate) mod panics;
 mod phases;
 pub(crate) mod report_page;
 pub(crate) mod scratch;

@@ -12,6 +12,7 @@ use super::failure::{GuardFailure, Role};
 use super::guarded;
 use super::net;
 use super::origin;
+use super::panics::Name;
 use super::supervisor::{ChildEntry, ServeOutcome};
 use super::test_process::TestProcess;
 use crate::config::registry;
@@ -81,7 +82,7 @@ pub(crate) fn take_over_late(run_later_constructors: impl FnOnce()) {
     sys::watch_stack();
     let tests = registry::registered();
     let run = |test: &TestProcess| match registry::find(&tests, test.index(), test.name_hash()) {
-        Some(found) => test.run(found.body, found.attribute.should_panic),
+        Some(found) => test.run(Name::Registered(found), found.body, found.attribute.should_panic),
         None => sys::exit_now(1),
     };
     if let Some(Pending { mut test, .. }) = pending {

@@ -1,7 +1,6 @@
 //! The test process: what happens between the fork and the body, and after the body.
 
 use std::any::Any;
-use std::cell::Cell;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -12,6 +11,7 @@ use nix::libc;
 
 use crate::config::policy::Fds;
 use crate::guard::messages::BodyRequest;
+use crate::guard::panics::{self, Name};
 use crate::guard::report_page::{Body, Phase, ReportPage, StrayFd};
 use crate::guard::strays;
 use crate::proc::threads;
@@ -51,11 +51,12 @@ impl TestProcess {
             self.page.set_preexisting(tree.below(pid, &[]).into_iter().map(|stat| stat.pid));
         }
         self.before = sys::baseline_fds(&[]);
-        note_panics();
+        panics::note_panics();
     }
 
     /// Runs the body, reports its outcome, and ends the process.
-    pub(crate) fn run(&self, body: impl FnOnce() -> ExitCode, should_panic: Option<&str>) -> ! {
+    pub(crate) fn run(&self, name: Name, body: impl FnOnce() -> ExitCode, should_panic: Option<&str>) -> ! {
+        panics::set_name(name);
         self.begin();
         let begin = sys::monotonic_nanos();
         let result = catch_unwind(AssertUnwindSafe(|| __rust_begin_short_backtrace(body)));
@@ -214,30 +215,6 @@ fn __rust_begin_short_backtrace(body: impl FnOnce() -> ExitCode) -> ExitCode {
     code
 }
 
-thread_local! {
-    /// The location of this thread's last panic: file, line and column.
-    static PANIC: Cell<Option<(String, u32, u32)>> = const { Cell::new(None) };
-}
-
-/// Installs a panic hook that records the location before it calls the previous hook. Only a hook gets the
-/// location.
-///
-/// Called before a test process is forked, or after `main` has run in it: setting a hook costs some page
-/// faults.
-pub(super) fn note_panics() {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        PANIC.set(info.location().map(|at| (at.file().to_owned(), at.line(), at.column())));
-        hook(info);
-    }));
-}
-
-/// The message of a panic, if it is a string.
-fn message(payload: &(dyn Any + Send)) -> Option<String> {
-    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| payload.downcast_ref::<String>().cloned())
-}
-
 /// Judges the result of a body; `should_panic` is the text that an expected panic must contain.
 pub(crate) fn judge(result: Result<ExitCode, Box<dyn Any + Send>>, should_panic: Option<&str>) -> Body {
     let payload = match (result, should_panic) {
@@ -245,8 +222,8 @@ pub(crate) fn judge(result: Result<ExitCode, Box<dyn Any + Send>>, should_panic:
         (Ok(code), None) if code == ExitCode::SUCCESS => return Body::Passed,
         (Ok(_), None) => return Body::Error,
         (Err(payload), None) => {
-            let (file, line, column) = PANIC.take().unwrap_or_default();
-            let message = message(&*payload).unwrap_or_default();
+            let (file, line, column) = panics::take_place();
+            let message = panics::message(&*payload).unwrap_or_default().to_owned();
             // Dropping it could panic again, where nothing catches it.
             std::mem::forget(payload);
             return Body::Panicked { message, file, line, column };
@@ -257,7 +234,7 @@ pub(crate) fn judge(result: Result<ExitCode, Box<dyn Any + Send>>, should_panic:
         }
         (Err(payload), Some(_)) => payload,
     };
-    let Some(message) = message(&*payload) else {
+    let Some(message) = panics::message(&*payload).map(str::to_owned) else {
         std::mem::forget(payload);
         return Body::PanickedOtherwise { message: String::new() };
     };

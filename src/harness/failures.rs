@@ -6,8 +6,6 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 
-use nix::errno::Errno;
-
 use super::outputs::TargetNames;
 use crate::diagnosis::{Groups, Verdict};
 use crate::report::annotations::{Annotations, Checkout};
@@ -126,17 +124,5 @@ impl Failures {
 /// Writes to stdout, past std's lock and buffer: another thread may have the lock for good, and the process is about to
 /// end.
 pub(super) fn print(text: &str) {
-    print_to(1, text);
-}
-
-/// The same to any fd.
-pub(super) fn print_to(fd: i32, text: &str) {
-    let mut rest = text.as_bytes();
-    while !rest.is_empty() {
-        match nix::unistd::write(sys::borrow(fd), rest) {
-            Ok(written) => rest = rest.get(written..).unwrap_or_default(),
-            Err(Errno::EINTR) => {}
-            Err(_) => return,
-        }
-    }
+    sys::print_to(1, text);
 }

@@ -92,10 +92,7 @@ extern "C" fn end() {
         })
         .collect();
     let level = policy::unguarded(registry::target_unguarded(), get);
-    super::failures::print_to(
-        2,
-        &leftovers::text(&left, level == Level::Deny, super::libtest::layout_on_stderr()),
-    );
+    sys::print_to(2, &leftovers::text(&left, level == Level::Deny, super::libtest::layout_on_stderr()));
     if level == Level::Deny {
         sys::exit_now(101);
     }

@@ -35,6 +35,7 @@ use crate::guard::client::{ForkServer, Progress};
 use crate::guard::facts::Facts;
 use crate::guard::failure::GuardFailure;
 use crate::guard::messages::Job;
+use crate::guard::panics::Name;
 use crate::guard::takeover::{self, Called, Takeover};
 use crate::guard::test_process::{TestProcess, judge as judge_body};
 use crate::proc::process::Stat;
@@ -224,11 +225,13 @@ fn run_body(test: &TestProcess, registered: &[&'static Test], added: &[Added]) -
     let at = test.index();
     if at < registered.len() {
         let found = registered[at];
-        test.run(found.body, found.attribute.should_panic)
+        test.run(Name::Registered(found), found.body, found.attribute.should_panic)
     }
     let at = at - registered.len();
     if at < added.len() {
-        test.run(&added[at].body, None)
+        // The process ends without returning.
+        let name = Box::leak(added[at].name.clone());
+        test.run(Name::Added(name), &added[at].body, None)
     }
     sys::exit_now(1)
 }

@@ -7,6 +7,7 @@ use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -226,6 +227,18 @@ fn probe_fds(see: impl FnMut(RawFd)) {
 pub(crate) fn borrow(fd: RawFd) -> BorrowedFd<'static> {
     // SAFETY: only for 0, 1 and 2, which stay open as long as the process.
     unsafe { BorrowedFd::borrow_raw(fd) }
+}
+
+/// `write(fd, text)` until all of it is written or a write fails. `fd` is 0, 1 or 2.
+pub(crate) fn print_to(fd: RawFd, text: &str) {
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        match nix::unistd::write(borrow(fd), rest) {
+            Ok(written) => rest = rest.get(written..).unwrap_or_default(),
+            Err(Errno::EINTR) => {}
+            Err(_) => return,
+        }
+    }
 }
 
 /// `fgetxattr(fd, "security.capability")` — whether an executable has file capabilities (capabilities(7)).

@@ -20,6 +20,55 @@ fn the_path_of_a_test_function_is_that_of_a_plain_test() {
     }
 }
 
+/// What the panics of a test print, from the first to the last line. Test and process are `#`, and so is what called the
+/// function that both kinds of tests call.
+fn panics(target: &str, test: &str, backtrace: &str) -> String {
+    let fixture = foreign();
+    let mut command = fixture.command(target, &[test, "--exact", "--test-threads=2"]);
+    let ran = Ran::of(command.env("RUST_BACKTRACE", backtrace));
+    assert_eq!(ran.code, Some(101), "{}", ran.all());
+    let body = test.rsplit("::").next().unwrap();
+    let mut shown = String::new();
+    let mut is_shown = false;
+    for line in ran.stdout.lines() {
+        is_shown |= line.starts_with("thread '");
+        is_shown &= !line.starts_with("failures:") && !line.starts_with("FAIL ") && !line.contains(" FAILED");
+        // What follows is the way from the harness to the body.
+        is_shown &= !line.contains(&format!("::guarded::{body}")) || line.starts_with("thread '");
+        is_shown &= !line.contains(&format!("::plain::{body}")) || line.starts_with("thread '");
+        if is_shown && !line.is_empty() {
+            let line = line.replace(test, "TEST");
+            let (begin, end) = line.split_once(") panicked").unwrap_or((&line, ""));
+            let begin = if end.is_empty() { begin } else { begin.rsplit_once('(').unwrap().0 };
+            shown += &format!("{begin}#{end}\n");
+        }
+    }
+    shown
+        .replace("panics-stock", "TARGET")
+        .replace("panics_stock", "TARGET")
+        .replace("panics_harness", "TARGET")
+}
+
+#[childproof::test]
+fn a_panic_prints_what_it_prints_in_a_plain_test() {
+    let all = ["literal", "formatted", "no_text", "two", "on_a_thread", "with_a_hook_of_its_own"];
+    for (backtrace, bodies) in [("0", &all[..]), ("1", &all[3..]), ("full", &all[..1])] {
+        for body in bodies {
+            let plain = panics("panics-stock", &format!("panics::plain::{body}"), backtrace);
+            assert!(plain.contains("thread 'TEST' "), "{body}\n{plain}");
+            for target in ["panics-stock", "panics-harness"] {
+                let guarded = panics(target, &format!("panics::guarded::{body}"), backtrace);
+                println!("{backtrace} {target} {body}\n{plain}--\n{guarded}");
+                if backtrace == "full" {
+                    assert!(guarded.contains("thread 'TEST' "), "{body}\n{guarded}");
+                } else {
+                    assert_eq!(guarded, plain, "{target} {body} with RUST_BACKTRACE={backtrace}");
+                }
+            }
+        }
+    }
+}
+
 #[childproof::test]
 fn an_attribute_that_makes_the_test_itself_composes_in_a_stock_target() {
     let ran = foreign().run("stock", &["composes::"]);

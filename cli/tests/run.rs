@@ -116,11 +116,12 @@ fn a_test_is_named_by_its_runner() {
 
 /// Starts a script below the tool; returns once the script has written a line.
 fn start(script: &str) -> (Child, BufReader<std::process::ChildStdout>) {
-    // What runs the tests may ignore SIGINT and SIGQUIT, as the background of a script does.
+    // What runs the tests may ignore signals, as `nohup` and the background of a script do.
     let mut tool = Command::new("env");
     tool.stdin(Stdio::null()).env_remove("LD_PRELOAD");
-    tool.args(["--default-signal=INT,QUIT", env!("CARGO_BIN_EXE_childproof")])
-        .args(["run", "--", "bash", "-c", script])
+    tool.args(["--default-signal=HUP,INT,QUIT", env!("CARGO_BIN_EXE_childproof")])
+        // A script that gets no signal goes on for ever.
+        .args(["run", "--timeout", "60s", "--", "bash", "-c", script])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);
@@ -345,8 +346,13 @@ fn a_guard_costs_little() {
 #[test]
 fn job_control_works_above_and_below() {
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/programs/terminal.py");
-    let mut python = Command::new("python3");
-    let output = python.arg(script).arg(env!("CARGO_BIN_EXE_childproof")).output().unwrap();
+    let mut python = Command::new("env");
+    let output = python
+        .args(["--default-signal=HUP,INT,QUIT", "python3"])
+        .arg(script)
+        .arg(env!("CARGO_BIN_EXE_childproof"))
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), stderr(&output));
 }
 

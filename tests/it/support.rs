@@ -61,9 +61,10 @@ impl Fixture {
     /// this test, and without the fds that were open before it: reports contain fd numbers.
     pub(crate) fn command(&self, target: &str, arguments: &[&str]) -> Command {
         close_given_fds();
-        // Under `nohup` SIGHUP is ignored, and would be in every process that is started here.
+        // Under `nohup` and in a background job of a shell these are ignored, and would be in every process that is
+        // started here.
         let mut command = Command::new("env");
-        command.arg("--default-signal=HUP").arg(self.binary(target));
+        command.arg("--default-signal=HUP,INT,QUIT").arg(self.binary(target));
         command.args(arguments).stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
         // No line is wrapped, so the length of a pid does not matter.
         command.env("COLUMNS", "100000");

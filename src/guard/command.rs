@@ -52,6 +52,9 @@ pub(crate) struct GuardedCommand {
     lifeline: Option<Lifeline>,
 }
 
+/// How long a tool may stay stopped after the end of the command.
+const CONTINUED: Duration = Duration::from_secs(1);
+
 impl GuardedCommand {
     /// Starts a command below a guard, with this signal mask. The calling process must have one thread.
     /// `scratch` is removed with its contents when the guard ends, also if the calling process is killed. `others` are
@@ -75,7 +78,7 @@ impl GuardedCommand {
             Fork::Child => {
                 drop(slot);
                 close(others);
-                let code = hold(theirs, harness, mask, command, &settings);
+                let code = hold(theirs, harness, mask, command, &settings, await_tool);
                 if let Some(scratch) = scratch {
                     let _ = scratch.remove();
                 }
@@ -149,14 +152,15 @@ impl Drop for GuardedCommand {
     }
 }
 
-/// Runs the net: forks the supervisor, and kills all remaining processes if the supervisor is killed. Returns
-/// the exit code.
+/// Runs the net: forks the supervisor, and kills all remaining processes if the supervisor is killed. Calls `last`
+/// with the lifeline and the pidfd of the tool when nothing of the command is left. Returns the exit code.
 pub(super) fn hold(
     slot: Channel,
     harness: OwnedFd,
     mask: Mask,
     command: Command,
     settings: &Settings,
+    last: impl FnOnce(&Watch, &OwnedFd),
 ) -> i32 {
     // The command shares session and process group with the tool, and with other processes that a shell
     // started with them.
@@ -199,9 +203,21 @@ pub(super) fn hold(
     if sys::has_children() {
         kill::kill_below(pid, &[]);
     }
-    // The tool still reads the recorder's log, and then closes the lifeline. Waits as long as the tool lives.
-    while !sys::readable(&lifeline, None) && !sys::readable(&harness, Some(Duration::ZERO)) {}
+    last(&lifeline, &harness);
     code
+}
+
+/// Waits for the end of the tool: it still reads the recorder's log, and then closes the lifeline.
+///
+/// The tool stops when the command was stopped. If the command was killed then, only this process can continue it. It
+/// may read of the stop later than this process is here, so it is continued again.
+fn await_tool(lifeline: &Watch, tool: &OwnedFd) {
+    loop {
+        let _ = sys::pidfd_send_signal(tool, libc::SIGCONT);
+        if sys::readable(lifeline, Some(CONTINUED)) || sys::readable(tool, Some(Duration::ZERO)) {
+            return;
+        }
+    }
 }
 
 /// Waits for the end of the supervisor, and reaps it; continues it if it was stopped. Gives its exit code; `None` if it was

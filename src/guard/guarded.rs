@@ -40,8 +40,7 @@ wire_struct! {
 /// A guard, and the socket to it.
 pub(crate) struct Guard {
     pub(crate) slot: Channel,
-    /// The process that was taken over. It exits when nothing of the command is left and the lifeline is
-    /// gone.
+    /// The process that was taken over. It exits when nothing of the command is left.
     pub(crate) net: Child,
     pidfd: OwnedFd,
     lifeline: Option<Lifeline>,
@@ -137,7 +136,8 @@ pub(super) fn take_over() {
     let mut program = Command::new(OsString::from_vec(request.program));
     program.args(request.arguments.into_iter().map(OsString::from_vec));
     let settings = Policy::new().fds(Fds::Off).grace(request.grace).settle();
-    sys::exit_now(command::hold(slot, owner, mask, program, &settings))
+    // Its exit tells the owner that the guard is gone: a fork of the owner may keep the socket from EOF.
+    sys::exit_now(command::hold(slot, owner, mask, program, &settings, |_, _| {}))
 }
 
 /// The fd of the owner's socket, if this process is to become a guard. A value that leaked into another

@@ -1,12 +1,20 @@
 //! [`childproof::lifeline::Command`]: a process tree that dies with its owner.
 
+use std::collections::HashSet;
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use childproof::lifeline::{Command, Guarded};
 use nix::libc;
+use nix::sys::signal::Signal;
+
+use crate::support::{parent, send};
 
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -116,6 +124,59 @@ fn many_threads_may_start_commands_at_once() {
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     assert!(begin.elapsed() < PATIENCE);
+}
+
+/// The sockets that a process has open.
+fn sockets(pid: i32) -> HashSet<PathBuf> {
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let files = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
+    files.filter(|file| file.to_string_lossy().starts_with("socket:")).collect()
+}
+
+/// Starts a guarded command while another thread forks without exec. Returns it with the forks.
+#[allow(unsafe_code)]
+fn guarded_among_forks() -> (Guarded, Vec<nix::unistd::Pid>) {
+    let is_started = Arc::new(AtomicBool::new(false));
+    let over = Arc::clone(&is_started);
+    let forking = std::thread::spawn(move || {
+        let mut forks = Vec::new();
+        while !over.load(Ordering::Relaxed) && forks.len() < 200 {
+            // SAFETY: the child makes one system call, which is async-signal-safe, until it is killed.
+            match unsafe { nix::unistd::fork() }.unwrap() {
+                nix::unistd::ForkResult::Child => loop {
+                    // SAFETY: takes nothing.
+                    unsafe { libc::pause() };
+                },
+                nix::unistd::ForkResult::Parent { child } => forks.push(child),
+            }
+        }
+        forks
+    });
+    let guarded = Command::new("sleep").arg("3137").spawn().unwrap();
+    is_started.store(true, Ordering::Relaxed);
+    (guarded, forking.join().unwrap())
+}
+
+#[childproof::test(timeout = "180s", threaded_fork = "allow")]
+fn the_death_of_the_guard_is_noticed_also_if_a_fork_holds_its_socket() {
+    let begin = Instant::now();
+    loop {
+        let (mut guarded, forks) = guarded_among_forks();
+        let own = sockets(std::process::id() as i32);
+        // The guard's end of the socket: the owner has closed it.
+        let holds_one = forks.iter().any(|fork| !sockets(fork.as_raw()).is_subset(&own));
+        send(parent(guarded.id() as i32), Signal::SIGKILL);
+        let ended = guarded.wait_timeout(PATIENCE);
+        for fork in forks {
+            nix::sys::signal::kill(fork, Signal::SIGKILL).unwrap();
+            nix::sys::wait::waitpid(fork, None).unwrap();
+        }
+        assert!(ended.is_err(), "{ended:?}");
+        if holds_one {
+            return;
+        }
+        assert!(begin.elapsed() < PATIENCE, "no fork has the socket");
+    }
 }
 
 #[childproof::test(timeout = "180s")]

@@ -408,6 +408,47 @@ fn beside_strangers(rounds: u32) {
     }
 }
 
+/// The state of a process: `T` if it is stopped.
+fn state(pid: u32) -> char {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.chars().next().unwrap()
+}
+
+/// Ctrl-Z, and then a kill of the command alone: the tool must not stay stopped.
+#[test]
+fn a_stopped_command_that_is_killed_ends_the_tool() {
+    let word = format!("{}{}", std::process::id(), 4_000);
+    let mut tool = Killed(tool().args(["run", "--", "sleep", &word]).spawn().unwrap());
+    // The tool itself has the word too.
+    let command = || with_word(&word).into_iter().find(|pid| comm(*pid) == "sleep");
+    until("the command", || command().is_some());
+    let pid = command().unwrap().to_string();
+    // In an orphaned process group, as below a daemon, Ctrl-Z has no effect.
+    kill("-STOP", &pid);
+    until("the tool's stop", || state(tool.0.id()) == 'T');
+    kill("-KILL", &pid);
+    let mut code = None;
+    until("the tool's end", || {
+        code = tool.0.try_wait().unwrap();
+        code.is_some()
+    });
+    assert_eq!(code.unwrap().code(), Some(137));
+}
+
+/// A child that is killed when its test fails.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn comm(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
+}
+
 #[test]
 fn a_job_and_what_is_mounted_are_not_harmed() {
     beside_strangers(3);

@@ -18,7 +18,7 @@ use super::snapshot::{Snapshot, SubjectStart};
 use super::stop::{self, Stopped};
 use super::subject::Subject;
 use crate::guard::failure::GuardFailure;
-use crate::proc::process::{self, are_hidden};
+use crate::proc::process::{self, Stat, are_hidden};
 use crate::proc::sockets::Socket;
 use crate::proc::tree::Tree;
 use crate::sys::wire::Wire;
@@ -42,6 +42,11 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// moment.
 const LEAST_GRACE: Duration = Duration::from_millis(10);
 
+/// How much longer than the grace a process may take for an exit that it began within the grace.
+const EXITING: Duration = Duration::from_secs(2);
+/// How often it is checked whether such a process is gone: the kernel reports that to its parent alone.
+const EXITING_AGAIN: Duration = Duration::from_millis(5);
+
 /// The guard of one subject.
 pub(super) struct GuardedRun<'a> {
     sources: Sources<'a>,
@@ -58,6 +63,8 @@ pub(super) struct GuardedRun<'a> {
     is_empty: bool,
     /// The processes at the end of the subject, or when it paused itself for inspection.
     at_end: Option<Snapshot>,
+    /// The processes that had begun to exit when the grace was over, and until when they are waited for.
+    exiting: Option<(Instant, Vec<Stat>)>,
     /// The processes that are left.
     left: Option<Snapshot>,
     raised: Option<sys::Raised>,
@@ -91,6 +98,7 @@ impl<'a> GuardedRun<'a> {
             has_ended: false,
             is_empty: false,
             at_end,
+            exiting: None,
             left,
             raised,
             facts,
@@ -150,6 +158,7 @@ impl<'a> GuardedRun<'a> {
                 },
                 Wakeup::Request => self.request(),
                 Wakeup::Deadline if self.is_only_exiting() => self.exit_is_late(),
+                Wakeup::Deadline if self.phase == Phase::Grace && self.awaits_exits() => self.emptied(),
                 Wakeup::Deadline => Some(self.deadline_event()),
                 Wakeup::Abandoned => Some(Event::Abandoned),
             };
@@ -335,6 +344,32 @@ impl<'a> GuardedRun<'a> {
         let is_crowded = stop::is_crowded();
         let of_tree = if is_crowded && self.raised.is_none() { now } else { now + limit };
         Snapshot::of_tree(&self.start, of_tree, if is_crowded { now } else { of_tree })
+    }
+
+    /// Whether a process that has begun to exit within the grace is not gone yet: it ended by itself, and counts as left
+    /// only if its exit takes too long. Sets the time at which this is checked again.
+    fn awaits_exits(&mut self) -> bool {
+        // The list of processes would take too long in a crowd.
+        if self.exiting.is_none() && (nothing_left() || stop::is_crowded()) {
+            return false;
+        }
+        let now = Instant::now();
+        let supervisor = self.start.supervisor;
+        let (until, exiting) = self.exiting.get_or_insert_with(|| {
+            let tree = Tree::read();
+            let below = tree.below(supervisor, &[]).into_iter();
+            let exiting = below.filter(|stat| !stat.is_zombie() && stat.is_exiting()).cloned();
+            (now + EXITING, exiting.collect())
+        });
+        exiting.retain(|stat| {
+            let is_same = |now: &Stat| now.start_ticks == stat.start_ticks && !now.is_zombie();
+            Stat::read(stat.pid).as_ref().is_some_and(is_same)
+        });
+        let is_awaited = !exiting.is_empty() && now < *until;
+        if is_awaited {
+            self.deadline = Some(now + EXITING_AGAIN);
+        }
+        is_awaited
     }
 
     /// Whether a process outside of the guarded tree traces one in it: a debugger, which stops the test at

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nix::libc;
 
+use super::signals;
 use crate::sys::Pid;
 use crate::sys::wire::wire_enum;
 
@@ -18,6 +19,8 @@ pub(crate) const GUARD: &CStr = c"childproof";
 const PF_FORKNOEXEC: u64 = 0x40;
 /// Set for kernel threads (`PF_KTHREAD`).
 const PF_KTHREAD: u64 = 0x0020_0000;
+/// Set once a thread has begun to exit (`PF_EXITING`), and before that once a signal has killed it (`PF_SIGNALED`).
+const PF_EXITING_OR_SIGNALED: u64 = 0x404;
 
 /// The fields of `/proc/PID/stat` that are used here (proc_pid_stat(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +33,8 @@ pub(crate) struct Stat {
     pub(crate) sid: Pid,
     pub(crate) forked_without_exec: bool,
     pub(crate) is_kernel_thread: bool,
+    /// Whether its first thread has begun to exit.
+    is_leader_exiting: bool,
     pub(crate) threads: u32,
     /// Start time in clock ticks since boot. Together with the pid it identifies the process.
     pub(crate) start_ticks: u64,
@@ -80,6 +85,20 @@ impl Stat {
         matches!(self.state, 'Z' | 'X' | 'x')
     }
 
+    /// Whether the process has begun to exit, or was killed: none of its threads runs code of its own any more. The
+    /// exit itself takes a while, for the memory that is freed.
+    pub(crate) fn is_exiting(&self) -> bool {
+        let is_over = |thread: &Stat| {
+            thread.is_leader_exiting || thread.has_lost_leader() || signals::has_pending_kill(thread.pid)
+        };
+        if self.threads <= 1 {
+            return is_over(self);
+        }
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten();
+        let tids = tasks.filter_map(|task| task.file_name().to_str()?.parse().ok());
+        tids.filter_map(Stat::read).all(|thread| is_over(&thread))
+    }
+
     /// The id under which `/proc` shows the memory and fds of the process: its pid, or the id of another
     /// thread if the first one has exited.
     pub(crate) fn readable_id(&self) -> Pid {
@@ -108,6 +127,7 @@ impl Stat {
             sid: 0,
             forked_without_exec: false,
             is_kernel_thread: false,
+            is_leader_exiting: false,
             threads: 0,
             start_ticks: 0,
         };
@@ -122,6 +142,7 @@ impl Stat {
                     let flags: u64 = field.parse().ok()?;
                     stat.forked_without_exec = flags & PF_FORKNOEXEC != 0;
                     stat.is_kernel_thread = flags & PF_KTHREAD != 0;
+                    stat.is_leader_exiting = flags & PF_EXITING_OR_SIGNALED != 0;
                 }
                 20 => stat.threads = field.parse().ok()?,
                 // The last field that is needed. Skipping the rest matters when thousands of lines are read.

@@ -85,12 +85,21 @@ fn may_be_told(pid: Pid) -> bool {
     own == 0 || process::effective_uid(pid) == Some(own)
 }
 
+/// Whether a thread is killed as soon as it runs again. The kernel marks each thread of a process that a signal kills.
+pub(super) fn has_pending_kill(tid: Pid) -> bool {
+    let status = fs::read(format!("/proc/{tid}/status")).unwrap_or_default();
+    set(&String::from_utf8_lossy(&status), "SigPnd") >> (libc::SIGKILL - 1) & 1 == 1
+}
+
+/// One signal set of a `/proc/PID/status`.
+fn set(status: &str, name: &str) -> u64 {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
+    line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
+}
+
 /// Parses the signal sets of a `/proc/PID/status`.
 fn parse(status: &str) -> Signals {
-    let set = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
-        line.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(0)
-    };
+    let set = |name: &str| set(status, name);
     // glibc reserves signals 32 and 33.
     let signals = |set: u64| {
         (1..=64).filter(|signal| set >> (signal - 1) & 1 == 1 && !matches!(signal, 32 | 33)).collect()

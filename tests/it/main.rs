@@ -29,6 +29,7 @@ mod lifelines;
 mod lines;
 mod output;
 mod policy;
+mod proof;
 mod readme;
 mod scratch;
 mod shapes;

@@ -5,9 +5,10 @@
 
 #[cfg(feature = "json")]
 pub mod inspect;
+mod relay;
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use self::relay::{Pipe, Relay};
 use crate::config::policy::{Settings, from_environment, misspelt};
 use crate::config::registry::{ArgumentPosition, ArgumentSyntax};
 use crate::diagnosis::{self, Groups, Verdict};
@@ -58,6 +60,10 @@ const STOPPING: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU
 /// A command that runs guarded.
 pub struct Guarded {
     command: GuardedCommand,
+    /// What reads its output, if what is left of it may be kept.
+    relays: Vec<Relay>,
+    /// What they have read from.
+    pipes: Vec<OwnedFd>,
     signals: SignalFd,
     settings: Settings,
     name: String,
@@ -132,8 +138,9 @@ impl Guarded {
     /// # Errors
     ///
     /// If the guard cannot be set up.
-    pub fn start(command: Command, policy: Policy, scratch: Option<&Scratch>) -> io::Result<Guarded> {
+    pub fn start(mut command: Command, policy: Policy, scratch: Option<&Scratch>) -> io::Result<Guarded> {
         let settings = policy.settle();
+        let pipes = if settings.keep { relay::between(&mut command)? } else { Vec::new() };
         let words = std::iter::once(command.get_program()).chain(command.get_args());
         let name = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
         let mask = Mask::current()?;
@@ -145,13 +152,15 @@ impl Guarded {
         blocked.extend(STOPPING);
         blocked.thread_block()?;
         let scratch = scratch.map(|scratch| &scratch.0);
-        let guarded = GuardedCommand::start(command, settings.clone(), mask, scratch, &[])
+        let private: Vec<RawFd> = pipes.iter().flat_map(Pipe::fds).collect();
+        let guarded = GuardedCommand::start(command, settings.clone(), mask, scratch, &private)
             .map_err(|failure| io::Error::other(failure::words(&failure)))?;
         for standard in 0..=1 {
             sys::null_at(standard)?;
         }
         close_given_fds();
-        Ok(Guarded { command: guarded, signals, settings, name, pid: None, supervisor: None })
+        let relays = pipes.into_iter().map(Relay::start).collect::<io::Result<_>>()?;
+        Ok(Guarded { command: guarded, relays, pipes: Vec::new(), signals, settings, name, pid: None, supervisor: None })
     }
 
     /// Waits for the next event, at most until `deadline`.
@@ -197,13 +206,21 @@ impl Guarded {
             }
             Ok(Some(Answer::NotStarted { error })) => Event::NotStarted(io::Error::from_raw_os_error(error)),
             Ok(Some(Answer::Stopped { signal })) => Event::Stopped(signal),
-            Ok(Some(Answer::Other { facts })) => Event::Over(self.outcome(*facts)),
+            Ok(Some(Answer::Other { facts })) => {
+                // Before the report.
+                self.pipes = self.relays.drain(..).filter_map(Relay::end).collect();
+                Event::Over(self.outcome(*facts))
+            }
             Ok(Some(Answer::Inspected { facts })) => Event::Inspected(self.outcome(*facts)),
             Ok(Some(Answer::NotBegun { failure })) => Event::Failed(failure::words(&failure)),
             // The others are never sent for a command.
-            Ok(Some(Answer::Looking {} | Answer::Clean { .. } | Answer::Traced {} | Answer::Responds {})) => {
-                return None;
-            }
+            Ok(Some(
+                Answer::Looking {}
+                | Answer::Clean { .. }
+                | Answer::Traced {}
+                | Answer::Responds {}
+                | Answer::Kept {},
+            )) => return None,
             Ok(None) => Event::Failed("the guard was killed, and the command with it".to_owned()),
             Err(error) => Event::Failed(format!("the guard cannot be followed: {error}")),
         })
@@ -246,6 +263,19 @@ impl Guarded {
     /// Ends the guard, and every process of the command.
     pub fn shut_down(&mut self) {
         self.command.shut_down();
+    }
+
+    /// Keeps the processes of the command, which were stopped, and lets go of the guard; it ends when they have. Returns
+    /// whether they are kept.
+    pub fn keep(&mut self) -> bool {
+        // What is kept may write again, and would be killed by SIGPIPE if nothing could read that.
+        let fds: Vec<BorrowedFd<'_>> = self.pipes.iter().map(AsFd::as_fd).collect();
+        self.command.keep(&fds)
+    }
+
+    /// Kills the processes of the command that were stopped: they are not to be kept.
+    pub fn kill_kept(&self) {
+        self.command.kill_kept();
     }
 
     /// Whether the command's own process has a handler for a signal.
@@ -394,6 +424,16 @@ impl Report {
     /// Whether there is anything to report: something was left, or the command did not end normally.
     pub fn failed(&self) -> bool {
         self.0.failed()
+    }
+
+    /// Whether processes were stopped.
+    pub fn has_stopped(&self) -> bool {
+        !self.0.facts.kept.is_empty()
+    }
+
+    /// Whether those are to be kept.
+    pub fn keeps(&self) -> bool {
+        self.0.keeps()
     }
 
     /// Formats it for people, fitted to the terminal behind stderr if there is one.

@@ -42,6 +42,8 @@ pub(crate) struct Run {
     pub(crate) progress: bool,
     pub(crate) record: RecordOption,
     pub(crate) quiet: bool,
+    /// As the environment says, if `false`.
+    pub(crate) keep: bool,
     /// Where the recorder's files go, if not to the directory for temporary files.
     pub(crate) scratch: Option<PathBuf>,
     /// What the command's environment has instead of this process's own; `None` is removed.
@@ -100,13 +102,14 @@ fn of_run(matches: &ArgMatches) -> Run {
             _ => RecordOption::Program,
         },
         quiet: matches.get_flag("quiet"),
+        keep: matches.try_get_one("keep").ok().flatten().copied().unwrap_or(false),
         scratch: None,
         environment: Vec::new(),
     }
 }
 
 const EXIT_CODES: &str = "\
-Environment: CHILDPROOF_GRACE, CHILDPROOF_FDS, CHILDPROOF_PROCESSES, and CHILDPROOF_ALLOW_PROCESS
+Environment: CHILDPROOF_GRACE, CHILDPROOF_FDS, CHILDPROOF_PROCESSES, CHILDPROOF_KEEP=1, and CHILDPROOF_ALLOW_PROCESS
 and CHILDPROOF_ALLOW_CREATED_BY with `;` between their items. Options win, lists add up.
 
 Signals are passed on to CMD. SIGQUIT, unless a terminal sent it, shows what runs and what it waits
@@ -152,6 +155,12 @@ fn run() -> Command {
                 .value_name("PATH")
                 .value_parser(clap::value_parser!(PathBuf))
                 .help("Write the report as JUnit's XML to this file, with CMD as the only test case"),
+        )
+        .arg(
+            Arg::new("keep")
+                .long("keep")
+                .action(ArgAction::SetTrue)
+                .help("Keep what leaked or hangs, stopped, for a debugger; `childproof kill` ends it"),
         )
         .arg(
             Arg::new("progress")

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::mem::ManuallyDrop;
+use std::mem::{self, ManuallyDrop};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -99,8 +99,17 @@ fn guard(options: &Run, noted: impl FnOnce(&Report) -> Result<(), String>) -> Re
         say(&report.text(is_coloured()));
     }
     noted(&report)?;
-    guarded.shut_down();
-    drop(recording);
+    // What is printed above names it; before that, it ends with this process.
+    if report.keeps() && guarded.keep() {
+        // The guard that stays removes the files at its end.
+        mem::forget(recording);
+    } else {
+        if report.has_stopped() {
+            guarded.kill_kept();
+        }
+        guarded.shut_down();
+        drop(recording);
+    }
     Ok(match ending {
         Ending::Exited(0) if report.failed() => options.leak_exit_code,
         ending => followed.end_as(&ending),
@@ -136,6 +145,7 @@ fn policy(options: &Run) -> Policy {
         Some(fds) => policy.fds(fds),
         None => policy,
     };
+    let policy = if options.keep { policy.keep() } else { policy };
     let policy = options.allow_process.iter().fold(policy, |policy, glob| policy.allow_process(glob));
     let policy = options.allow_created_by.iter().fold(policy, |policy, path| policy.allow_created_by(path));
     match options.grace {

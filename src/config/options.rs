@@ -76,6 +76,7 @@ impl Options {
         let mut policy = Policy::new();
         policy.timeout = one("timeout").and_then(values::timeout);
         policy.grace = one("grace").and_then(values::duration);
+        policy.keep = flag("keep").then_some(true);
         let seed = matches.get_one::<u64>("shuffle-seed").copied();
         Options {
             filters: strings("filter"),
@@ -198,8 +199,8 @@ fn command() -> Command {
              Environment: CHILDPROOF_TIMEOUT, _GRACE, _FDS, _PROCESSES, _UNWAITED, _THREADS,\n\
              CHILDPROOF_THREADED_FORK, CHILDPROOF_ALLOW_PROCESS, CHILDPROOF_ALLOW_CREATED_BY,\n\
              CHILDPROOF_BACKTRACE=full, CHILDPROOF_TRACE=fds, CHILDPROOF_SHARED=1,\n\
-             RUST_TEST_THREADS, RUST_TEST_NOCAPTURE, RUST_TEST_SHUFFLE,\n\
-             RUST_TEST_SHUFFLE_SEED, XML_OUTPUT_FILE.",
+             CHILDPROOF_KEEP=1, RUST_TEST_THREADS, RUST_TEST_NOCAPTURE,\n\
+             RUST_TEST_SHUFFLE, RUST_TEST_SHUFFLE_SEED, XML_OUTPUT_FILE.",
         )
         .arg(
             Arg::new("filter")
@@ -230,6 +231,7 @@ fn command() -> Command {
         .arg(value("repeat", "N", "Run everything N times").value_parser(clap::value_parser!(u64).range(1..)))
         .arg(flag("fail-fast", "Start no further test once one has failed"))
         .arg(flag("shared", "Run all tests on threads of one guarded process, and count what is left once, at its end"))
+        .arg(flag("keep", "Keep what leaked or hangs, stopped, for a debugger, and start no further test"))
         .arg(
             value("timeout", "TIME", "How long a body may run, or `none`")
                 .value_parser(ValueParser::new(timeout)),

@@ -130,6 +130,7 @@ pub struct Policy {
     pub(crate) allow_process: Vec<String>,
     pub(crate) allow_created_by: Vec<String>,
     pub(crate) serial: Option<String>,
+    pub(crate) keep: Option<bool>,
 }
 
 impl Policy {
@@ -146,6 +147,7 @@ impl Policy {
             allow_process: Vec::new(),
             allow_created_by: Vec::new(),
             serial: None,
+            keep: None,
         }
     }
 
@@ -244,6 +246,14 @@ impl Policy {
         self
     }
 
+    /// Stops what leaked or hangs, and keeps it.
+    #[cfg_attr(not(feature = "__engine"), allow(dead_code, reason = "only the tool calls it"))]
+    #[doc(hidden)]
+    pub fn keep(mut self) -> Self {
+        self.keep = Some(true);
+        self
+    }
+
     /// Fills unset fields from `weaker`. Lists add up: a glob allowed anywhere is allowed.
     pub(crate) fn over(mut self, weaker: &Policy) -> Policy {
         self.timeout = self.timeout.or(weaker.timeout);
@@ -256,6 +266,7 @@ impl Policy {
         self.allow_process.extend(weaker.allow_process.iter().cloned());
         self.allow_created_by.extend(weaker.allow_created_by.iter().cloned());
         self.serial = self.serial.or_else(|| weaker.serial.clone());
+        self.keep = self.keep.or(weaker.keep);
         self
     }
 
@@ -286,6 +297,7 @@ impl Policy {
             allow_process: self.allow_process,
             allow_created_by: self.allow_created_by,
             serial: self.serial,
+            keep: self.keep.unwrap_or(false),
         }
     }
 }
@@ -304,6 +316,8 @@ wire_struct! {
         pub(crate) allow_process: Vec<String>,
         pub(crate) allow_created_by: Vec<String>,
         pub(crate) serial: Option<String>,
+        /// What leaked or hangs is stopped and kept.
+        pub(crate) keep: bool,
     }
 }
 
@@ -328,11 +342,12 @@ const TRACE: Choice = Choice(&["fds"]);
 const BACKTRACE: Choice = Choice(&["full", "short"]);
 const SWITCH: Choice = Choice(&["0", "1"]);
 /// Settings that only have a variable and no argument, with their valid values unless any is.
-const VARIABLES_ONLY: [(&str, Option<Choice>); 5] = [
+const VARIABLES_ONLY: [(&str, Option<Choice>); 6] = [
     ("backtrace", Some(BACKTRACE)),
     ("trace", Some(TRACE)),
     ("debug", None),
     ("shared", Some(SWITCH)),
+    ("keep", Some(SWITCH)),
     ("require", None),
 ];
 
@@ -415,6 +430,7 @@ pub(crate) fn from_environment(get: impl Fn(&str) -> Option<OsString>) -> Result
         deny_unwaited: read(&get, of(&values::UNWAITED), values::deny)?,
         deny_threads: read(&get, of(&values::THREADS), values::deny)?,
         threaded_fork: read(&get, of(&values::THREADED_FORK), ThreadedFork::read)?,
+        keep: read(&get, ("keep", SWITCH), |text| SWITCH.index(text).map(|index| index == 1))?,
         ..Policy::new()
     })
 }

@@ -107,6 +107,7 @@ impl Attribute {
             allow_process: owned(self.allow_process),
             allow_created_by: owned(self.allow_created_by),
             serial: self.serial.map(str::to_owned),
+            keep: None,
         }
     }
 }

@@ -300,6 +300,8 @@ impl Suite<'_> {
 
     fn judge(&self, name: &str, settings: &Settings, mut own: Facts, names: Names) -> Verdict {
         stray::allow(&mut own, settings, &names);
+        let is_own = |pid: &&i32| own.processes.iter().any(|process| process.pid == **pid);
+        own.kept = self.facts.kept.iter().filter(is_own).copied().collect();
         let tids: HashSet<i32> = own.tasks().map(|(_, thread)| thread.tid).collect();
         let pids: HashSet<i32> = own.processes.iter().map(|process| process.pid).collect();
         let Inferred { stuck, inherited, unwatched, exited } = self.inferred;

@@ -87,6 +87,12 @@ impl Verdict {
         self.findings.iter().filter_map(|finding| Some((finding.cause?, finding)))
     }
 
+    /// Whether what was stopped is to be kept: it fails the test.
+    pub(crate) fn keeps(&self) -> bool {
+        let is_why = |cause| matches!(cause, Cause::LeakedProcess | Cause::TimedOut);
+        !self.facts.kept.is_empty() && self.failures().any(|(cause, _)| is_why(cause))
+    }
+
     /// The causes, each once.
     pub(crate) fn causes(&self) -> Vec<Cause> {
         let mut causes: Vec<Cause> = Vec::new();

@@ -13,6 +13,7 @@ use nix::libc;
 
 use super::command;
 use super::facts::{Answer, Facts};
+use super::keep;
 use super::kill;
 use super::messages::{Hello, Job, Request, SlotRequest};
 use super::net;
@@ -35,6 +36,8 @@ pub(crate) struct ForkServer {
     idle: Mutex<Idle>,
     /// The supervisors that run a test.
     busy: Mutex<Vec<Arc<Channel>>>,
+    /// The supervisors that have stopped what a test left, and wait to be told what becomes of it.
+    held: Mutex<Vec<Slot>>,
     /// Whether the run was cut.
     is_cut: AtomicBool,
     /// Why there is no fork server, if it has reported that.
@@ -180,6 +183,7 @@ impl ForkServer {
             control: Mutex::new(control),
             idle: Mutex::new(Idle::default()),
             busy: Mutex::new(Vec::new()),
+            held: Mutex::new(Vec::new()),
             is_cut: AtomicBool::new(false),
             failure: OnceLock::new(),
             // The child is not reaped yet, so its pid cannot have been reused.
@@ -205,7 +209,9 @@ impl ForkServer {
         lock(&self.busy).retain(|channel| !Arc::ptr_eq(channel, &slot.channel));
         match result {
             Ok(facts) => {
-                if facts.survivors.is_empty() {
+                if !facts.kept.is_empty() {
+                    lock(&self.held).push(slot);
+                } else if facts.survivors.is_empty() {
                     lock(&self.idle).slots.push_back(slot);
                 }
                 facts
@@ -231,6 +237,17 @@ impl ForkServer {
         let _ = lock(&self.control).send(&Request::Cut.encode(), &[]);
         for channel in lock(&self.busy).iter() {
             let _ = channel.send(&SlotRequest::Cut.encode(), &[]);
+        }
+    }
+
+    /// Has a supervisor kill what it has stopped: it is not to be kept.
+    pub(crate) fn kill_held(&self, supervisor: Pid) {
+        let mut held = lock(&self.held);
+        let Some(at) = held.iter().position(|slot| slot.pid == supervisor) else { return };
+        let slot = held.remove(at);
+        drop(held);
+        if slot.channel.send(&SlotRequest::Kill.encode(), &[]).is_ok() {
+            lock(&self.idle).slots.push_back(slot);
         }
     }
 
@@ -417,13 +434,19 @@ impl ForkServer {
         self.failure.get()
     }
 
-    /// Ends the supervisors, the fork server and the net, and waits until they are gone.
+    /// Ends the supervisors, the fork server and the net, and waits until they are gone. Those that have stopped what a test
+    /// left keep it, and stay.
     pub(crate) fn shut_down(&self) {
+        let held = std::mem::take(&mut *lock(&self.held));
+        let kept = held.iter().filter(|slot| keep::request(&slot.channel, &[])).count();
         lock(&self.idle).slots.clear();
         let control = lock(&self.control);
         let _ = control.send(&Request::End.encode(), &[]);
         // This also ends a fork server that was started after the first one was killed.
         control.end_sends();
+        if kept > 0 {
+            return;
+        }
         let until = Instant::now() + WIND_DOWN;
         sys::readable_beside(&self.pidfd, self.child, WIND_DOWN);
         let has_been_killed = match sys::waitid(Some(self.child), libc::WEXITED) {

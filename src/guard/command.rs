@@ -24,6 +24,7 @@ use super::events::Sources;
 use super::facts::Answer;
 use super::failure::{GuardFailure, Role};
 use super::guarded_run::GuardedRun;
+use super::keep::{self, Decision};
 use super::kill;
 use super::messages::SlotRequest;
 use super::net::{TITLE, block_all_signals, children_fd};
@@ -127,6 +128,22 @@ impl GuardedCommand {
         let _ = self.slot.send(&SlotRequest::Inspect.encode(), &[]);
     }
 
+    /// Keeps the processes that were stopped, and lets go of the guard. The fds are open as long as they are. Returns
+    /// whether they are kept: if not, the guard ends with them.
+    #[cfg_attr(not(feature = "__engine"), allow(dead_code, reason = "only the tool keeps what it guards"))]
+    pub(crate) fn keep(&mut self, fds: &[BorrowedFd<'_>]) -> bool {
+        let is_kept = keep::request(&self.slot, fds);
+        if is_kept {
+            self.lifeline = None;
+        }
+        is_kept
+    }
+
+    /// Kills the processes that were stopped.
+    pub(crate) fn kill_kept(&self) {
+        let _ = self.slot.send(&SlotRequest::Kill.encode(), &[]);
+    }
+
     /// Ends the guard and waits until it is gone.
     pub(crate) fn shut_down(&mut self) {
         if self.lifeline.take().is_none() {
@@ -196,8 +213,8 @@ pub(super) fn hold(
         Ok(Fork::Parent(supervisor)) => supervisor,
         Err(error) => return refuse(&slot, GuardFailure::fork(Role::Supervisor)(error)),
     };
-    drop((slot, gate));
-    leave_terminal(TITLE, None);
+    drop((slot, gate, command));
+    leave_terminal(TITLE, None, false);
     drop(held);
     let code = follow(supervisor, &children, &lifeline, &harness).unwrap_or(1);
     if sys::has_children() {
@@ -230,9 +247,12 @@ fn follow(supervisor: Pid, children: &SignalFd, lifeline: &Watch, harness: &Owne
             Some(_) => return None,
             None => {}
         }
-        let left = until.map(|until: Instant| until.saturating_duration_since(Instant::now()));
+        let mut left = until.map(|until: Instant| until.saturating_duration_since(Instant::now()));
         if left == Some(Duration::ZERO) {
-            break;
+            if !keep::stays(supervisor) {
+                break;
+            }
+            left = None;
         }
         let mut fds = [
             PollFd::new(children.as_fd(), PollFlags::POLLIN),
@@ -241,7 +261,7 @@ fn follow(supervisor: Pid, children: &SignalFd, lifeline: &Watch, harness: &Owne
         ];
         // Once the tool is gone, only the supervisor is waited for.
         let watched = if until.is_some() { 1 } else { fds.len() };
-        // As long as the command runs. An error is a signal, and all are blocked.
+        // As long as the command runs, or what is kept of it is there. An error is a signal, and all are blocked.
         let _ = poll(&mut fds[..watched], sys::poll_timeout(left));
         let is_over = fds[1..watched].iter().any(|fd| fd.any().unwrap_or(false));
         let _ = children.read_signal();
@@ -262,12 +282,21 @@ fn refuse(slot: &Channel, failure: GuardFailure) -> i32 {
 
 /// Leaves the session and the terminal, and closes the command's stdin, stdout and stderr: a reader of its
 /// output must not have to wait for this process to exit.
-fn leave_terminal(title: &str, name: Option<&std::ffi::CStr>) {
+///
+/// `stays_in_session` if processes of the command are to be kept: then this one only moves to a process group of its own.
+/// A process group is not orphaned as long as the parent of a member is in the same session and in another group; and of an
+/// orphaned one the kernel ends and continues all members, if one of them has stopped.
+fn leave_terminal(title: &str, name: Option<&std::ffi::CStr>, stays_in_session: bool) {
     for standard in 0..=2 {
         let _ = sys::null_at(standard);
     }
     close_given_fds();
-    let _ = nix::unistd::setsid();
+    if stays_in_session {
+        let own = nix::unistd::Pid::from_raw(0);
+        let _ = nix::unistd::setpgid(own, own);
+    } else {
+        let _ = nix::unistd::setsid();
+    }
     sys::Argv::at(process::argv_of_self().unwrap_or_default()).show(&[title]);
     let own = CString::new(title).unwrap_or_default();
     let _ = nix::sys::prctl::set_name(name.unwrap_or(&own));
@@ -310,31 +339,44 @@ impl CommandSupervisor {
         let words = std::iter::once(command.get_program()).chain(command.get_args());
         let command_line: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
         let title = format!("childproof: {}", command_line.join(" "));
-        let subject = match self.start(pid, gate, mask, command, &title) {
+        let subject = match self.start(pid, gate, mask, command, (&title, settings.keep)) {
             Ok(subject) => subject,
             Err(answer) => {
                 let _ = self.slot.send(&answer.encode(), &[]);
                 return 0;
             }
         };
-        let sources = Sources {
-            lifeline: &self.lifeline,
-            harness: &self.harness,
-            slot: &self.slot,
-            children: &self.children,
-        };
         let start =
             SubjectStart { supervisor: pid, test: subject, begin, before, command_line: &command_line };
         let subject = Subject::Command { pid: subject };
-        let run = GuardedRun::new(sources, subject, start, settings.timeout, settings.grace);
-        let Some((mut facts, preexisting)) = run.run() else { return 0 };
+        let run = GuardedRun::new(self.sources(), subject, start, settings.timeout, settings.grace);
+        let Some((mut facts, preexisting)) = run.keeping(settings.keep).run() else { return 0 };
         facts.body = Body::OfCommand;
         facts.session = session;
         facts.preexisting = preexisting;
         facts.time = begin.elapsed();
-        let left = i32::from(!facts.survivors.is_empty());
+        let (left, is_held) = (i32::from(!facts.survivors.is_empty()), !facts.kept.is_empty());
         let _ = self.slot.send(&Answer::Other { facts }.encode(), &[]);
-        left
+        if is_held { self.end_held(pid) } else { left }
+    }
+
+    /// Keeps or kills what was stopped, as the tool says. Returns the exit code.
+    fn end_held(&self, pid: Pid) -> i32 {
+        match keep::decision(&self.sources()) {
+            Decision::Keep(held) => {
+                keep::stay(&self.slot, &self.children);
+                drop(held);
+                0
+            }
+            Decision::Kill | Decision::Abandoned => {
+                i32::from(!kill::kill_below(pid, &[]).survivors.is_empty())
+            }
+        }
+    }
+
+    fn sources(&self) -> Sources<'_> {
+        let CommandSupervisor { slot, harness, lifeline, children } = self;
+        Sources { lifeline, harness, slot, children }
     }
 
     /// Starts the program. Returns its pid, or why it could not be started.
@@ -347,7 +389,7 @@ impl CommandSupervisor {
         (gate, held): (Channel, Channel),
         mask: Mask,
         command: Command,
-        title: &str,
+        (title, keeps): (&str, bool),
     ) -> Result<Pid, Answer> {
         let guard = |error: io::Error| Answer::NotBegun {
             failure: GuardFailure::StartCommand { error: error.into() },
@@ -366,8 +408,8 @@ impl CommandSupervisor {
                 sys::exit_now(127)
             }
             Fork::Parent(pid) => {
-                drop((theirs, gate));
-                leave_terminal(title, Some(GUARD));
+                drop((theirs, gate, command));
+                leave_terminal(title, Some(GUARD), keeps);
                 drop(held);
                 match ours.receive() {
                     // Exec has closed the child's end.

@@ -227,6 +227,8 @@ wire_struct! {
         /// One of them.
         pub(crate) returned_child: Option<i32>,
         pub(crate) survivors: Vec<Survivor>,
+        /// The processes that were stopped and not killed: what becomes of them is decided by the verdict.
+        pub(crate) kept: Vec<i32>,
         pub(crate) mounts: Vec<LeftMount>,
         /// The inodes of pipes that existed before the test.
         pub(crate) preexisting: Vec<u64>,
@@ -305,6 +307,8 @@ wire_enum! {
         Traced {},
         /// The supervisor responds: nothing stops it.
         Responds {},
+        /// What was stopped is kept, whatever becomes of the harness.
+        Kept {},
         /// The command is running.
         Started { pid: i32, supervisor: i32 },
         /// The command's program could not be started: the error of execve(2).
@@ -333,6 +337,14 @@ impl Facts {
     pub(crate) fn tasks(&self) -> Box<dyn Iterator<Item = (&Process, &Thread)> + '_> {
         let of_all = self.processes.iter();
         Box::new(of_all.flat_map(|process| process.tasks.iter().map(move |thread| (process, thread))))
+    }
+
+    /// Notes that what was stopped is killed after all.
+    pub(crate) fn set_killed(&mut self) {
+        let kept = std::mem::take(&mut self.kept);
+        for process in self.processes.iter_mut().filter(|process| kept.contains(&process.pid)) {
+            process.killed = process.class == Class::Leaked;
+        }
     }
 
     /// Whether the subject is a command and not a test.
@@ -420,6 +432,7 @@ impl Facts {
             returned_children: 0,
             returned_child: None,
             survivors: Vec::new(),
+            kept: Vec::new(),
             mounts: Vec::new(),
             preexisting: Vec::new(),
             pipes: Vec::new(),

@@ -10,6 +10,7 @@ use nix::libc;
 
 use super::events::{Sources, Wakeup};
 use super::facts::{Answer, Class, Facts, Process};
+use super::keep;
 use super::kill;
 use super::messages::SlotRequest;
 use super::phases::{Action, Event, Phase, step};
@@ -69,6 +70,8 @@ pub(super) struct GuardedRun<'a> {
     left: Option<Snapshot>,
     raised: Option<sys::Raised>,
     facts: Box<Facts>,
+    /// Whether what is left is stopped and not killed.
+    keeps: bool,
     /// Adds facts that only the supervisor knows to an inspection.
     complete: Option<&'a dyn Fn(&mut Facts)>,
 }
@@ -102,6 +105,7 @@ impl<'a> GuardedRun<'a> {
             left,
             raised,
             facts,
+            keeps: false,
             complete: None,
         }
     }
@@ -111,8 +115,13 @@ impl<'a> GuardedRun<'a> {
         GuardedRun { complete: Some(complete), ..self }
     }
 
-    /// Guards the subject until no process of it is left. Returns the facts, and the inodes of pipes that
-    /// existed before; `None` if there is no receiver for a report.
+    /// Makes it stop what is left, and not kill that.
+    pub(super) fn keeping(self, keeps: bool) -> GuardedRun<'a> {
+        GuardedRun { keeps, ..self }
+    }
+
+    /// Guards the subject until no process of it is left, or all that is left was stopped to be kept. Returns the
+    /// facts, and the inodes of pipes that existed before; `None` if there is no receiver for a report.
     pub(super) fn run(mut self) -> Option<(Box<Facts>, Vec<u64>)> {
         loop {
             let event = self.next_event();
@@ -481,17 +490,23 @@ impl<'a> GuardedRun<'a> {
         }
         now.close(&mut facts.limits);
         let (tree, mut left) = now.into_parts();
-        let killed = kill::kill_seen_below(self.start.supervisor, tree);
+        let survivors = if self.keeps && !facts.cut {
+            facts.kept = keep::hold(self.start.supervisor, tree);
+            Vec::new()
+        } else {
+            kill::kill_seen_below(self.start.supervisor, tree).survivors
+        };
         left.retain(|process| process.class == Class::Leaked || is_timed_out);
         // If it has ended and is still there, it was only exiting.
         left.retain(|process| !process.is_test || !self.has_ended);
         for process in left.iter_mut().filter(|process| process.class == Class::Leaked) {
-            process.killed = !killed.survivors.iter().any(|survivor| survivor.pid == process.pid);
+            let pid = process.pid;
+            process.killed = facts.kept.is_empty() && !survivors.iter().any(|survivor| survivor.pid == pid);
         }
         // Descendants that fork and exit quickly may be in no snapshot, although the kernel reports that a
         // child is left.
         facts.unseen = left.is_empty() && !is_timed_out;
-        facts.survivors = killed.survivors;
+        facts.survivors = survivors;
         self.note_processes(left);
     }
 
@@ -537,7 +552,7 @@ fn nothing_left() -> bool {
 }
 
 /// Reaps every zombie child except `subject`.
-fn reap_others(subject: Option<Pid>) {
+pub(super) fn reap_others(subject: Option<Pid>) {
     while let Ok(Children::Ready(child)) = sys::waitid(None, libc::WEXITED | libc::WNOWAIT) {
         if Some(child.pid) == subject || sys::waitid(Some(child.pid), libc::WEXITED).is_err() {
             return;

@@ -63,6 +63,11 @@ wire_enum! {
         Respond,
         /// Send a signal to the command.
         Signal { signal: i32 },
+        /// Keep what was stopped, until it has ended: the harness is about to exit. May carry fds that are held open
+        /// meanwhile.
+        Keep,
+        /// Kill what was stopped.
+        Kill,
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod guarded;
 mod guarded_run;
 #[cfg(feature = "__engine")]
 pub(crate) mod inspect;
+mod keep;
 pub(crate) mod kill;
 pub(crate) mod messages;
 mod net;

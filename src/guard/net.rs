@@ -16,6 +16,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::failure::{GuardFailure, Role};
+use super::keep;
 use super::kill;
 use super::messages::{Hello, Request};
 use super::scratch::RunDirectory;
@@ -181,9 +182,14 @@ impl Net {
     fn follow(&self, server: Pid) -> Ended {
         let mut until = None;
         loop {
-            let left = until.map(|until: Instant| until.saturating_duration_since(Instant::now()));
+            let mut left = until.map(|until: Instant| until.saturating_duration_since(Instant::now()));
             if left == Some(Duration::ZERO) {
-                return Ended::Over;
+                if !keep::stays(server) {
+                    return Ended::Over;
+                }
+                // Until what is kept has ended.
+                keep::become_keeper();
+                left = None;
             }
             let mut fds = [
                 PollFd::new(self.children.as_fd(), PollFlags::POLLIN),

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::proc::process::{self, GUARD, Stat};
+use crate::proc::process::{self, GUARD, KEPT, Stat};
 use crate::proc::runners;
 use crate::proc::started;
 use crate::proc::tree::Tree;
@@ -221,11 +221,9 @@ impl Survey {
     fn orphan(&self, stat: &Stat) -> Result<Root, Refusal> {
         let above = above(&self.tree, stat.pid);
         if let Some(guard) = above.iter().copied().chain([stat]).rfind(|stat| is_guard(stat)) {
-            // A guard ends with its run, unless it has kept what it guards.
-            let is_kept = stat.state == 'T' && guard.pid != stat.pid && self.is_adopted(guard);
-            return match is_kept {
-                true => Ok(self.root(guard, vec![Trace::Kept])),
-                false => Err(Refusal::Guarded(Ancestor::of(guard))),
+            return match kept_by(&above) {
+                Some(kept_by) if guard.pid != stat.pid => Ok(self.root(kept_by, vec![Trace::Kept])),
+                _ => Err(Refusal::Guarded(Ancestor::of(guard))),
             };
         }
         if !self.is_adopted(stat) {
@@ -357,7 +355,21 @@ impl Ancestor {
 
 /// Whether a process guards others, or is the tool that has it done.
 fn is_guard(stat: &Stat) -> bool {
-    stat.comm.as_bytes() == GUARD.to_bytes() || stat.comm == NET
+    stat.comm.as_bytes() == GUARD.to_bytes() || stat.comm == NET || keeps(stat)
+}
+
+/// The topmost process of the guard that has kept a process with these above it, the nearest first. A guard ends with its run,
+/// unless it keeps something: then it has another name.
+fn kept_by<'a>(above: &[&'a Stat]) -> Option<&'a Stat> {
+    let mut guards = above.iter().copied().skip_while(|stat| !is_guard(stat));
+    let nearest = guards.next().filter(|nearest| keeps(nearest))?;
+    // Above it there may be the guard of another run.
+    Some(guards.take_while(|stat| keeps(stat) || stat.comm == NET).last().unwrap_or(nearest))
+}
+
+/// Whether a process is a guard that stays with what it has kept.
+fn keeps(stat: &Stat) -> bool {
+    stat.comm.as_bytes() == KEPT.to_bytes()
 }
 
 /// The processes above one, the nearest first.
@@ -487,15 +499,14 @@ mod tests {
             Line(10, 1, 10, 10, "childproof"),
             Line(20, 10, 20, 20, "childproof"),
             Line(30, 20, 29, 28, "sleep"),
+            // Its run has ended, below one that goes on.
+            Line(11, 20, 11, 11, "()"),
+            Line(21, 11, 21, 21, "childproof-kept"),
+            Line(31, 21, 29, 28, "sleep"),
         ];
-        let running = survey(&lines, &[(30, OF_CARGO)]);
-        assert!(matches!(running.orphan_with(30), Err(Refusal::Guarded(guard)) if guard.pid == 10));
-        let mut stopped = survey(&lines, &[(30, OF_CARGO)]);
-        let all: Vec<Stat> = stopped.tree.processes().cloned().collect();
-        stopped.tree = Tree::of(
-            all.into_iter().map(|stat| Stat { state: if stat.pid == 30 { 'T' } else { stat.state }, ..stat }),
-        );
-        let kept = stopped.orphan_with(30).unwrap();
-        assert_eq!((kept.stat.pid, &kept.traces[..]), (10, &[Trace::Kept][..]));
+        let survey = survey(&lines, &[(30, OF_CARGO), (31, OF_CARGO)]);
+        assert!(matches!(survey.orphan_with(30), Err(Refusal::Guarded(guard)) if guard.pid == 10));
+        let kept = survey.orphan_with(31).unwrap();
+        assert_eq!((kept.stat.pid, &kept.traces[..]), (11, &[Trace::Kept][..]));
     }
 }

@@ -16,6 +16,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signalfd::SignalFd;
 
+use super::keep;
 use super::kill;
 use super::messages::{Hello, Request};
 use super::net::{Net, report};
@@ -237,13 +238,20 @@ impl Server {
     /// Waits for the supervisors to exit, kills what they could not, and cleans up.
     fn wind_down(mut self) -> ServeOutcome {
         let until = Instant::now() + kill::LIMIT + Duration::from_secs(2);
-        while !self.supervisors.is_empty() {
+        while self.supervisors.iter().any(|live| !keep::stays(live.pid)) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
             sys::readable(&self.children, Some(left));
             self.reap_supervisors();
+        }
+        self.supervisors.retain(|live| keep::stays(live.pid));
+        if !self.supervisors.is_empty() {
+            let kept: Vec<Pid> = self.supervisors.iter().map(|live| live.pid).collect();
+            kill::kill_below(self.pid, &kept);
+            keep::become_keeper();
+            keep::until_empty(&self.children);
         }
         let clean = !sys::has_children();
         if !clean {

@@ -24,11 +24,12 @@ use crate::guard::events::{Sources, Wakeup};
 use crate::guard::facts::{Answer, EvidenceLimit, Facts};
 use crate::guard::failure::{GuardFailure, Role};
 use crate::guard::guarded_run::GuardedRun;
+use crate::guard::keep::{self, Decision};
 use crate::guard::kill;
 use crate::guard::messages::{BodyRequest, Hello, Job, SlotRequest};
 use crate::guard::panics::note_panics;
 use crate::guard::report_page::{End, Phase, ReportPage};
-use crate::guard::scratch::{RunDirectory, Scratch};
+use crate::guard::scratch::{Reset, RunDirectory, Scratch};
 use crate::guard::snapshot::SubjectStart;
 use crate::guard::subject::Subject;
 use crate::guard::suite;
@@ -226,7 +227,9 @@ impl Supervisor {
                     | SlotRequest::TimeOut
                     | SlotRequest::Inspect
                     | SlotRequest::Respond
-                    | SlotRequest::Signal { .. },
+                    | SlotRequest::Signal { .. }
+                    | SlotRequest::Keep
+                    | SlotRequest::Kill,
                 ) => continue,
                 None => return self.leave(1, preforked),
             };
@@ -258,13 +261,19 @@ impl Supervisor {
                 }
             };
             let Some(facts) = guarded else { return self.leave(0, None) };
-            let empty = facts.survivors.is_empty();
+            let (empty, is_held) = (facts.survivors.is_empty(), !facts.kept.is_empty());
             if self.slot.send(&Answer::of(facts).encode(), &[]).is_err() || !empty {
+                if is_held {
+                    kill::kill_below(self.pid, &[]);
+                }
                 // A process that could not be killed must not count as the next test's.
                 return self.leave(i32::from(!empty), None);
             }
-            // Before anything is forked, which would inherit the lock.
+            // Before anything is forked, which would inherit the lock. What was stopped does nothing until it is killed.
             drop(turn);
+            if is_held && let Some(code) = self.end_held() {
+                return self.leave(code, None);
+            }
             // Nothing is left of the test. A supervisor that has had two tests will probably get a third: it
             // preforks its process while the harness reports this one. Under nextest a process has only one
             // test.
@@ -277,6 +286,36 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    /// Keeps or kills what was stopped, as the harness says. Returns the exit code, unless there may be another test.
+    fn end_held(&mut self) -> Option<i32> {
+        match keep::decision(&self.sources()) {
+            Decision::Keep(held) => {
+                keep::stay(&self.slot, &self.children);
+                drop(held);
+                Some(0)
+            }
+            Decision::Abandoned => Some(i32::from(!kill::kill_below(self.pid, &[]).survivors.is_empty())),
+            Decision::Kill => {
+                let is_empty = kill::kill_below(self.pid, &[]).survivors.is_empty();
+                let _ = self.empty_scratch();
+                (!is_empty).then_some(1)
+            }
+        }
+    }
+
+    /// Removes what a test has left in its directory for temporary files.
+    fn empty_scratch(&mut self) -> Reset {
+        let reset = self.scratch.reset();
+        // The next test must not get what this one left in its directory.
+        if reset.failure.is_some()
+            && let Ok(another) = self.scratch.another()
+        {
+            self.scratch = another;
+            sys::set_env("TMPDIR", self.scratch.path.as_os_str());
+        }
+        reset
     }
 
     /// Waits for a request; `None` if there are no more.
@@ -368,17 +407,13 @@ impl Supervisor {
         let Settings { timeout, grace, .. } = job.settings;
         let complete = |facts: &mut Facts| call_sites::look_up(&self.log, &job.settings, facts);
         let run = GuardedRun::new(self.sources(), subject, start, timeout, grace);
-        let guarded = run.completed_by(&complete).run();
+        let guarded = run.keeping(job.settings.keep).completed_by(&complete).run();
         let (mut facts, preexisting) = guarded?;
-        let reset = self.scratch.reset();
-        facts.mounts = reset.mounts;
-        if let Some(failure) = reset.failure {
-            facts.limits.push(EvidenceLimit::ScratchNotEmptied { failure });
-            // The next test must not get what this one left in its directory.
-            if let Ok(another) = self.scratch.another() {
-                self.scratch = another;
-                sys::set_env("TMPDIR", self.scratch.path.as_os_str());
-            }
+        if facts.kept.is_empty() {
+            let reset = self.empty_scratch();
+            facts.mounts = reset.mounts;
+            let failure = reset.failure.map(|failure| EvidenceLimit::ScratchNotEmptied { failure });
+            facts.limits.extend(failure);
         }
         let page = &self.page;
         if page.phase() == Phase::Starting {

@@ -91,7 +91,7 @@ mod guarded {
                 command.process_group(0);
                 sys::set_env(&format!("{}{name}", policy::SHARED), address.as_ref());
                 let failed = |why: String| format!("cannot start the shared fixture `{name}`: {why}");
-                let settings = Settings { timeout: None, ..settings.clone() };
+                let settings = Settings { timeout: None, keep: false, ..settings.clone() };
                 let mask = Mask::current().map_err(|error| failed(error.to_string()))?;
                 let command = GuardedCommand::start(command, settings.clone(), mask, None, &fixtures.fds())
                     .map_err(|why| failed(failure::words(&why)))?;

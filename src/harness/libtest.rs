@@ -125,6 +125,12 @@ impl Test {
             let report = report.again(&verdict, layout_on_stderr());
             format!("{error_line}---- {} ----\n{}\n", job.name, join(&output, &report))
         });
+        if verdict.keeps() {
+            if shows_output() && let Some(report) = &report {
+                eprintln!("\n{error_line}{}", report.text);
+            }
+            stock_cut::keep(server, kept);
+        }
         if kept.is_some() || !verdict.failed() {
             stock_cut::end(kept);
         }

@@ -161,6 +161,7 @@ impl Harness {
             junit: files.junit.map(Mutex::new),
             failures: Failures::new(|name| std::env::var_os(name)),
             failed: AtomicBool::new(false),
+            keeps: AtomicBool::new(false),
             not_begun: AtomicUsize::new(0),
             pass_notes: Mutex::new(Vec::new()),
             warnings: Mutex::new(Vec::new()),
@@ -290,6 +291,8 @@ pub(super) struct Run {
     junit: Option<Mutex<Junit>>,
     failures: Failures,
     pub(super) failed: AtomicBool,
+    /// Whether what a test left is kept.
+    keeps: AtomicBool,
     /// How many tests had not started when the run was cut.
     not_begun: AtomicUsize,
     /// Times, and output of passed tests: printed after the results.
@@ -328,7 +331,7 @@ fn rounds(run: &Arc<Run>, arguments: &Arguments) -> bool {
         if chatty {
             run.show_pass_notes();
         }
-        if failed && options.fail_fast || signals::cut_by().is_some() {
+        if failed && options.fail_fast || run.keeps.load(Ordering::Acquire) || signals::cut_by().is_some() {
             break;
         }
     }
@@ -349,6 +352,8 @@ fn trial(run: &Arc<Run>, index: usize, round: u64, suite: Option<&Arc<shared::Ro
 
 /// Why a test does not run after a failure.
 pub(super) const FAILED_BEFORE: &str = "a test failed before it, and --fail-fast is set";
+/// Why a test does not run after one whose processes are kept.
+const KEPT_BEFORE: &str = "what a test before it has left is kept";
 
 impl Run {
     /// Runs one test, from the queue to the report.
@@ -376,6 +381,9 @@ impl Run {
         }
         if self.options.fail_fast && self.failed.load(Ordering::Acquire) {
             return Ok(self.pass_over(&name, FAILED_BEFORE));
+        }
+        if self.keeps.load(Ordering::Acquire) {
+            return Ok(self.pass_over(&name, KEPT_BEFORE));
         }
         let settings = self.policy_with(&entry.policy()).settle();
         let job = Job { index: index as u64, name, settings };
@@ -406,6 +414,7 @@ impl Run {
         self.record(&verdict, output, round);
         if verdict.failed() {
             self.failed.store(true, Ordering::Release);
+            self.note_kept(&verdict);
             self.keep_pass_note(&verdict, "");
             // libtest-mimic removes the colours where they are not wanted.
             let colour = self.options.format != Some(FormatSetting::Json);
@@ -425,6 +434,11 @@ impl Run {
             lock(&self.warnings).extend(text::warning(&verdict, layout(self.options.coloured(), 1)));
         }
         Ok(Completion::Completed)
+    }
+
+    /// Ends the run after this test, if what it left is kept.
+    pub(super) fn note_kept(&self, verdict: &Verdict) {
+        self.keeps.fetch_or(verdict.keeps(), Ordering::AcqRel);
     }
 
     /// Writes a verdict to the files of the run.
@@ -634,6 +648,10 @@ pub(crate) fn guard(
     let turn = turn.as_ref().map(AsFd::as_fd);
     let (facts, output) = observe(server, job, turn, no_capture, captures, slow);
     let mut verdict = judge(job, facts);
+    if !verdict.keeps() && !verdict.facts.kept.is_empty() {
+        server.kill_held(verdict.facts.session);
+        verdict.facts.set_killed();
+    }
     if !no_capture {
         verdict.add_output(&output, capture::limit());
     }
@@ -641,7 +659,8 @@ pub(crate) fn guard(
 }
 
 /// Runs one job under guard, with the lock of its serial key if it has one. Returns what was observed, and the output if
-/// that was captured.
+/// that was captured. What is kept must not keep a reader of this process's own output waiting, so then it is captured in any
+/// case, and printed afterwards.
 pub(super) fn observe(
     server: &ForkServer,
     job: &Job,
@@ -659,7 +678,7 @@ pub(super) fn observe(
         Progress::Inspected(facts) => signals::show(&judge(job, *facts)),
         Progress::Traced => signals::say_that_it_is_traced(&job.name),
     };
-    if no_capture {
+    if no_capture && !job.settings.keep {
         let own = [sys::borrow(1), sys::borrow(2)];
         let fds: Vec<BorrowedFd<'_>> = own.into_iter().chain(turn).collect();
         let flags = own.map(|fd| fcntl(fd, FcntlArg::F_GETFL));
@@ -686,6 +705,10 @@ pub(super) fn observe(
     let facts = server.run(job, &fds, &progress);
     // After a failure, a process that was left may still write to the file, so it is not used again.
     let output = capture.finish(captures, facts.are_clean());
+    if no_capture {
+        let _ = io::stdout().write_all(output.as_deref().unwrap_or_default().as_bytes());
+        return (facts, String::new());
+    }
     (facts, output.unwrap_or_else(|error| format!("[its output cannot be read: {error}]")))
 }
 

@@ -173,7 +173,13 @@ impl Round {
         });
         drop(turns);
         let timed_out = *lock(&clocks.timed_out);
-        judge(&job, &self.tests, &tests, shared.table, timed_out, facts, output)
+        let (supervisor, is_held) = (facts.session, !facts.kept.is_empty());
+        let mut ended = judge(&job, &self.tests, &tests, shared.table, timed_out, facts, output);
+        if is_held && !ended.keeps() {
+            run.server.kill_held(supervisor);
+            ended.suite.facts.set_killed();
+        }
+        ended
     }
 }
 
@@ -216,6 +222,12 @@ fn judge(
 }
 
 impl Ended {
+    /// Whether what was stopped fails a test or the suite itself.
+    fn keeps(&self) -> bool {
+        let keeps = |result: &TestResult| matches!(result, TestResult::Judged(verdict) if verdict.keeps());
+        self.suite.keeps() || self.tests.values().any(keeps)
+    }
+
     /// The suite could not be run.
     fn unguarded(failure: GuardFailure) -> Ended {
         let settings = Policy::new().settle();
@@ -240,6 +252,7 @@ impl Run {
         self.record(verdict, output, round);
         if verdict.failed() {
             self.failed.store(true, Ordering::Release);
+            self.note_kept(verdict);
             return Err(Failed::from(text::report(verdict, layout(self.options.coloured(), 1))));
         }
         Ok(Completion::Completed)

@@ -2,6 +2,7 @@
 //! of failed guarded tests are kept, and printed together with those of the tests that were running.
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::Instant;
@@ -15,6 +16,9 @@ use crate::guard::client::ForkServer;
 use crate::report::words::plural;
 use crate::sys;
 use crate::sys::lock::lock;
+
+/// libtest's exit code if a test failed.
+const FAILED: i32 = 101;
 
 /// The guarded tests so far.
 struct Tests {
@@ -82,14 +86,7 @@ pub(super) fn cut(server: &ForkServer, signal: i32) {
             Err(poisoned) => poisoned.into_inner().0,
         };
     }
-    // Written directly: libtest may capture `eprint!`.
-    let mut out = io::stderr().lock();
-    let _ = writeln!(out);
-    for report in &tests.reports {
-        let _ = writeln!(out, "{report}");
-    }
-    drop(out);
-    end_failures();
+    print(&tests.reports);
     let mut out = io::stderr().lock();
     let not_begun = match not_begun_count(tests.begun) {
         0 => String::new(),
@@ -103,6 +100,33 @@ pub(super) fn cut(server: &ForkServer, signal: i32) {
         let _ = writeln!(out, "childproof: {count} did not end within {limit} s, killed without a report");
     }
     sys::end_by_signal(signal);
+}
+
+/// Ends the process after a test of which processes are kept, with its report unless that was shown: libtest would start
+/// another test.
+pub(super) fn keep(server: &ForkServer, report: Option<String>) -> ! {
+    static IS_ENDING: AtomicBool = AtomicBool::new(false);
+    let mut tests = lock(&TESTS);
+    tests.reports.extend(report);
+    if IS_ENDING.swap(true, Ordering::Relaxed) {
+        drop(tests);
+        wait_for_the_end();
+    }
+    print(&tests.reports);
+    server.shut_down();
+    sys::exit_now(FAILED)
+}
+
+/// Prints the reports, and what they have in common.
+fn print(reports: &[String]) {
+    // Written directly: libtest may capture `eprint!`.
+    let mut out = io::stderr().lock();
+    let _ = writeln!(out);
+    for report in reports {
+        let _ = writeln!(out, "{report}");
+    }
+    drop(out);
+    end_failures();
 }
 
 /// How many guarded tests libtest would still have started. Parses the same command line.

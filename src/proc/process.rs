@@ -14,6 +14,8 @@ use crate::sys::wire::wire_enum;
 
 /// The name (`/proc/PID/comm`) of fork servers and supervisors.
 pub(crate) const GUARD: &CStr = c"childproof";
+/// The name of a guard that stays with processes which it has stopped and kept.
+pub(crate) const KEPT: &CStr = c"childproof-kept";
 
 /// Set after a fork until the first exec (`PF_FORKNOEXEC`, include/linux/sched.h).
 const PF_FORKNOEXEC: u64 = 0x40;

@@ -56,6 +56,7 @@ pub(crate) fn folded(verdict: &Verdict, first: &str, layout: Layout) -> String {
         text.line(&format!("  {}", sentence::of(verdict, finding)));
     }
     text.line(&format!("  As in the report of test {} above: the same lines of code.", escape::text(first)));
+    text.kept(verdict);
     layout::finish(&text.out, layout.width)
 }
 
@@ -302,6 +303,19 @@ impl Text {
             };
             self.line(&format!("  killed: {shown}{more}"));
         }
+        self.kept(verdict);
+    }
+
+    /// What is kept, and how to look at it and to end it.
+    fn kept(&mut self, verdict: &Verdict) {
+        let [first, ..] = verdict.facts.kept[..] else { return };
+        if !verdict.keeps() {
+            return;
+        }
+        let pids: Vec<String> = verdict.facts.kept.iter().map(i32::to_string).collect();
+        self.line(&format!("  kept: {} (stopped)", pids.join(", ")));
+        self.line(&format!("  look: gdb -p {first}"));
+        self.line(&format!("  end: childproof kill {}", pids.join(" ")));
     }
 }
 
@@ -345,7 +359,8 @@ fn left(verdict: &Verdict) -> String {
     let facts = &verdict.facts;
     let leaked = verdict.of_class(Class::Leaked).count();
     if facts.end == End::TimedOut || verdict.has(Cause::Cut) {
-        return format!("; killed {}", plural(leaked, "process"));
+        let what = if verdict.keeps() { "kept" } else { "killed" };
+        return format!("; {what} {}", plural(leaked, "process"));
     }
     let mut parts = Vec::new();
     if leaked > verdict.allowed.len() {

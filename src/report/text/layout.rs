@@ -63,7 +63,7 @@ pub(in crate::report) fn finish(text: &str, width: usize) -> String {
 /// Adds a line, wrapped at words if it is too long; continuation lines are indented further.
 fn wrap(out: &mut String, line: &str, width: usize) {
     let indent = line.len() - line.trim_start_matches(' ').len();
-    let label = ["fix:", "allow:", "wait longer:", "note:", "warning:", "killed:"];
+    let label = ["fix:", "allow:", "wait longer:", "note:", "warning:", "killed:", "kept:", "look:", "end:"];
     let plain = plain(line);
     let label = label.iter().find(|label| plain[indent..].starts_with(**label));
     let hanging = indent + label.map_or(2, |label| label.len() + 1);

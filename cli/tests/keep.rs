@@ -133,6 +133,23 @@ fn what_a_command_leaves_is_kept_and_the_run_ends() {
     end_kept(&mark, &kept[..1]);
 }
 
+/// A shell with job control gives each pipeline a process group of its own, which is orphaned once its last process with a
+/// parent outside has ended. The kernel ends and continues a stopped process in such a group.
+#[test]
+fn what_is_kept_stays_when_its_shell_and_its_pipeline_have_ended() {
+    let mark = Mark::new("jobs");
+    let mut run = Command::new("setsid");
+    run.args(["-w", "bash", "-c", "set -m; \"$0\" run --keep -- sh -c 'sleep 3137 & exit 0' 2>&1 | cat; exit 7"]);
+    run.arg(env!("CARGO_BIN_EXE_childproof")).env_remove("LD_PRELOAD");
+    run.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    mark.on(&mut run);
+    let (code, report) = end(run.spawn().unwrap());
+    assert_eq!(code, Some(7), "{report}");
+    let kept = after(&report, "kept:");
+    assert!(kept.iter().all(|pid| state(*pid) == Some('T')), "{kept:?}: {report}");
+    end_kept(&mark, &kept);
+}
+
 #[test]
 fn a_command_that_hangs_is_kept_with_its_descendants() {
     let mark = Mark::new("hangs");

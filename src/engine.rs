@@ -160,7 +160,16 @@ impl Guarded {
         }
         close_given_fds();
         let relays = pipes.into_iter().map(Relay::start).collect::<io::Result<_>>()?;
-        Ok(Guarded { command: guarded, relays, pipes: Vec::new(), signals, settings, name, pid: None, supervisor: None })
+        Ok(Guarded {
+            command: guarded,
+            relays,
+            pipes: Vec::new(),
+            signals,
+            settings,
+            name,
+            pid: None,
+            supervisor: None,
+        })
     }
 
     /// Waits for the next event, at most until `deadline`.

@@ -139,7 +139,12 @@ fn what_a_command_leaves_is_kept_and_the_run_ends() {
 fn what_is_kept_stays_when_its_shell_and_its_pipeline_have_ended() {
     let mark = Mark::new("jobs");
     let mut run = Command::new("setsid");
-    run.args(["-w", "bash", "-c", "set -m; \"$0\" run --keep -- sh -c 'sleep 3137 & exit 0' 2>&1 | cat; exit 7"]);
+    run.args([
+        "-w",
+        "bash",
+        "-c",
+        "set -m; \"$0\" run --keep -- sh -c 'sleep 3137 & exit 0' 2>&1 | cat; exit 7",
+    ]);
     run.arg(env!("CARGO_BIN_EXE_childproof")).env_remove("LD_PRELOAD");
     run.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     mark.on(&mut run);
@@ -154,7 +159,8 @@ fn what_is_kept_stays_when_its_shell_and_its_pipeline_have_ended() {
 fn a_command_that_hangs_is_kept_with_its_descendants() {
     let mark = Mark::new("hangs");
     let mut run = tool();
-    run.args(["run", "--timeout", "300ms", "--", "sh", "-c", "sleep 3137 & wait"]).env("CHILDPROOF_KEEP", "1");
+    run.args(["run", "--timeout", "300ms", "--", "sh", "-c", "sleep 3137 & wait"])
+        .env("CHILDPROOF_KEEP", "1");
     mark.on(&mut run);
     let (code, report) = end(run.spawn().unwrap());
     assert_eq!(code, Some(124), "{report}");

@@ -50,7 +50,11 @@ pub(super) fn between(command: &mut Command) -> io::Result<Vec<Pipe>> {
                 write
             }
         };
-        if is_stdout { command.stdout(Stdio::from(write)) } else { command.stderr(Stdio::from(write)) };
+        if is_stdout {
+            command.stdout(Stdio::from(write))
+        } else {
+            command.stderr(Stdio::from(write))
+        };
     }
     Ok(pipes.into_iter().map(|(pipe, _, _)| pipe).collect())
 }

@@ -140,6 +140,7 @@ impl GuardedCommand {
     }
 
     /// Kills the processes that were stopped.
+    #[cfg_attr(not(feature = "__engine"), allow(dead_code, reason = "as above"))]
     pub(crate) fn kill_kept(&self) {
         let _ = self.slot.send(&SlotRequest::Kill.encode(), &[]);
     }

@@ -126,7 +126,9 @@ impl Test {
             format!("{error_line}---- {} ----\n{}\n", job.name, join(&output, &report))
         });
         if verdict.keeps() {
-            if shows_output() && let Some(report) = &report {
+            if shows_output()
+                && let Some(report) = &report
+            {
                 eprintln!("\n{error_line}{}", report.text);
             }
             stock_cut::keep(server, kept);

@@ -25,6 +25,7 @@ mod graphs;
 mod held;
 mod invariants;
 mod junit;
+mod keep;
 mod lifelines;
 mod lines;
 mod output;

@@ -26,6 +26,9 @@ use crate::sys::{self, Children, Pid};
 
 /// Time limit until all processes of a tree are dead.
 pub(crate) const LIMIT: Duration = Duration::from_secs(5);
+/// How much longer processes may take that have taken the signal and are exiting: that needs nothing but the CPU, which a
+/// loaded machine gives them late.
+const EXITING: Duration = Duration::from_secs(20);
 const PASS: u16 = 10;
 /// How long a pass may take to stop the tree before it kills the stopped processes.
 const STOP: Duration = Duration::from_secs(2);
@@ -73,7 +76,8 @@ fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
         if !sys::has_children() {
             return killed;
         }
-        if Instant::now() >= deadline {
+        let is_late = |stat: &Stat| !is_as_good_as_gone(stat) || Instant::now() >= deadline + EXITING;
+        if Instant::now() >= deadline && (alive.is_empty() || alive.iter().any(|stat| is_late(stat))) {
             let why = |pid: Pid| refused.iter().find(|(refused, _)| *refused == pid).map(|(_, error)| error);
             killed.survivors = alive.iter().map(|stat| survivor(stat, why(stat.pid))).collect();
             if killed.survivors.is_empty() {
@@ -90,6 +94,17 @@ fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
             tree = Tree::default();
         }
     }
+}
+
+/// Whether a process is gone, or will be as soon as it gets the CPU.
+fn is_as_good_as_gone(stat: &Stat) -> bool {
+    let now = Stat::read(stat.pid).filter(|now| now.start_ticks == stat.start_ticks);
+    now.is_none_or(|now| now.is_zombie() || needs_only_cpu(&now))
+}
+
+/// Whether a process is exiting and waits for nothing. (A tracer may hold one that exits, for as long as it likes.)
+fn needs_only_cpu(now: &Stat) -> bool {
+    now.state == 'R' && now.is_exiting()
 }
 
 /// Reaps zombies until no process has exited for a moment.
@@ -208,7 +223,20 @@ pub(super) fn survivor(stat: &Stat, refused: Option<&io::Error>) -> Survivor {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-    use super::{Pid, Stat, Tree, groups_of_others};
+    use super::{Pid, Stat, Tree, groups_of_others, needs_only_cpu};
+
+    #[test]
+    fn only_a_runnable_process_that_exits_is_waited_for_longer() {
+        // Flags of /proc/PID/stat: PF_EXITING, PF_SIGNALED.
+        for (state, flags, is_waited_for) in
+            [('R', 0x4, true), ('R', 0x400, true), ('R', 0, false), ('t', 0x400, false), ('D', 0x4, false)]
+        {
+            // No process has this number, so it has no pending signal.
+            let line = format!("0 (x) {state} 1 1 1 0 -1 {flags} 0 0 0 0 0 0 0 0 20 0 1 0 1 0 0");
+            let stat = Stat::parse(line.as_bytes()).unwrap();
+            assert_eq!(needs_only_cpu(&stat), is_waited_for, "{state} {flags:#x}");
+        }
+    }
 
     #[test]
     fn a_group_that_anything_else_has_joined_is_of_others() {

@@ -8,7 +8,7 @@ pub mod inspect;
 mod relay;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -56,6 +56,36 @@ const FORWARDED: [Signal; 8] = [
 /// The signals that would stop this process. They are handled instead: it stops when the command has stopped.
 /// SIGTTOU would also stop the report, if the command has given the terminal to another process group.
 const STOPPING: [Signal; 3] = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
+
+/// What this process has from its caller, for commands that run one after the other.
+pub struct Inherited {
+    streams: [OwnedFd; 2],
+    mask: Mask,
+}
+
+impl Inherited {
+    /// Keeps it, before the first command is started.
+    ///
+    /// # Errors
+    ///
+    /// If an fd cannot be duplicated.
+    pub fn keep() -> io::Result<Inherited> {
+        Ok(Inherited { streams: [sys::dup_above(0, 3)?, sys::dup_above(1, 3)?], mask: Mask::current()? })
+    }
+
+    /// Makes this process as it was, for the next command.
+    ///
+    /// # Errors
+    ///
+    /// If an fd cannot be duplicated.
+    pub fn restore(&self) -> io::Result<()> {
+        for (to, from) in self.streams.iter().enumerate() {
+            sys::dup2(from.as_raw_fd(), to as RawFd)?;
+        }
+        self.mask.give_back();
+        Ok(())
+    }
+}
 
 /// A command that runs guarded.
 pub struct Guarded {
@@ -133,12 +163,17 @@ fn in_words(failure: ScratchFailure) -> io::Error {
 impl Guarded {
     /// Starts a command guarded. `scratch` is a directory that is removed when the guard ends. The calling
     /// process must have one thread. From here on it has only its stderr left of the inherited fds, and its
-    /// signals are events.
+    /// signals are events. With `inherited`, another command may follow, and it keeps the fds.
     ///
     /// # Errors
     ///
     /// If the guard cannot be set up.
-    pub fn start(mut command: Command, policy: Policy, scratch: Option<&Scratch>) -> io::Result<Guarded> {
+    pub fn start(
+        mut command: Command,
+        policy: Policy,
+        scratch: Option<&Scratch>,
+        inherited: Option<&Inherited>,
+    ) -> io::Result<Guarded> {
         let settings = policy.settle();
         let pipes = if settings.keep { relay::between(&mut command)? } else { Vec::new() };
         let words = std::iter::once(command.get_program()).chain(command.get_args());
@@ -152,13 +187,17 @@ impl Guarded {
         blocked.extend(STOPPING);
         blocked.thread_block()?;
         let scratch = scratch.map(|scratch| &scratch.0);
-        let private: Vec<RawFd> = pipes.iter().flat_map(Pipe::fds).collect();
+        let streams =
+            inherited.iter().flat_map(|inherited| inherited.streams.each_ref().map(AsRawFd::as_raw_fd));
+        let private: Vec<RawFd> = pipes.iter().flat_map(Pipe::fds).chain(streams).collect();
         let guarded = GuardedCommand::start(command, settings.clone(), mask, scratch, &private)
             .map_err(|failure| io::Error::other(failure::words(&failure)))?;
         for standard in 0..=1 {
             sys::null_at(standard)?;
         }
-        close_given_fds();
+        if inherited.is_none() {
+            close_given_fds();
+        }
         let relays = pipes.into_iter().map(Relay::start).collect::<io::Result<_>>()?;
         Ok(Guarded {
             command: guarded,

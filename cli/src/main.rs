@@ -5,9 +5,11 @@ mod documents;
 mod inspect;
 mod kill;
 mod options;
+mod places;
 #[cfg(recorder)]
 mod preload;
 mod progress;
+mod repeat;
 mod run;
 
 use std::process::ExitCode;
@@ -44,7 +46,10 @@ fn main() -> ExitCode {
         }
         Ok(Asked::Inspect(options)) => ExitCode::from(inspect::run(&options)),
         Ok(Asked::Kill(options)) => ExitCode::from(kill::run(&options)),
-        Ok(Asked::Run(options)) => ExitCode::from(run::run(*options, |_| Ok(()))),
+        Ok(Asked::Run(options)) => ExitCode::from(match options.repeat {
+            1 => run::run(&options, |_| Ok(())),
+            _ => repeat::run(&options),
+        }),
         Err(stop) if stop.use_stderr() => {
             eprint!("{stop}");
             ExitCode::from(FAILED)

@@ -44,6 +44,8 @@ pub(crate) struct Run {
     pub(crate) quiet: bool,
     /// As the environment says, if `false`.
     pub(crate) keep: bool,
+    pub(crate) repeat: u64,
+    pub(crate) until_failure: bool,
     /// Where the recorder's files go, if not to the directory for temporary files.
     pub(crate) scratch: Option<PathBuf>,
     /// What the command's environment has instead of this process's own; `None` is removed.
@@ -80,6 +82,7 @@ pub(crate) fn read(arguments: Vec<OsString>) -> Result<Asked, Error> {
 /// Reads the options of `childproof run`.
 fn of_run(matches: &ArgMatches) -> Run {
     let text = |name: &str| matches.get_one::<String>(name).map(String::as_str);
+    let until_failure = matches.try_get_one("repeat-until-failure").ok().flatten().copied().unwrap_or(false);
     Run {
         command: matches.get_many("command").unwrap_or_default().cloned().collect(),
         grace: text("grace").and_then(values::duration),
@@ -103,6 +106,12 @@ fn of_run(matches: &ArgMatches) -> Run {
         },
         quiet: matches.get_flag("quiet"),
         keep: matches.try_get_one("keep").ok().flatten().copied().unwrap_or(false),
+        repeat: matches.try_get_one("repeat").ok().flatten().copied().unwrap_or(if until_failure {
+            u64::MAX
+        } else {
+            1
+        }),
+        until_failure,
         scratch: None,
         environment: Vec::new(),
     }
@@ -161,6 +170,21 @@ fn run() -> Command {
                 .long("keep")
                 .action(ArgAction::SetTrue)
                 .help("Keep what leaked or hangs, stopped, for a debugger; `childproof kill` ends it"),
+        )
+        .arg(
+            Arg::new("repeat")
+                .long("repeat")
+                .value_name("N")
+                .conflicts_with("junit")
+                .value_parser(clap::value_parser!(u64).range(1..))
+                .help("Run CMD N times, and count at the end how often each test left what, by line"),
+        )
+        .arg(
+            Arg::new("repeat-until-failure")
+                .long("repeat-until-failure")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("junit")
+                .help("Run CMD again until it fails or leaves something, or N times with --repeat"),
         )
         .arg(
             Arg::new("progress")

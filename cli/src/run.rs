@@ -9,8 +9,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use childproof::__engine::{
-    Ending, Event, Guarded, Outcome, Policy, Received, Report, Scratch, end_by, over_environment, preload,
-    stop_by,
+    Ending, Event, Guarded, Inherited, Outcome, Policy, Received, Report, Scratch, end_by, over_environment,
+    preload, stop_by,
 };
 use tempfile::TempDir;
 
@@ -38,13 +38,40 @@ mod signals {
 }
 
 /// Runs the command. Gives the exit code. `noted` is given the report before what is left of the guard goes.
-pub(crate) fn run(options: Run, noted: impl FnOnce(&Report) -> Result<(), String>) -> u8 {
-    match guard(&options, noted) {
-        Ok(code) => code,
-        Err(why) => {
-            say(&format!("childproof: {why}\n"));
-            FAILED
+pub(crate) fn run(options: &Run, noted: impl FnOnce(&Report) -> Result<(), String>) -> u8 {
+    let json = options.json.as_deref().map(open).transpose();
+    match json.and_then(|mut json| guard(options, json.as_mut(), None, noted)) {
+        Ok(exit) => exit.take(),
+        Err(why) => fail(&why),
+    }
+}
+
+/// Says why childproof failed. Gives the exit code.
+pub(crate) fn fail(why: &str) -> u8 {
+    say(&format!("childproof: {why}\n"));
+    FAILED
+}
+
+/// How this process ends.
+pub(crate) struct Exit {
+    pub(crate) code: u8,
+    /// The signal that ends it, as it ended the command.
+    signal: Option<i32>,
+    /// The command is not to be run again, whatever its exit code: it was ended from outside, could not be run, or is kept.
+    pub(crate) is_final: bool,
+}
+
+impl Exit {
+    fn with(code: u8) -> Exit {
+        Exit { code, signal: None, is_final: false }
+    }
+
+    /// Ends this process by the signal, if there is one. Gives the exit code.
+    pub(crate) fn take(self) -> u8 {
+        if let Some(signal) = self.signal {
+            end_by(signal);
         }
+        self.code
     }
 }
 
@@ -53,8 +80,13 @@ pub(crate) fn say(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-fn guard(options: &Run, noted: impl FnOnce(&Report) -> Result<(), String>) -> Result<u8, String> {
-    let mut json = options.json.as_deref().map(open).transpose()?;
+/// Runs the command once. With `inherited`, this process is as before after that has been restored.
+pub(crate) fn guard(
+    options: &Run,
+    json: Option<&mut File>,
+    inherited: Option<&Inherited>,
+    noted: impl FnOnce(&Report) -> Result<(), String>,
+) -> Result<Exit, String> {
     let Some((program, arguments)) = options.command.split_first() else {
         return Err("no command was given".to_owned());
     };
@@ -68,7 +100,8 @@ fn guard(options: &Run, noted: impl FnOnce(&Report) -> Result<(), String>) -> Re
     }
     let recording = Recording::prepare(&mut command, options);
     let policy = over_environment(policy(options))?;
-    let mut guarded = Guarded::start(command, policy, recording.scratch.as_ref().map(|own| &own.scratch))
+    let scratch = recording.scratch.as_ref().map(|own| &own.scratch);
+    let mut guarded = Guarded::start(command, policy, scratch, inherited)
         .map_err(|error| format!("the command cannot be guarded: {error}"))?;
     let mut followed = Followed::new(options.progress);
     let look = |mut outcome: Box<Outcome>| {
@@ -77,7 +110,9 @@ fn guard(options: &Run, noted: impl FnOnce(&Report) -> Result<(), String>) -> Re
     };
     let mut outcome = match followed.follow(&mut guarded, &look) {
         End::Over(outcome) => outcome,
-        End::NotStarted(error) => return Ok(not_started(program, &error)),
+        End::NotStarted(error) => {
+            return Ok(Exit { is_final: true, ..Exit::with(not_started(program, &error)) });
+        }
         End::Failed(why) => return Err(why),
     };
     let ending = outcome.ending();
@@ -85,7 +120,7 @@ fn guard(options: &Run, noted: impl FnOnce(&Report) -> Result<(), String>) -> Re
         recording.explain(&mut outcome);
     }
     let report = outcome.conclude(preload::find(program).as_deref());
-    if let Some(json) = &mut json {
+    if let Some(json) = json {
         writeln!(json, "{}", report.json())
             .map_err(|error| format!("cannot write the JSON report: {error}"))?;
     }
@@ -100,7 +135,8 @@ fn guard(options: &Run, noted: impl FnOnce(&Report) -> Result<(), String>) -> Re
     }
     noted(&report)?;
     // What is printed above names it; before that, it ends with this process.
-    if report.keeps() && guarded.keep() {
+    let is_kept = report.keeps() && guarded.keep();
+    if is_kept {
         // The guard that stays removes the files at its end.
         mem::forget(recording);
     } else {
@@ -110,10 +146,11 @@ fn guard(options: &Run, noted: impl FnOnce(&Report) -> Result<(), String>) -> Re
         guarded.shut_down();
         drop(recording);
     }
-    Ok(match ending {
-        Ending::Exited(0) if report.failed() => options.leak_exit_code,
+    let exit = match ending {
+        Ending::Exited(0) if report.failed() => Exit::with(options.leak_exit_code),
         ending => followed.end_as(&ending),
-    })
+    };
+    Ok(Exit { is_final: is_kept || !followed.received.is_empty(), ..exit })
 }
 
 /// Whether what is written to stderr has colours.
@@ -132,7 +169,7 @@ fn by_signal(signal: i32) -> u8 {
     u8::try_from(BY_SIGNAL + signal).unwrap_or(u8::MAX)
 }
 
-fn open(path: &Path) -> Result<File, String> {
+pub(crate) fn open(path: &Path) -> Result<File, String> {
     File::create(path).map_err(|error| format!("cannot write `--json {}`: {error}", path.display()))
 }
 
@@ -235,24 +272,17 @@ impl Followed {
         }
     }
 
-    /// Ends this process by a signal if that is how the command ended, or gives the exit code that says how.
-    pub(crate) fn end_as(&self, ending: &Ending) -> u8 {
+    /// By a signal if that is how the command ended, or with the exit code that says how.
+    pub(crate) fn end_as(&self, ending: &Ending) -> Exit {
+        let by = |signal| Exit { signal: Some(signal), ..Exit::with(by_signal(signal)) };
         match *ending {
-            Ending::Exited(code) => u8::try_from(code).unwrap_or(u8::MAX),
-            Ending::Signalled(signal) => {
-                // A shell ends its script if Ctrl-C has ended the command, and not if that has only failed.
-                if self.received.contains(&signal) {
-                    end_by(signal);
-                }
-                by_signal(signal)
-            }
-            Ending::Cut => {
-                let signal = self.received.last().copied().unwrap_or(signals::TERM);
-                end_by(signal);
-                by_signal(signal)
-            }
-            Ending::TimedOut => TIMED_OUT,
-            Ending::Unguarded => FAILED,
+            Ending::Exited(code) => Exit::with(u8::try_from(code).unwrap_or(u8::MAX)),
+            // A shell ends its script if Ctrl-C has ended the command, and not if that has only failed.
+            Ending::Signalled(signal) if self.received.contains(&signal) => by(signal),
+            Ending::Signalled(signal) => Exit::with(by_signal(signal)),
+            Ending::Cut => by(self.received.last().copied().unwrap_or(signals::TERM)),
+            Ending::TimedOut => Exit::with(TIMED_OUT),
+            Ending::Unguarded => Exit::with(FAILED),
         }
     }
 

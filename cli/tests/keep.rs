@@ -118,7 +118,9 @@ fn what_a_command_leaves_is_kept_and_the_run_ends() {
     let mark = Mark::new("leaks");
     let mut run = tool();
     let script = "echo out; echo err >&2; sleep 3137 & (sleep 3137 & setsid sleep 3137 & wait) & exit 0";
-    run.args(["run", "--keep", "--", "sh", "-c", script]);
+    let directory = tempfile::tempdir().unwrap();
+    let json = directory.path().join("json");
+    run.args(["run", "--keep", "--json"]).arg(&json).args(["--", "sh", "-c", script]);
     mark.on(&mut run);
     let (code, report) = end(run.spawn().unwrap());
     assert_eq!(code, Some(123), "{report}");
@@ -128,6 +130,8 @@ fn what_a_command_leaves_is_kept_and_the_run_ends() {
     assert!(kept.iter().all(|pid| state(*pid) == Some('T')), "{report}");
     assert_eq!(after(&report, "look: gdb -p"), kept[..1], "{report}");
     assert_eq!(after(&report, "end: childproof kill"), kept, "{report}");
+    let json: serde_json::Value = serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap();
+    assert_eq!(json["kept"], serde_json::json!(kept));
     // They, the supervisor and the net.
     assert_eq!(mark.processes().len(), kept.len() + 2, "{report}");
     end_kept(&mark, &kept[..1]);

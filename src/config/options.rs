@@ -35,6 +35,8 @@ pub(crate) struct Options {
     /// `Some` if the order is shuffled, with the seed if one was given.
     pub(crate) shuffle: Option<Option<u64>>,
     pub(crate) repeat: u64,
+    /// No further round starts after one with a failure.
+    pub(crate) until_failure: bool,
     pub(crate) fail_fast: bool,
     /// All tests run on threads of one guarded process.
     pub(crate) shared: bool,
@@ -104,7 +106,12 @@ impl Options {
             }),
             logfile: one("logfile").map(str::to_owned),
             shuffle: (flag("shuffle") || seed.is_some()).then_some(seed),
-            repeat: matches.get_one::<u64>("repeat").copied().unwrap_or(1),
+            repeat: matches.get_one::<u64>("repeat").copied().unwrap_or(if flag("repeat-until-failure") {
+                u64::MAX
+            } else {
+                1
+            }),
+            until_failure: flag("repeat-until-failure"),
             fail_fast: flag("fail-fast"),
             shared: flag("shared"),
             json: matches.get_one::<PathBuf>("json").cloned(),
@@ -229,6 +236,7 @@ fn command() -> Command {
                 .value_parser(clap::value_parser!(u64)),
         )
         .arg(value("repeat", "N", "Run everything N times").value_parser(clap::value_parser!(u64).range(1..)))
+        .arg(flag("repeat-until-failure", "Run everything again until a test fails, or N times with --repeat"))
         .arg(flag("fail-fast", "Start no further test once one has failed"))
         .arg(flag("shared", "Run all tests on threads of one guarded process, and count what is left once, at its end"))
         .arg(flag("keep", "Keep what leaked or hangs, stopped, for a debugger, and start no further test"))

@@ -1,7 +1,7 @@
 //! The failures of a run by the line of code that made them: one line that leaks in a helper fails every test that
 //! calls it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::mem::{Discriminant, discriminant};
 
 use super::deadlock::Shape;
@@ -64,6 +64,8 @@ pub(crate) struct Group {
     pub(crate) varies: bool,
     /// Each once, in the order of their ends.
     pub(crate) tests: Vec<String>,
+    /// How often each of them failed there: more than once if there are several rounds.
+    pub(crate) times: Vec<u64>,
 }
 
 /// What makes two reports the same but for their numbers: where their failures come from, the kinds of all findings,
@@ -120,8 +122,8 @@ impl KindKey {
 pub(crate) struct Groups {
     groups: Vec<Group>,
     places: HashMap<Key, usize>,
-    /// Which test belongs to which group.
-    members: HashSet<(usize, String)>,
+    /// The position of each test in each group.
+    members: HashMap<(usize, String), usize>,
     /// The first test with each report.
     reports: HashMap<ReportKey, String>,
 }
@@ -160,14 +162,24 @@ impl Groups {
         for (key, what) in lines {
             let Key { cause, at } = key.clone();
             let place = *self.places.entry(key).or_insert_with(|| {
-                self.groups.push(Group { cause, at, what: what.clone(), varies: false, tests: Vec::new() });
+                self.groups.push(Group {
+                    cause,
+                    at,
+                    what: what.clone(),
+                    varies: false,
+                    tests: Vec::new(),
+                    times: Vec::new(),
+                });
                 self.groups.len() - 1
             });
             let group = &mut self.groups[place];
             group.varies |= group.what != what;
-            if self.members.insert((place, verdict.name.clone())) {
+            let member = *self.members.entry((place, verdict.name.clone())).or_insert_with(|| {
                 group.tests.push(verdict.name.clone());
-            }
+                group.times.push(0);
+                group.tests.len() - 1
+            });
+            group.times[member] += 1;
         }
     }
 

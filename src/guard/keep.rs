@@ -44,9 +44,8 @@ pub(super) fn hold(root: Pid, tree: Tree) -> Vec<Pid> {
     let (tree, _) = stop::stop_all(root, &[], tree, until);
     let alive: Vec<Pid> =
         tree.below(root, &[]).into_iter().filter(|stat| !stat.is_zombie()).map(|stat| stat.pid).collect();
-    while !alive.iter().map(|pid| has_stopped(root, *pid)).fold(true, |all, one| all && one)
-        && Instant::now() < until
-    {
+    let is_moving = |pid: &&Pid| !has_stopped(root, **pid);
+    while alive.iter().filter(is_moving).count() > 0 && Instant::now() < until {
         thread::sleep(AGAIN);
     }
     alive
@@ -101,11 +100,9 @@ pub(super) fn request(slot: &Channel, fds: &[BorrowedFd<'_>]) -> bool {
     let until = Instant::now() + PATIENCE;
     while is_sent && sys::readable(slot, Some(until.saturating_duration_since(Instant::now()))) {
         match slot.receive() {
-            Ok(Some((bytes, _))) => match Answer::decode(&bytes) {
-                Some(Answer::Kept {}) => return true,
-                // To what was asked before.
-                _ => {}
-            },
+            Ok(Some((bytes, _))) if matches!(Answer::decode(&bytes), Some(Answer::Kept {})) => return true,
+            // An answer to what was asked before.
+            Ok(Some(_)) => {}
             _ => return false,
         }
     }

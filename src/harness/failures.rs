@@ -89,9 +89,13 @@ impl Failures {
     }
 
     /// The failures and the warnings by line, and the annotations; empty, or whole lines. `warned` if the warnings were
-    /// shown before.
-    pub(super) fn summary(&self, warned: bool) -> String {
-        let lists = [summary::text(&self.groups()), summary::warnings(&lock(&self.warnings), !warned)];
+    /// shown before. How often each test failed, if there were several `rounds`.
+    pub(super) fn summary(&self, warned: bool, rounds: Option<u64>) -> String {
+        let failures = match rounds {
+            Some(rounds) => summary::rounds(&self.groups(), rounds),
+            None => summary::text(&self.groups()),
+        };
+        let lists = [failures, summary::warnings(&lock(&self.warnings), !warned)];
         let mut out: String = lists.into_iter().flatten().map(|list| format!("{list}\n")).collect();
         for line in self.annotations.iter().flat_map(|all| lock(all).lines().collect::<Vec<_>>()) {
             out.push_str(&line);

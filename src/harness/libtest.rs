@@ -126,12 +126,8 @@ impl Test {
             format!("{error_line}---- {} ----\n{}\n", job.name, join(&output, &report))
         });
         if verdict.keeps() {
-            if shows_output()
-                && let Some(report) = &report
-            {
-                eprintln!("\n{error_line}{}", report.text);
-            }
-            stock_cut::keep(server, kept);
+            let report = report.as_ref().filter(|_| shows_output()).map_or("", |report| &report.text);
+            stock_cut::keep(server, kept.unwrap_or_else(|| format!("{error_line}{report}")));
         }
         if kept.is_some() || !verdict.failed() {
             stock_cut::end(kept);
@@ -259,7 +255,7 @@ fn all_failures() -> &'static Failures {
 /// Prints what the failures have in common: libtest's own output is complete by then, or the run is cut.
 pub(super) fn end_failures() {
     if !prints_json() {
-        let summary = all_failures().summary(shows_output());
+        let summary = all_failures().summary(shows_output(), None);
         // The end of libtest's last line, in a run that is cut.
         failures::print(if summary.is_empty() { "" } else { "\n" });
         failures::print(&summary);

@@ -8,7 +8,7 @@ use std::iter;
 use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -162,6 +162,7 @@ impl Harness {
             failures: Failures::new(|name| std::env::var_os(name)),
             failed: AtomicBool::new(false),
             keeps: AtomicBool::new(false),
+            rounds: AtomicU64::new(0),
             not_begun: AtomicUsize::new(0),
             pass_notes: Mutex::new(Vec::new()),
             warnings: Mutex::new(Vec::new()),
@@ -293,6 +294,8 @@ pub(super) struct Run {
     pub(super) failed: AtomicBool,
     /// Whether what a test left is kept.
     keeps: AtomicBool,
+    /// How many rounds have begun.
+    rounds: AtomicU64,
     /// How many tests had not started when the run was cut.
     not_begun: AtomicUsize,
     /// Times, and output of passed tests: printed after the results.
@@ -309,8 +312,9 @@ fn rounds(run: &Arc<Run>, arguments: &Arguments) -> bool {
     let chatty = options.format != Some(FormatSetting::Json);
     let mut failed = false;
     for round in 1..=options.repeat {
-        if options.repeat > 1 && chatty {
-            println!("\nround {round} of {}", options.repeat);
+        run.rounds.store(round, Ordering::Relaxed);
+        if let Some(round) = run.round(round).filter(|_| chatty) {
+            println!("\n{round}");
         }
         let mut order = run.order.clone();
         if let Some(seed) = options.shuffle {
@@ -331,7 +335,10 @@ fn rounds(run: &Arc<Run>, arguments: &Arguments) -> bool {
         if chatty {
             run.show_pass_notes();
         }
-        if failed && options.fail_fast || run.keeps.load(Ordering::Acquire) || signals::cut_by().is_some() {
+        if failed && (options.fail_fast || options.until_failure)
+            || run.keeps.load(Ordering::Acquire)
+            || signals::cut_by().is_some()
+        {
             break;
         }
     }
@@ -450,7 +457,11 @@ impl Run {
 
     /// The name of a round, if there are several.
     fn round(&self, round: u64) -> Option<String> {
-        (self.options.repeat > 1).then(|| format!("round {round} of {}", self.options.repeat))
+        match self.options.repeat {
+            1 => None,
+            u64::MAX => Some(format!("round {round}")),
+            all => Some(format!("round {round} of {all}")),
+        }
     }
 
     fn pass_over_as_cut(&self, name: &str) -> Completion {
@@ -561,7 +572,8 @@ impl Run {
     }
 
     fn show_summary(&self) {
-        let _ = io::stdout().lock().write_all(self.failures.summary(true).as_bytes());
+        let rounds = (self.options.repeat > 1).then(|| self.rounds.load(Ordering::Relaxed));
+        let _ = io::stdout().lock().write_all(self.failures.summary(true, rounds).as_bytes());
     }
 }
 

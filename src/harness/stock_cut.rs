@@ -102,12 +102,12 @@ pub(super) fn cut(server: &ForkServer, signal: i32) {
     sys::end_by_signal(signal);
 }
 
-/// Ends the process after a test of which processes are kept, with its report unless that was shown: libtest would start
-/// another test.
-pub(super) fn keep(server: &ForkServer, report: Option<String>) -> ! {
+/// Ends the process after a test of which processes are kept, with its report: libtest would start another
+/// test.
+pub(super) fn keep(server: &ForkServer, report: String) -> ! {
     static IS_ENDING: AtomicBool = AtomicBool::new(false);
     let mut tests = lock(&TESTS);
-    tests.reports.extend(report);
+    tests.reports.push(report);
     if IS_ENDING.swap(true, Ordering::Relaxed) {
         drop(tests);
         wait_for_the_end();

@@ -20,6 +20,29 @@ pub(crate) fn text(groups: &Groups) -> Option<String> {
     groups.have_a_common_line().then(|| list("failures", groups))
 }
 
+/// How often each test failed in these rounds, and at which line. `None` if none did.
+pub(crate) fn rounds(groups: &Groups, rounds: u64) -> Option<String> {
+    let all = groups.largest_first();
+    let each = all.iter().flat_map(|group| {
+        group.tests.iter().zip(&group.times).map(move |(test, times)| (*times, test, *group))
+    });
+    let mut each: Vec<(u64, &String, &Group)> = each.collect();
+    each.sort_by_key(|(times, ..)| std::cmp::Reverse(*times));
+    if each.is_empty() {
+        return None;
+    }
+    let mut out = format!("failures in {}:\n", plural(rounds as usize, "round"));
+    for (times, test, group) in each.iter().take(ROWS) {
+        let at = if matches!(group.at, At::Test(_)) { String::new() } else { format!(": {}", at(group)) };
+        let line = format!("{}  {test} {}{at}", plural(*times as usize, "time"), did_by(group, true));
+        let _ = writeln!(out, "    {}", escape::text(&line));
+    }
+    if each.len() > ROWS {
+        let _ = writeln!(out, "    and {}", plural(each.len() - ROWS, "more"));
+    }
+    Some(out)
+}
+
 /// The same for warnings. `all` if they were not shown before: then also if each is of one test.
 pub(crate) fn warnings(groups: &Groups, all: bool) -> Option<String> {
     (groups.have_a_common_line() || all && !groups.largest_first().is_empty())
@@ -87,7 +110,11 @@ pub(super) fn names(tests: &[String]) -> String {
 
 /// What each test of a group did: ``left `sleep 100` ``.
 pub(super) fn did(group: &Group) -> String {
-    let (is_one, varies) = (group.tests.len() == 1, group.varies);
+    did_by(group, group.tests.len() == 1)
+}
+
+fn did_by(group: &Group, is_one: bool) -> String {
+    let varies = group.varies;
     match &group.what {
         What::Process { command_line, comm } => {
             let name = if command_line.is_empty() { comm.clone() } else { escape::words(command_line) };

@@ -34,7 +34,7 @@ impl Mask {
     }
 
     /// Restores this mask in the calling thread. Async-signal-safe.
-    pub(super) fn give_back(&self) {
+    pub(crate) fn give_back(&self) {
         // SAFETY: the set is initialized, and the old mask is not asked for.
         unsafe { libc::sigprocmask(libc::SIG_SETMASK, &self.0, ptr::null_mut()) };
     }

@@ -342,7 +342,8 @@ fn writes_every_key_of_the_schema() {
         rows.iter().flat_map(|(key, _)| key.split(", ").map(|key| key.replace('`', ""))).collect();
     let missing: Vec<_> = seen.difference(&documented).collect();
     assert!(missing.is_empty(), "not in JSON.md: {missing:?}");
-    let unseen: Vec<_> = documented.difference(&seen).filter(|key| !key.starts_with("survivors")).collect();
+    let is_left = |key: &&String| key.starts_with("survivors") || *key == "kept[]";
+    let unseen: Vec<_> = documented.difference(&seen).filter(|key| !is_left(key)).collect();
     // What only the command-line tool writes is read by the tests of that (`cli/tests`).
     let of_the_tool = |key: &&String| key.starts_with("inspection.") || *key == "fds[].test";
     let unseen: Vec<_> = unseen.into_iter().filter(|key| !of_the_tool(key)).collect();
@@ -409,4 +410,25 @@ fn writes_as_json_what_the_report_says() {
         assert!(stack.len() > 1 && stack.iter().all(|frame| words.contains(frame.as_str())), "{made}");
     }
     assert_eq!((&pipe["created"]["call"], &child["spawned"]["call"]), (&"pipe2".into(), &"fork".into()));
+}
+
+#[childproof::test]
+fn repeat_counts_how_often_each_test_failed_and_at_which_line() {
+    let fixture = Fixture::build("leaky");
+    let leaks = "shapes::session_of_its_own";
+    let ran = fixture.run("harness", &[leaks, "shapes::zombie", "--exact", "--repeat=3"]);
+    assert!(ran.stdout.contains("failures in 3 rounds:\n"), "{}", ran.all());
+    let line = ran.stdout.lines().find(|line| line.trim_start().starts_with("3 times "));
+    let line = line.unwrap_or_else(|| panic!("{}", ran.all()));
+    assert!(
+        line.contains(&format!("{leaks} left `sleep 86399`: tests/fixtures/leaky/tests/shapes/mod.rs:")),
+        "{line}"
+    );
+
+    let ran = fixture.run("harness", &[leaks, "--exact", "--repeat-until-failure"]);
+    assert_eq!(ran.code, Some(101), "{}", ran.all());
+    assert!(ran.stdout.contains("failures in 1 round:\n"), "{}", ran.all());
+    let ran = fixture.run("harness", &["shapes::zombie", "--exact", "--repeat-until-failure", "--repeat=2"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.all());
+    assert!(ran.stdout.contains("\nround 2 of 2\n"), "{}", ran.all());
 }

@@ -74,7 +74,7 @@ impl Call {
 }
 
 /// A list of texts, or one that cargo splits at its blanks.
-pub(super) fn texts(value: &Value) -> Option<Vec<String>> {
+pub(crate) fn texts(value: &Value) -> Option<Vec<String>> {
     match value {
         Value::String(line) => Some(line.split_whitespace().map(str::to_owned).collect()),
         Value::Array(all) => all.iter().map(|one| one.as_str().map(str::to_owned)).collect(),

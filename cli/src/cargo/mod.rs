@@ -25,6 +25,7 @@ use childproof::__engine::{Ending, Guarded, Outcome, Policy, over_environment};
 use clap::{Arg, ArgMatches};
 
 use self::call::Call;
+pub(crate) use self::call::texts;
 use self::results::{Entry, Results};
 use crate::options;
 use crate::run::{self, End, Followed, OwnDirectory, say};
@@ -125,7 +126,7 @@ fn guarded(matches: &ArgMatches) -> Result<u8, String> {
     over_environment(Policy::new())?;
 
     let policy = Policy::new().no_timeout().grace(RUNNERS).allow_processes();
-    let mut guarded = Guarded::start(command, policy, Some(&directory.scratch))
+    let mut guarded = Guarded::start(command, policy, Some(&directory.scratch), None)
         .map_err(|error| format!("cargo cannot be guarded: {error}"))?;
     let mut followed = Followed::new(false);
     let look = |outcome: Box<Outcome>| say(&outcome.conclude(None).inspection(run::is_coloured()));
@@ -148,7 +149,7 @@ fn guarded(matches: &ArgMatches) -> Result<u8, String> {
     say(&summary::text(&results, &report.json()));
     Ok(match ending {
         Ending::Exited(0) if results.has_leaks() => leak_exit_code,
-        ending => followed.end_as(&ending),
+        ending => followed.end_as(&ending).take(),
     })
 }
 
@@ -183,7 +184,7 @@ pub(crate) fn run_one(arguments: &[OsString]) -> u8 {
         Ok(entry) => entry,
         Err(why) => return failed(why),
     };
-    run::run(options, |report| Entry::end(&entry, &report.json()))
+    run::run(&options, |report| Entry::end(&entry, &report.json()))
 }
 
 /// Whether rustdoc has made a program.

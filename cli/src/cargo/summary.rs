@@ -1,15 +1,12 @@
 //! What is said at the end of a call, of all runs.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::results::{All, GuardedRun};
-
-/// The most tests that are named at one place.
-const TESTS: usize = 8;
+use crate::places::{Places, words};
 
 /// One line if nothing was left; else what was left, by the place in the code that started it. `build` is the report on
 /// cargo itself.
@@ -44,66 +41,11 @@ pub(super) fn text(results: &All, build: &str) -> String {
 /// What a run has left, the tests of one place together.
 fn place_by_place(out: &mut String, run: &GuardedRun) {
     let Some(report) = run.report.as_ref().filter(|_| run.has_left_something()) else { return };
-    let mut places: BTreeMap<String, (Vec<String>, usize)> = BTreeMap::new();
-    let mut add = |place: Option<&str>, what: &str, test: &Value| {
-        let place = place.unwrap_or("unknown line");
-        let (tests, count) = places.entry(format!("{place}  {what}")).or_default();
-        *count += 1;
-        if let Some(test) = test.as_str()
-            && !tests.iter().any(|known| known == test)
-        {
-            tests.push(test.to_owned());
-        }
-    };
-    let no_list = Vec::new();
-    let list = |name: &str| report[name].as_array().unwrap_or(&no_list);
-    for process in list("processes") {
-        if process["class"] != "leaked" || process["pid"] == report["pid"] {
-            continue;
-        }
-        let place = process["spawned_at"].as_str();
-        let place = place.or_else(|| process["ended_parent"]["spawned_at"].as_str());
-        add(place, &format!("`{}`", words(process)), &process["test"]);
-    }
-    for fd in list("fds") {
-        let kind = fd["kind"].as_str().unwrap_or("fd");
-        add(fd["created_at"].as_str(), &format!("a {kind} that was open at the end"), &fd["test"]);
-    }
+    let mut places = Places::default();
+    places.add(report);
     let _ = writeln!(out, "  {}", name(run));
-    for (place, (tests, count)) in places {
-        let times = if count > 1 { format!(" ({count} times)") } else { String::new() };
-        let _ = writeln!(out, "    {place}{times}{}", of_tests(&tests));
-    }
-    let causes = super::call::texts(&report["causes"]).unwrap_or_default();
-    let others = causes.iter().filter(|cause| !matches!(cause.as_str(), "leaked_process" | "stray_fd"));
-    let others: Vec<String> = others.map(|cause| cause.replace('_', " ")).collect();
-    if !others.is_empty() {
-        let _ = writeln!(out, "    {}", others.join(", "));
-    }
-}
-
-/// The command line of a process, its program without the folder; or the name that the kernel has for it.
-fn words(process: &Value) -> String {
-    let words = super::call::texts(&process["cmdline"]).unwrap_or_default();
-    match words.split_first() {
-        Some((program, rest)) => {
-            let name = Path::new(program).file_name().map_or(program.into(), |name| name.to_string_lossy());
-            std::iter::once(name.into_owned()).chain(rest.iter().cloned()).collect::<Vec<_>>().join(" ")
-        }
-        None => process["comm"].as_str().unwrap_or_default().to_owned(),
-    }
-}
-
-fn of_tests(tests: &[String]) -> String {
-    match tests {
-        [] => String::new(),
-        [test] => format!(", test {test}"),
-        tests => {
-            let named = tests.iter().take(TESTS).map(String::as_str).collect::<Vec<_>>().join(", ");
-            let more = tests.len().saturating_sub(TESTS);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            format!(", {} tests: {named}{more}", tests.len())
-        }
+    for line in places.lines() {
+        let _ = writeln!(out, "    {line}");
     }
 }
 

@@ -89,8 +89,8 @@ fn end(mut child: Child) -> (Option<i32>, String) {
     ];
     let mut all = String::new();
     for _ in &threads {
-        // The run has ended, and so must its pipes have.
-        all += &texts.recv_timeout(PATIENCE).expect("a pipe of the run is still open");
+        // The run has ended, and so must its pipes have: an error here means that one is still open.
+        all += &texts.recv_timeout(PATIENCE).unwrap();
     }
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     (child.wait().unwrap().code(), all)

@@ -4,6 +4,8 @@
 //! ```text
 //! owner ── exec of the owner's program, which becomes the net ── supervisor ── command ── whatever it starts
 //! ```
+//!
+//! If a library's constructor has started a process there, the net is a fork of that program.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -16,12 +18,13 @@ use nix::libc;
 
 use super::command;
 use super::facts::Answer;
+use super::net;
 use super::origin;
 use crate::config::policy::{Fds, Policy};
 use crate::sys::channel::Channel;
 use crate::sys::lifeline::Lifeline;
 use crate::sys::wire::{Wire, wire_struct};
-use crate::sys::{self, Mask};
+use crate::sys::{self, Fork, Mask};
 
 /// Set in a process that is to become a guard: the number and the inode of its socket.
 const VARIABLE: &str = "CHILDPROOF_GUARD";
@@ -136,8 +139,29 @@ pub(super) fn take_over() {
     let mut program = Command::new(OsString::from_vec(request.program));
     program.args(request.arguments.into_iter().map(OsString::from_vec));
     let settings = Policy::new().fds(Fds::Off).grace(request.grace).settle();
+    if sys::has_children() {
+        become_fork();
+    }
     // Its exit tells the owner that the guard is gone: a fork of the owner may keep the socket from EOF.
     sys::exit_now(command::hold(slot, owner, mask, program, &settings, |_, _| {}))
+}
+
+/// Continues in a fork. This process stays the parent of what the constructors of libraries have started: it is not of
+/// the command, and the net kills all of its own descendants.
+fn become_fork() {
+    match sys::fork() {
+        Ok(Fork::Child) => {}
+        Ok(Fork::Parent(net)) => {
+            // A signal to the command's group must not end it before the net.
+            let _ = net::block_all_signals();
+            for standard in 0..=2 {
+                let _ = sys::null_at(standard);
+            }
+            let _ = sys::close_fds_above_stdio(&[]);
+            net::wait_beside(net)
+        }
+        Err(_) => sys::exit_now(1),
+    }
 }
 
 /// The fd of the owner's socket, if this process is to become a guard. A value that leaked into another

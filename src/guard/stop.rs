@@ -125,29 +125,49 @@ pub(crate) fn stop_what_runs(root: Pid, mut tree: Tree, until: Instant) -> (Tree
 
 /// Stops all processes below `root` that are not at or below `except`, and reads only their parents, which
 /// takes a few microseconds for each.
-///
-/// A process is opened before its parent is read, so the pidfd refers to the same process or to one that is
-/// gone.
 fn halt(root: Pid, except: &[Pid], until: Instant) {
-    let mut below: HashSet<Pid> = HashSet::from([root]);
-    loop {
+    let mut below = Below::of(root);
+    while below.stop(except) && Instant::now() < until {}
+}
+
+/// The processes below one, as far as they are known.
+struct Below {
+    root: Pid,
+    /// By number, with what identifies the process.
+    found: HashMap<Pid, u64>,
+}
+
+impl Below {
+    fn of(root: Pid) -> Below {
+        Below { root, found: HashMap::new() }
+    }
+
+    /// Stops the processes that are not known yet; returns whether there was one.
+    ///
+    /// A process is opened before its parent is read, so the pidfd refers to the same process or to one that is
+    /// gone.
+    fn stop(&mut self, except: &[Pid]) -> bool {
         let mut appeared = false;
         for (pid, _) in listed() {
-            if below.contains(&pid) || except.contains(&pid) {
+            if pid == self.root || self.found.contains_key(&pid) || except.contains(&pid) {
                 continue;
             }
             let Some(pidfd) = open(pid) else { continue };
             let parent = parent_of(pid, &pidfd);
-            if !parent.is_some_and(|parent| below.contains(&parent)) {
+            if !parent.is_some_and(|parent| self.has(parent)) {
                 continue;
             }
-            below.insert(pid);
+            self.found.insert(pid, sys::pidfd_identity(&pidfd));
             // Signals to a zombie have no effect, and it does not fork.
             appeared |= sys::pidfd_send_signal(&pidfd, libc::SIGSTOP).is_ok();
         }
-        if !appeared || Instant::now() >= until {
-            return;
-        }
+        appeared
+    }
+
+    /// Whether this number is that of a process that was found and still exists, and not of a later one.
+    fn has(&self, pid: Pid) -> bool {
+        pid == self.root
+            || self.found.get(&pid).is_some_and(|was| open(pid).is_some_and(|now| sys::pidfd_identity(&now) == *was))
     }
 }
 
@@ -212,34 +232,42 @@ fn stop_part(root: Pid, part: &[Pid]) {
 
 /// Which processes are below one.
 struct Lineage {
-    root: Pid,
-    known: HashMap<Pid, bool>,
+    below: Below,
+    /// The processes that are elsewhere. If their numbers are given to others, those are not stopped by this.
+    elsewhere: HashSet<Pid>,
 }
 
 impl Lineage {
     fn of(root: Pid) -> Lineage {
         // The first process has no parent.
-        Lineage { root, known: HashMap::from([(root, true), (0, false), (1, false)]) }
+        Lineage { below: Below::of(root), elsewhere: HashSet::from([0, 1]) }
     }
 
     /// Opens a process if it is below the root.
     ///
     /// It is opened before its parent is read, so the fd refers to the same process or to one that is gone.
     fn open_below(&mut self, pid: Pid) -> Option<OwnedFd> {
-        if pid == self.root {
+        if pid == self.below.root {
             return None;
         }
         let pidfd = open(pid)?;
         let mut parent = parent_of(pid, &pidfd)?;
-        let mut line = vec![pid];
+        let mut line = vec![(pid, sys::pidfd_identity(&pidfd))];
         let is_below = loop {
-            if let Some(known) = self.known.get(&parent) {
-                break *known;
+            if self.below.has(parent) {
+                break true;
             }
-            line.push(parent);
-            parent = open(parent).and_then(|pidfd| parent_of(parent, &pidfd)).unwrap_or(0);
+            if self.elsewhere.contains(&parent) {
+                break false;
+            }
+            let (number, Some(opened)) = (parent, open(parent)) else { break false };
+            line.push((number, sys::pidfd_identity(&opened)));
+            parent = parent_of(number, &opened).unwrap_or(0);
         };
-        self.known.extend(line.into_iter().map(|pid| (pid, is_below)));
+        match is_below {
+            true => self.below.found.extend(line),
+            false => self.elsewhere.extend(line.into_iter().map(|(pid, _)| pid)),
+        }
         is_below.then_some(pidfd)
     }
 }
@@ -341,4 +369,39 @@ fn is_running(stat: &Stat) -> bool {
     let tasks = fs::read_dir(format!("/proc/{}/task", stat.pid)).into_iter().flatten().flatten();
     let tids = tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).take(waits::THREADS);
     tids.filter(|tid| *tid != stat.pid).any(|tid| Stat::read(tid).is_some_and(|stat| stat.state == 'R'))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+    use std::process::{Command, Stdio};
+
+    use super::{Below, Lineage, first_children, sys};
+    use crate::proc::process::Stat;
+
+    /// A descendant exits, and its number is given to a stranger that has a child.
+    #[test]
+    fn a_child_of_a_process_with_the_number_of_a_descendant_is_not_stopped() {
+        let script = "sleep 1000 & read line; kill $!; wait";
+        let mut parent = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).spawn().unwrap();
+        let number = parent.id() as i32;
+        let child = loop {
+            if let Some(child) = first_children(number, 1).first() {
+                break *child;
+            }
+            std::thread::yield_now();
+        };
+        let identity = sys::pidfd_identity(&sys::pidfd_open(number).unwrap());
+        // No process has this number.
+        let below = |identity| Below { root: i32::MAX, found: [(number, identity)].into() };
+        below(identity + 1).stop(&[]);
+        let state = Stat::read(child).unwrap().state;
+        let lineage = |identity| Lineage { below: below(identity), ..Lineage::of(i32::MAX) };
+        let opened = [identity + 1, identity].map(|identity| lineage(identity).open_below(child).is_some());
+        drop(parent.stdin.take());
+        parent.wait().unwrap();
+        assert_ne!(state, 'T');
+        assert_eq!(opened, [false, true]);
+    }
 }

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::DirEntryExt;
+use std::process;
 use std::time::Instant;
 
 use super::process::Stat;
@@ -108,10 +109,13 @@ impl Tree {
             let Some(stat) = Stat::read(pid) else { continue };
             let is_new = !is_known && self.is_new(&stat);
             if is_new {
-                let is_below = (stat.ppid == root || below.contains(&stat.ppid)) && !except.contains(&pid);
+                let has_parent_below = stat.ppid == root || below.contains(&stat.ppid) && self.is_there(stat.ppid);
+                let is_below = has_parent_below && !except.contains(&pid);
                 if is_below {
                     below.insert(pid);
                 } else {
+                    // Its number may be that of a descendant that has exited.
+                    below.remove(&pid);
                     elsewhere.push((pid, stat.ppid));
                 }
                 if is_below && !stat.is_zombie() {
@@ -148,6 +152,11 @@ impl Tree {
         update
     }
 
+    /// Whether a process of the snapshot still exists. Another one may have its number by now.
+    fn is_there(&self, pid: Pid) -> bool {
+        self.get(pid).is_some_and(|was| Stat::read(pid).is_some_and(|now| now.start_ticks == was.start_ticks))
+    }
+
     /// Every process of the snapshot, in no order.
     pub(crate) fn processes(&self) -> impl Iterator<Item = &Stat> {
         self.processes.values()
@@ -158,10 +167,16 @@ impl Tree {
     }
 
     /// Every process below `root` except those at or below `except`, each followed by its descendants.
+    ///
+    /// No process is older than its parent, or than the ancestor that adopted it. If the snapshot says otherwise, the
+    /// parent had exited before its number was given to the one in the snapshot: the processes of a fork bomb get the
+    /// number of an unrelated process's parent within a second where `pid_max` is 32768.
     pub(crate) fn below(&self, root: Pid, except: &[Pid]) -> Vec<&Stat> {
         let mut children: HashMap<Pid, Vec<&Stat>> = HashMap::new();
         for stat in self.processes.values() {
-            children.entry(stat.ppid).or_default().push(stat);
+            if self.get(stat.ppid).is_none_or(|parent| parent.start_ticks <= stat.start_ticks) {
+                children.entry(stat.ppid).or_default().push(stat);
+            }
         }
         let mut found: Vec<&Stat> = Vec::new();
         let mut pending: Vec<&Stat> = Vec::new();
@@ -194,8 +209,12 @@ pub(crate) fn first_children(pid: Pid, most: usize) -> Vec<Pid> {
 }
 
 /// The processes that `/proc` lists, with the inode of each directory.
+///
+/// None if it is the `/proc` of another PID namespace, which a test may have mounted there: its numbers would be
+/// those of unrelated processes.
 pub(crate) fn listed() -> impl Iterator<Item = (Pid, u64)> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let is_own = fs::read_link("/proc/self").is_ok_and(|own| *own == *process::id().to_string());
+    let entries = is_own.then(|| fs::read_dir("/proc")).into_iter().flatten().flatten().flatten();
     entries.filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.ino())))
 }
 
@@ -211,7 +230,7 @@ mod tests {
     #[test]
     fn each_is_followed_by_all_that_is_below_it() {
         let stat = |pid: i32, ppid: i32| {
-            let line = format!("{pid} (x) S {ppid} 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {pid} 0 0");
+            let line = format!("{pid} (x) S {ppid} 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 7 0 0");
             Stat::parse(line.as_bytes()).unwrap()
         };
         // Two children of 1 with two children each, and a cycle of two parents.
@@ -225,6 +244,43 @@ mod tests {
         assert_eq!(below(1, &[]), [2, 4, 6, 3, 5, 7]);
         assert_eq!(below(1, &[2]), [3, 5, 7]);
         assert_eq!(below(8, &[]), [9, 8]);
+    }
+
+    /// A process's parent exits, and its number is given to a descendant of the root.
+    #[test]
+    fn a_process_that_is_older_than_its_parent_is_another_ones_child() {
+        let stat = |pid: i32, ppid: i32, start: u64| {
+            let line = format!("{pid} (x) S {ppid} 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {start} 0 0");
+            Stat::parse(line.as_bytes()).unwrap()
+        };
+        let tree = Tree::of([stat(10, 1, 5), stat(20, 10, 9), stat(30, 20, 8), stat(31, 20, 9), stat(40, 30, 9)]);
+        let below: Vec<i32> = tree.below(10, &[]).iter().map(|stat| stat.pid).collect();
+        assert_eq!(below, [20, 31]);
+    }
+
+    /// The same with a descendant that exits, and whose number is given to a stranger that starts a process.
+    #[test]
+    fn a_child_of_a_process_with_the_number_of_a_descendant_is_none() {
+        let script = "sleep 1000 & read line; kill $!; wait";
+        let mut parent = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).spawn().unwrap();
+        let (own, number) = (std::process::id() as i32, parent.id() as i32);
+        let child = loop {
+            if let Some(child) = super::first_children(number, 1).first() {
+                break *child;
+            }
+            std::thread::yield_now();
+        };
+        let mut tree = Tree::read();
+        // As if it were another process.
+        tree.processes.retain(|pid, _| *pid != child);
+        tree.inodes.retain(|pid, _| *pid != child);
+        tree.processes.get_mut(&number).unwrap().start_ticks -= 1;
+        let mut seen = Vec::new();
+        let until = Instant::now() + Duration::from_secs(60);
+        tree.update(own, &[], |_| false, until, |_| (), |stat, ()| seen.push(stat.pid));
+        drop(parent.stdin.take());
+        parent.wait().unwrap();
+        assert!(!seen.contains(&child), "{seen:?}");
     }
 
     #[test]

@@ -78,6 +78,11 @@ pub(crate) fn pidfd_parent(pidfd: &OwnedFd) -> Option<Pid> {
     (result == 0).then_some(info[6] as Pid)
 }
 
+/// `fstat(pidfd)` — a number that no other process ever has (Linux 6.9). Before that it is the same for all.
+pub(crate) fn pidfd_identity(pidfd: &OwnedFd) -> u64 {
+    super::fd_identity(pidfd.as_raw_fd()).map_or(0, |identity| identity.ino)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]

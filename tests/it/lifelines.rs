@@ -187,3 +187,53 @@ fn a_program_that_is_not_there_is_an_error() {
     command.spawn().unwrap().wait().unwrap();
     assert_eq!(command.spawn().unwrap_err().kind(), ErrorKind::InvalidInput);
 }
+
+/// A library of the owner's program starts a process wherever it is loaded: one in the guard, and one in the command.
+const STARTS_A_PROCESS: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+static const char *of;
+__attribute__((constructor)) static void start(void) {
+    int ends[2];
+    char path[4096];
+    of = getenv("CHILDPROOF_GUARD") ? "guard" : "command";
+    if (pipe(ends) || fork()) {
+        // Until it has written its number.
+        close(ends[1]);
+        (void)!read(ends[0], path, 1);
+        close(ends[0]);
+        return;
+    }
+    snprintf(path, sizeof path, "%s/%s", getenv("TMPDIR"), of);
+    FILE *file = fopen(path, "w");
+    fprintf(file, "%d", getpid());
+    fclose(file);
+    for (int fd = 0; fd < 64; fd++) close(fd);
+    for (;;) pause();
+}
+"#;
+
+#[childproof::test(timeout = "180s")]
+fn what_a_library_has_started_in_the_guard_is_left_alone() {
+    let (source, library) = (std::env::temp_dir().join("starts.c"), std::env::temp_dir().join("starts.so"));
+    std::fs::write(&source, STARTS_A_PROCESS).unwrap();
+    let built = std::process::Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).output();
+    match built {
+        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
+        Err(_) => return println!("skipped: cc is not installed"),
+    }
+    let begin = Instant::now();
+    let mut guarded = Command::new("true").env("LD_PRELOAD", &library).spawn().unwrap();
+    let ended = guarded.wait().unwrap();
+    drop(guarded);
+    let pid = |of| std::fs::read_to_string(std::env::temp_dir().join(of)).unwrap().parse::<i32>().unwrap();
+    let lives = crate::support::alive(pid("guard"));
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid("guard")), nix::sys::signal::Signal::SIGKILL);
+    assert!(ended.status.success(), "{ended:?}");
+    assert_eq!(ended.left.iter().map(|left| left.pid as i32).collect::<Vec<_>>(), [pid("command")]);
+    assert!(!crate::support::alive(pid("command")));
+    assert!(lives, "the library's process was killed");
+    assert!(begin.elapsed() < PATIENCE);
+}

@@ -167,6 +167,32 @@ fn a_job_is_not_harmed_in_fifty_runs() {
     all_of_it(50);
 }
 
+/// A test has mounted the `/proc` of its own PID namespace, where another process has the stranger's number.
+#[childproof::test(timeout = "120s")]
+fn a_process_with_the_number_of_one_in_a_mounted_proc_is_left_alone() {
+    let fixture = Fixture::build("victim");
+    for target in ["harness", "stock", "threaded"] {
+        let mut stranger = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut like = fixture.command(target, &[]);
+        like.env("VICTIM_STRANGER", stranger.id().to_string());
+        // The mount must be seen by this run alone.
+        let script = "exec unshare --mount \"$@\"";
+        let arguments = ["--exact", "bodies::bombs::covers_proc"];
+        let mut run = Run::spawn(through_shell(&like, script, fixture.binary(target), &arguments));
+        let text = run.finish();
+        let lives = stranger.try_wait().unwrap().is_none();
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
+        if let Some(why) = run.told("refused") {
+            println!("not checked: {why}");
+            return;
+        }
+        assert!(run.told("covered").is_some(), "{text}");
+        assert!(lives, "{target}: the stranger was killed\n{text}");
+        assert!(text.contains("covers_proc ... FAILED"), "{target}\n{text}");
+    }
+}
+
 // ---- what plain tests see ----
 
 /// `wait` for all children ends, a pipe reaches EOF, orphans get the same parent as without a guard, and the

@@ -34,6 +34,7 @@ use super::scratch::RunDirectory;
 use super::snapshot::SubjectStart;
 use super::subject::Subject;
 use crate::config::policy::Settings;
+use crate::proc::mounts;
 use crate::proc::process::{self, GUARD};
 use crate::sys::channel::Channel;
 use crate::sys::lifeline::{Lifeline, Watch};
@@ -183,6 +184,7 @@ pub(super) fn hold(
     // The command shares session and process group with the tool, and with other processes that a shell
     // started with them.
     kill::spare_groups();
+    mounts::remember_proc();
     let prepared = (|| -> io::Result<Watch> {
         nix::sys::prctl::set_child_subreaper(true)?;
         block_all_signals()?;

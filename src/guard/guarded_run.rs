@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 
 use super::events::{Sources, Wakeup};
-use super::facts::{Answer, Class, Facts, Process};
+use super::facts::{Answer, Class, Facts, LeftMount, Process};
 use super::keep;
 use super::kill;
 use super::messages::SlotRequest;
@@ -19,6 +19,7 @@ use super::snapshot::{Snapshot, SubjectStart};
 use super::stop::{self, Stopped};
 use super::subject::Subject;
 use crate::guard::failure::GuardFailure;
+use crate::proc::mounts;
 use crate::proc::process::{self, Stat, are_hidden};
 use crate::proc::sockets::Socket;
 use crate::proc::tree::Tree;
@@ -348,7 +349,8 @@ impl<'a> GuardedRun<'a> {
 
     /// The tree at the end of the subject, before its parents are gone. In a crowd, that would use up the CPU time that
     /// the look at what is left needs: then only the lines of the processes are read, if this one has priority.
-    fn snapshot_at_end(&self, limit: Duration) -> Snapshot {
+    fn snapshot_at_end(&mut self, limit: Duration) -> Snapshot {
+        self.uncover_proc();
         let now = Instant::now();
         let is_crowded = stop::is_crowded();
         let of_tree = if is_crowded && self.raised.is_none() { now } else { now + limit };
@@ -379,6 +381,13 @@ impl<'a> GuardedRun<'a> {
             self.deadline = Some(now + EXITING_AGAIN);
         }
         is_awaited
+    }
+
+    fn uncover_proc(&mut self) {
+        if mounts::uncover_proc() {
+            let (at, what, why) = (mounts::PROC_PATH.to_owned(), String::new(), None);
+            self.facts.mounts.push(LeftMount { at, what, why });
+        }
     }
 
     /// Whether a process outside of the guarded tree traces one in it: a debugger, which stops the test at
@@ -437,6 +446,7 @@ impl<'a> GuardedRun<'a> {
         self.raised = self.raised.take().or_else(sys::raise_priority);
         // The harness prepares for the report meanwhile. If it is gone, the next wait shows that.
         let _ = self.sources.slot.send(&Answer::Looking {}.encode(), &[]);
+        self.uncover_proc();
         let begin = Instant::now();
         let limit = if is_cut { LOOK_OF_A_CUT } else { LOOK };
         let known = self.at_end.as_ref().map(|at_end| at_end.tree().clone()).unwrap_or_default();

@@ -20,6 +20,7 @@ use crate::guard::facts::Survivor;
 use crate::guard::facts::Unkillable;
 use crate::guard::failure::SystemError;
 use crate::guard::stop;
+use crate::proc::mounts;
 use crate::proc::process::{self, Stat};
 use crate::proc::tree::Tree;
 use crate::sys::{self, Children, Pid};
@@ -59,6 +60,7 @@ fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
     let deadline = Instant::now() + LIMIT;
     // Hundreds of running processes would leave little CPU time to this one.
     let _raised = sys::raise_priority();
+    mounts::uncover_proc();
     loop {
         // Stop all of them first: a survivor would see EOF or EPIPE and print a misleading error, and a
         // forking process would replace those that are killed.

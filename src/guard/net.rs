@@ -22,6 +22,7 @@ use super::messages::{Hello, Request};
 use super::scratch::RunDirectory;
 use super::server::Server;
 use super::supervisor::{ChildEntry, RunContext, ServeOutcome};
+use crate::proc::mounts;
 use crate::proc::process::{self, Stat};
 use crate::sys::channel::Channel;
 use crate::sys::lifeline::Watch;
@@ -120,6 +121,7 @@ impl Net {
         nix::unistd::setsid()?;
         nix::sys::prctl::set_child_subreaper(true)?;
         block_all_signals()?;
+        mounts::remember_proc();
         let stat = Stat::of_self().ok_or(io::ErrorKind::NotFound)?;
         let title = sys::Argv::at(process::argv_of_self().unwrap_or_default());
         title.show(&[TITLE]);

@@ -167,7 +167,10 @@ impl Below {
     /// Whether this number is that of a process that was found and still exists, and not of a later one.
     fn has(&self, pid: Pid) -> bool {
         pid == self.root
-            || self.found.get(&pid).is_some_and(|was| open(pid).is_some_and(|now| sys::pidfd_identity(&now) == *was))
+            || self
+                .found
+                .get(&pid)
+                .is_some_and(|was| open(pid).is_some_and(|now| sys::pidfd_identity(&now) == *was))
     }
 }
 

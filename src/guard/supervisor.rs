@@ -411,7 +411,7 @@ impl Supervisor {
         let (mut facts, preexisting) = guarded?;
         if facts.kept.is_empty() {
             let reset = self.empty_scratch();
-            facts.mounts = reset.mounts;
+            facts.mounts.extend(reset.mounts);
             let failure = reset.failure.map(|failure| EvidenceLimit::ScratchNotEmptied { failure });
             facts.limits.extend(failure);
         }

@@ -1,6 +1,30 @@
 //! The mounts of this process's namespace: `/proc/self/mountinfo`.
 
 use std::fs;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use crate::sys;
+
+pub(crate) const PROC_PATH: &str = "/proc";
+
+/// The id of the mount at `/proc` before the first test; `None` before Linux 5.8.
+static PROC: OnceLock<Option<u64>> = OnceLock::new();
+
+/// Records what is mounted at `/proc`.
+pub(crate) fn remember_proc() {
+    PROC.get_or_init(|| sys::status_of_path(Path::new(PROC_PATH)).ok()?.mount);
+}
+
+/// Detaches what a test has mounted over `/proc`: the processes could not be found without it. Returns whether there was
+/// such a mount.
+///
+/// A test that mounts the `/proc` of its own PID namespace, and is not in a mount namespace of its own, does that to
+/// all processes of the machine.
+pub(crate) fn uncover_proc() -> bool {
+    let Some(&Some(mount)) = PROC.get() else { return false };
+    sys::uncover(Path::new(PROC_PATH), mount).is_ok_and(|count| count > 0)
+}
 
 /// One line of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -109,7 +109,8 @@ impl Tree {
             let Some(stat) = Stat::read(pid) else { continue };
             let is_new = !is_known && self.is_new(&stat);
             if is_new {
-                let has_parent_below = stat.ppid == root || below.contains(&stat.ppid) && self.is_there(stat.ppid);
+                let has_parent_below =
+                    stat.ppid == root || below.contains(&stat.ppid) && self.is_there(stat.ppid);
                 let is_below = has_parent_below && !except.contains(&pid);
                 if is_below {
                     below.insert(pid);
@@ -253,7 +254,8 @@ mod tests {
             let line = format!("{pid} (x) S {ppid} 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 {start} 0 0");
             Stat::parse(line.as_bytes()).unwrap()
         };
-        let tree = Tree::of([stat(10, 1, 5), stat(20, 10, 9), stat(30, 20, 8), stat(31, 20, 9), stat(40, 30, 9)]);
+        let tree =
+            Tree::of([stat(10, 1, 5), stat(20, 10, 9), stat(30, 20, 8), stat(31, 20, 9), stat(40, 30, 9)]);
         let below: Vec<i32> = tree.below(10, &[]).iter().map(|stat| stat.pid).collect();
         assert_eq!(below, [20, 31]);
     }

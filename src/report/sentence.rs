@@ -16,6 +16,7 @@ use crate::diagnosis::{
 use crate::guard::facts::{EvidenceLimit, Facts, LeftMount, Unrecorded};
 use crate::guard::report_page::HeldBy;
 use crate::proc::fds::end;
+use crate::proc::mounts::PROC_PATH;
 use crate::proc::threads::Running;
 use crate::recorder::call_site::SourceLocation;
 
@@ -465,6 +466,9 @@ fn left_mounts(mounts: &[LeftMount]) -> String {
         (false, true) => "Nothing behind it was removed.",
         (false, false) => "Nothing behind them was removed.",
     };
+    if is_one && mounts[0].at == PROC_PATH {
+        return format!("the test left a mount over `{PROC_PATH}`. {end}");
+    }
     format!("the test left {left} in its `TMPDIR`: {}. {end}", enumerate(&named))
 }
 

@@ -189,12 +189,28 @@ pub(crate) fn rewind(directory: BorrowedFd<'_>) -> io::Result<()> {
 /// its source (mount_namespaces(7)). The path is that of the open file, so neither a symlink, nor another
 /// mount, nor a race can redirect it; `UMOUNT_NOFOLLOW` would not follow it.
 pub(crate) fn detach_mount(root: &OwnedFd) -> io::Result<()> {
-    let path = CString::new(link_of(root).into_os_string().into_encoded_bytes())?;
+    detach(&CString::new(link_of(root).into_os_string().into_encoded_bytes())?)
+}
+
+fn detach(path: &CStr) -> io::Result<()> {
     let (none, flags) = (ptr::null(), libc::MS_PRIVATE | libc::MS_REC);
     // SAFETY: the path is NUL-terminated, and what is null is not read for these flags.
     check(unsafe { libc::mount(none, path.as_ptr(), none, flags, ptr::null()) })?;
     // SAFETY: the path is NUL-terminated.
     check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) }).map(drop)
+}
+
+/// `umount2(path, MNT_DETACH)` — detaches what is mounted over the mount with this id. Returns how many mounts that were.
+///
+/// Uses no `/proc`, since that may be what is covered.
+pub(crate) fn uncover(path: &Path, mount: u64) -> io::Result<usize> {
+    let name = CString::new(path.as_os_str().as_encoded_bytes())?;
+    let mut count = 0;
+    while status_of_path(path)?.mount.is_some_and(|found| found != mount) {
+        detach(&name)?;
+        count += 1;
+    }
+    Ok(count)
 }
 
 /// A handle on a directory, by its path. Follows links on the way and at the end.

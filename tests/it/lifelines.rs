@@ -219,7 +219,8 @@ __attribute__((constructor)) static void start(void) {
 fn what_a_library_has_started_in_the_guard_is_left_alone() {
     let (source, library) = (std::env::temp_dir().join("starts.c"), std::env::temp_dir().join("starts.so"));
     std::fs::write(&source, STARTS_A_PROCESS).unwrap();
-    let built = std::process::Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).output();
+    let built =
+        std::process::Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).output();
     match built {
         Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
         Err(_) => return println!("skipped: cc is not installed"),
@@ -230,7 +231,8 @@ fn what_a_library_has_started_in_the_guard_is_left_alone() {
     drop(guarded);
     let pid = |of| std::fs::read_to_string(std::env::temp_dir().join(of)).unwrap().parse::<i32>().unwrap();
     let lives = crate::support::alive(pid("guard"));
-    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid("guard")), nix::sys::signal::Signal::SIGKILL);
+    let _ =
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid("guard")), nix::sys::signal::Signal::SIGKILL);
     assert!(ended.status.success(), "{ended:?}");
     assert_eq!(ended.left.iter().map(|left| left.pid as i32).collect::<Vec<_>>(), [pid("command")]);
     assert!(!crate::support::alive(pid("command")));

@@ -36,7 +36,7 @@ pub(crate) struct Stat {
     pub(crate) forked_without_exec: bool,
     pub(crate) is_kernel_thread: bool,
     /// Whether its first thread has begun to exit.
-    is_leader_exiting: bool,
+    pub(crate) is_leader_exiting: bool,
     pub(crate) threads: u32,
     /// Start time in clock ticks since boot. Together with the pid it identifies the process.
     pub(crate) start_ticks: u64,

@@ -63,7 +63,7 @@ impl Terminal {
                 return;
             }
             assert!(begin.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}:\n{screen}");
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 
@@ -101,8 +101,13 @@ impl Terminal {
 
     /// Stops what runs with Ctrl-Z, and lets it go on with `fg`.
     fn stop_and_continue(&self) {
-        self.key("C-z");
-        self.wait_for("Stopped");
+        // less loses a signal that comes between its look for signals and its read.
+        self.wait_until("Stopped", |screen| {
+            if !screen.contains("Stopped") {
+                self.key("C-z");
+            }
+            screen.contains("Stopped")
+        });
         self.wait_for_prompt("P>");
         self.enter("clear; fg");
     }
@@ -147,7 +152,7 @@ fn a_shell() {
     terminal.enter("echo code=$?.");
     terminal.wait_for("code=130.");
     // The size of the terminal, and the signal that says so.
-    terminal.enter("clear; trap 'echo size=$(stty size).' WINCH; echo set.");
+    terminal.enter("clear; trap 'echo size=$(stty size).' WINCH; echo s''et.");
     terminal.wait_for("set.");
     terminal.resize(70, 20);
     terminal.enter("");
@@ -171,7 +176,10 @@ fn a_pager() {
     terminal.wait_for("line 1.\n");
     terminal.key("G");
     terminal.wait_for("line 1000.\n");
+    terminal.wait_for("(END)");
     terminal.resize(70, 10);
+    // It draws a page of nine lines from the first one on, and reads no key meanwhile.
+    terminal.wait_for_prompt(":");
     terminal.key("g");
     terminal.wait_until("a page of nine lines", |screen| {
         screen.contains("line 9.\n") && !screen.contains("line 10.")

@@ -119,6 +119,7 @@ pub use childproof_macros::policy;
 /// | `allow_process` | a glob on the command line, repeatable | left behind, but expected |
 /// | `fds` | `"pipes"`, `"all"`, `"off"` | which kinds of fds must be closed when the body has returned |
 /// | `allow_created_by` | a path such as `"signal_hook_registry"`, repeatable | fds made there or below are expected |
+/// | `unused_allowances` | `"allow"`, `"warn"`, `"deny"` | an `allow_process` or `allow_created_by` of the test's own that allowed nothing |
 /// | `unwaited` | `"allow"`, `"deny"` | zombies: children that were not waited for |
 /// | `threads` | `"allow"`, `"deny"` | threads that still run when the body returns |
 /// | `threaded_fork` | `"warn"`, `"deny"`, `"allow"` | forks among threads whose child does not go straight on to exec |

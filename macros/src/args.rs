@@ -29,6 +29,7 @@ pub(crate) struct Args {
     grace: Option<Duration>,
     fds: Option<Ident>,
     processes: Option<Ident>,
+    unused_allowances: Option<Ident>,
     unguarded: Option<Ident>,
     deny_unwaited: Option<bool>,
     deny_threads: Option<bool>,
@@ -59,6 +60,7 @@ impl Args {
             grace: None,
             fds: None,
             processes: None,
+            unused_allowances: None,
             unguarded: None,
             deny_unwaited: None,
             deny_threads: None,
@@ -145,6 +147,7 @@ impl Args {
             "grace" => set(&mut self.grace, values::duration(&text)),
             "fds" => set(&mut self.fds, variant(values::FDS_VALUES, &text)),
             "processes" => set(&mut self.processes, variant(values::LEVELS, &text)),
+            "unused_allowances" => set(&mut self.unused_allowances, variant(values::LEVELS, &text)),
             "unguarded" => set(&mut self.unguarded, variant(values::LEVELS, &text)),
             "unwaited" => set(&mut self.deny_unwaited, values::deny(&text)),
             "threads" => set(&mut self.deny_threads, values::deny(&text)),
@@ -200,7 +203,11 @@ impl Args {
         if let Some(kinds) = &self.fds {
             field("fds", some(quote!(#private::Fds::#kinds)));
         }
-        for (name, level) in [("processes", &self.processes), ("unguarded", &self.unguarded)] {
+        for (name, level) in [
+            ("processes", &self.processes),
+            ("unused_allowances", &self.unused_allowances),
+            ("unguarded", &self.unguarded),
+        ] {
             if let Some(level) = level {
                 field(name, some(quote!(#private::Level::#level)));
             }

@@ -203,7 +203,7 @@ fn command() -> Command {
         .override_usage("[OPTIONS] [FILTER]...")
         .after_help(
             "A filter selects the tests whose name contains it, or is it with --exact.\n\
-             Environment: CHILDPROOF_TIMEOUT, _GRACE, _FDS, _PROCESSES, _UNWAITED, _THREADS,\n\
+             Environment: CHILDPROOF_TIMEOUT, _GRACE, _FDS, _PROCESSES, _UNUSED_ALLOWANCES, _UNWAITED, _THREADS,\n\
              CHILDPROOF_THREADED_FORK, CHILDPROOF_ALLOW_PROCESS, CHILDPROOF_ALLOW_CREATED_BY,\n\
              CHILDPROOF_BACKTRACE=full, CHILDPROOF_TRACE=fds, CHILDPROOF_SHARED=1,\n\
              CHILDPROOF_KEEP=1, RUST_TEST_THREADS, RUST_TEST_NOCAPTURE,\n\

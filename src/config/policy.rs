@@ -124,6 +124,7 @@ pub struct Policy {
     pub(crate) grace: Option<Duration>,
     pub(crate) fds: Option<Fds>,
     pub(crate) processes: Option<Level>,
+    pub(crate) unused_allowances: Option<Level>,
     pub(crate) deny_unwaited: Option<bool>,
     pub(crate) deny_threads: Option<bool>,
     pub(crate) threaded_fork: Option<ThreadedFork>,
@@ -141,6 +142,7 @@ impl Policy {
             grace: None,
             fds: None,
             processes: None,
+            unused_allowances: None,
             deny_unwaited: None,
             deny_threads: None,
             threaded_fork: None,
@@ -192,6 +194,18 @@ impl Policy {
     /// Fails a test that leaves a process, which is the default, where a weaker policy accepts it.
     pub fn deny_processes(mut self) -> Self {
         self.processes = Some(Level::Deny);
+        self
+    }
+
+    /// Fails a test that passes and leaves nothing that one of its own `allow_process` or `allow_created_by` allows.
+    pub fn deny_unused_allowances(mut self) -> Self {
+        self.unused_allowances = Some(Level::Deny);
+        self
+    }
+
+    /// Warns of a test that passes and leaves nothing that one of its own `allow_process` or `allow_created_by` allows.
+    pub fn warn_unused_allowances(mut self) -> Self {
+        self.unused_allowances = Some(Level::Warn);
         self
     }
 
@@ -260,6 +274,7 @@ impl Policy {
         self.grace = self.grace.or(weaker.grace);
         self.fds = self.fds.or(weaker.fds);
         self.processes = self.processes.or(weaker.processes);
+        self.unused_allowances = self.unused_allowances.or(weaker.unused_allowances);
         self.deny_unwaited = self.deny_unwaited.or(weaker.deny_unwaited);
         self.deny_threads = self.deny_threads.or(weaker.deny_threads);
         self.threaded_fork = self.threaded_fork.or(weaker.threaded_fork);
@@ -291,6 +306,7 @@ impl Policy {
             grace: self.grace.unwrap_or(Duration::from_millis(200)),
             fds: self.fds.unwrap_or(Fds::Pipes),
             processes: self.processes.unwrap_or(Level::Deny),
+            unused_allowances: self.unused_allowances.unwrap_or(Level::Allow),
             deny_unwaited: self.deny_unwaited.unwrap_or(false),
             deny_threads: self.deny_threads.unwrap_or(false),
             threaded_fork: self.threaded_fork.unwrap_or(ThreadedFork::Warn),
@@ -310,6 +326,7 @@ wire_struct! {
         pub(crate) grace: Duration,
         pub(crate) fds: Fds,
         pub(crate) processes: Level,
+        pub(crate) unused_allowances: Level,
         pub(crate) deny_unwaited: bool,
         pub(crate) deny_threads: bool,
         pub(crate) threaded_fork: ThreadedFork,
@@ -427,6 +444,7 @@ pub(crate) fn from_environment(get: impl Fn(&str) -> Option<OsString>) -> Result
         grace: read(&get, of(&values::GRACE), values::duration)?,
         fds: read(&get, of(&values::FDS), Fds::read)?,
         processes: read(&get, of(&values::PROCESSES), Level::read)?,
+        unused_allowances: read(&get, of(&values::UNUSED_ALLOWANCES), Level::read)?,
         deny_unwaited: read(&get, of(&values::UNWAITED), values::deny)?,
         deny_threads: read(&get, of(&values::THREADS), values::deny)?,
         threaded_fork: read(&get, of(&values::THREADED_FORK), ThreadedFork::read)?,

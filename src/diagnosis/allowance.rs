@@ -83,6 +83,7 @@ pub(super) fn allowances(kind: &Kind, evidence: &Evidence<'_>) -> Vec<Allowance>
         | Kind::Signalled { .. }
         | Kind::NotGuarded { .. }
         | Kind::LeftMounts { .. }
+        | Kind::UnusedAllowances { .. }
         | Kind::Unkillable { .. } => Vec::new(),
     }
 }

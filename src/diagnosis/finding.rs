@@ -31,6 +31,8 @@ pub(crate) enum Cause {
     Threads,
     ThreadedFork,
     LeftMount,
+    /// An argument allows what was not left.
+    UnusedAllowance,
     Unkillable,
     /// The test could not be run or followed to its end.
     Unguarded,
@@ -53,6 +55,7 @@ impl Cause {
             Cause::Threads => "threads",
             Cause::ThreadedFork => "threaded_fork",
             Cause::LeftMount => "left_mount",
+            Cause::UnusedAllowance => "unused_allowance",
             Cause::Unkillable => "unkillable",
             Cause::Unguarded => "unguarded",
         }
@@ -210,6 +213,10 @@ pub(crate) enum Kind {
     LeftMounts {
         mounts: Vec<LeftMount>,
     },
+    /// Arguments of the test that allow what it did not leave; at least one.
+    UnusedAllowances {
+        unused: Vec<Allowance>,
+    },
     Unkillable {
         pid: i32,
         name: String,
@@ -307,6 +314,7 @@ impl Kind {
             | Kind::ElusiveProcess { .. }
             | Kind::UnlistedFds { .. }
             | Kind::LeftMounts { .. }
+            | Kind::UnusedAllowances { .. }
             | Kind::Threads { .. } => None,
         }
     }

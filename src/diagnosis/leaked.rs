@@ -98,6 +98,13 @@ fn is_allowed(process: &Process, settings: &Settings) -> bool {
     settings.allow_process.iter().any(|glob| allows(glob, &line))
 }
 
+/// The globs that allow a process that was left.
+pub(super) fn used(facts: &Facts, settings: &Settings) -> Vec<String> {
+    let lines: Vec<String> = leaked(facts).map(line).collect();
+    let is_used = |glob: &&String| lines.iter().any(|line| allows(glob, line));
+    settings.allow_process.iter().filter(is_used).cloned().collect()
+}
+
 /// The command line of a process, or its name if it has none.
 fn line(process: &Process) -> String {
     let line = process.command_line.join(" ");

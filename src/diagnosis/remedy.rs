@@ -365,7 +365,9 @@ fn remedy_of(kind: &Kind, evidence: &Evidence<'_>) -> Option<Remedy> {
         | Kind::DidNotPanic
         | Kind::PanickedOtherwise { .. }
         | Kind::ReturnedError { .. }
-        | Kind::NotGuarded { .. } => None,
+        | Kind::NotGuarded { .. }
+        // Is added last, by itself.
+        | Kind::UnusedAllowances { .. } => None,
     }
 }
 

@@ -51,18 +51,20 @@ pub(crate) struct Pipe {
 }
 
 /// Removes the fds that were created in code which the policy allows, and those that a runtime keeps for
-/// itself.
-pub(super) fn allow(facts: &mut Facts, settings: &Settings, names: &Names) {
-    let before = facts.strays.len();
+/// itself. Returns the paths that allow one.
+pub(super) fn allow(facts: &mut Facts, settings: &Settings, names: &Names) -> Vec<String> {
+    let (before, mut used) = (facts.strays.len(), Vec::new());
     facts.strays.retain(|stray| {
         let Some(site) = names.of_fd(stray.key) else { return true };
-        let is_expected = |function: &String| {
-            settings.allow_created_by.iter().any(|prefix| is_below(path_of(function), prefix))
-        };
-        !site.is_kept && !site.functions.iter().any(is_expected)
+        let allows =
+            |prefix: &&String| site.functions.iter().any(|function| is_below(path_of(function), prefix));
+        let expected = used.len();
+        used.extend(settings.allow_created_by.iter().filter(allows).cloned());
+        !site.is_kept && used.len() == expected
     });
     let gone = (before - facts.strays.len()) as u32;
     facts.stray_count = facts.stray_count.saturating_sub(gone);
+    used
 }
 
 /// The path by which a function is matched: `<crate::Type as Trait>::function` is in `crate` too.

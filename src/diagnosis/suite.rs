@@ -299,7 +299,7 @@ impl Suite<'_> {
     }
 
     fn judge(&self, name: &str, settings: &Settings, mut own: Facts, names: Names) -> Verdict {
-        stray::allow(&mut own, settings, &names);
+        let used = stray::allow(&mut own, settings, &names);
         let is_own = |pid: &&i32| own.processes.iter().any(|process| process.pid == **pid);
         own.kept = self.facts.kept.iter().filter(is_own).copied().collect();
         let tids: HashSet<i32> = own.tasks().map(|(_, thread)| thread.tid).collect();
@@ -311,7 +311,7 @@ impl Suite<'_> {
             unwatched: unwatched.iter().filter(|one| pids.contains(&one.pid)).cloned().collect(),
             exited: exited.iter().filter(|one| pids.contains(&one.orphan)).cloned().collect(),
         };
-        judge(name, settings, own, names, inferred)
+        judge(name, settings, own, names, inferred).using(used)
     }
 }
 

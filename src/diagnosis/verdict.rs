@@ -5,7 +5,7 @@ use nix::libc;
 use super::evidence::Evidence;
 use super::inherited::Inherited;
 use super::*;
-use crate::config::policy::{Policy, Settings};
+use crate::config::policy::{Level, Policy, Settings};
 use crate::config::registry::{ArgumentPosition, ArgumentSyntax};
 use crate::guard::facts::{Class, Facts, Process};
 use crate::guard::report_page::{Body, End};
@@ -35,6 +35,8 @@ pub(crate) struct Verdict {
     /// The threads for which no waker was found.
     pub(crate) stuck: Vec<Stuck>,
     pub(crate) names: Names,
+    /// The globs and paths that allow something that was left.
+    pub(super) used: Vec<String>,
     /// What limits the report.
     pub(crate) notes: Vec<Note>,
 }
@@ -74,6 +76,7 @@ impl Verdict {
             exited: Vec::new(),
             stuck: Vec::new(),
             names: Names::default(),
+            used: Vec::new(),
             notes: Vec::new(),
         }
     }
@@ -156,6 +159,39 @@ impl Verdict {
         }
     }
 
+    /// Adds globs and paths that allow something that was left.
+    pub(super) fn using(mut self, used: Vec<String>) -> Verdict {
+        self.used.extend(used);
+        self
+    }
+
+    /// Adds a finding on what the test's `own` arguments allow and it has not left. A test that failed may not have come
+    /// to it.
+    pub(crate) fn find_unused(&mut self, own: &Policy, level: Level) {
+        if level == Level::Allow || self.failed() {
+            return;
+        }
+        let processes =
+            own.allow_process.iter().map(|glob| (glob, Allowance::Process { glob: glob.clone() }));
+        let fds = own.allow_created_by.iter().map(|path| (path, Allowance::CreatedBy { path: path.clone() }));
+        let unused = processes.chain(fds).filter(|(text, _)| !self.used.contains(text));
+        let unused: Vec<Allowance> = unused.map(|(_, allowance)| allowance).collect();
+        if unused.is_empty() {
+            return;
+        }
+        let cause = (level == Level::Deny).then_some(Cause::UnusedAllowance);
+        let finding = Finding {
+            cause,
+            kind: Kind::UnusedAllowances { unused },
+            remedies: Vec::new(),
+            allow: Vec::new(),
+        };
+        match cause {
+            Some(_) => self.findings.push(finding),
+            None => self.warnings.push(finding),
+        }
+    }
+
     /// Takes the error that the body returned from its output, where `main` or a test writes it. Notes what may have
     /// truncated the output, if it does not show how the test ended. `limit` is the run's own `RLIMIT_FSIZE`.
     pub(crate) fn add_output(&mut self, output: &str, limit: u64) {
@@ -184,9 +220,9 @@ pub(crate) fn conclude(name: &str, settings: &Settings, mut facts: Facts, names:
     if facts.are_clean() {
         return Verdict::clean(name, facts);
     }
-    stray::allow(&mut facts, settings, &names);
+    let used = stray::allow(&mut facts, settings, &names);
     let inferred = Inferred::from(&facts, &names);
-    judge(name, settings, facts, names, inferred)
+    judge(name, settings, facts, names, inferred).using(used)
 }
 
 /// What is inferred from the processes of a whole tree.
@@ -217,6 +253,7 @@ pub(super) fn judge(
     inferred: Inferred,
 ) -> Verdict {
     let notes = notes(&facts, &names, settings);
+    let used = leaked::used(&facts, settings);
     let allowed = leaked::allowed(&facts, settings);
     let Inferred { stuck, inherited, unwatched, exited } = inferred;
     let evidence = Evidence {
@@ -239,6 +276,7 @@ pub(super) fn judge(
         exited,
         stuck,
         names,
+        used,
         notes,
         ..Verdict::clean(name, facts)
     }

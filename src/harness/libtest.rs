@@ -115,6 +115,7 @@ impl Test {
         let Some((mut verdict, output)) = guarded else { stock_cut::not_begun() };
         verdict.syntax = self.attribute.syntax();
         verdict.drop_overridden_hints(environment);
+        verdict.find_unused(&self.attribute.policy(), job.settings.unused_allowances);
         let is_said = text::is_ordinary_panic(&verdict) && (shows_output() || !output.is_empty());
         let report =
             verdict.failed().then(|| all_failures().add(&verdict, None, self.place, is_said, own_layout()));

@@ -418,6 +418,8 @@ impl Run {
     ) -> Result<Completion, Failed> {
         verdict.syntax = entry.syntax();
         verdict.drop_overridden_hints(&self.options.policy);
+        let own = entry.policy();
+        verdict.find_unused(&own, self.policy_with(&own).settle().unused_allowances);
         self.record(&verdict, output, round);
         if verdict.failed() {
             self.failed.store(true, Ordering::Release);

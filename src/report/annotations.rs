@@ -173,6 +173,7 @@ fn what(verdict: &Verdict, finding: &Finding) -> &'static str {
         Cause::ThreadedFork => "forked among threads",
         Cause::Threads => "left a thread running",
         Cause::LeftMount => "left a mount",
+        Cause::UnusedAllowance => "allows what it did not leave",
         Cause::Unkillable => "left a process that cannot be killed",
         Cause::Unguarded => "could not be guarded",
     }

@@ -3,6 +3,7 @@
 mod deadlock;
 mod waits;
 
+use super::allow;
 use super::escape;
 use super::failure;
 use super::words::{
@@ -10,8 +11,8 @@ use super::words::{
     signal_name,
 };
 use crate::diagnosis::{
-    Child, CodePlace, CreatedBy, Creator, Ending, Finding, InheritedEnd, Kind, Note, SocketRole, StrayNumber,
-    StraySocket, ThreadedFork, Verdict,
+    Allowance, Child, CodePlace, CreatedBy, Creator, Ending, Finding, InheritedEnd, Kind, Note, SocketRole,
+    StrayNumber, StraySocket, ThreadedFork, Verdict,
 };
 use crate::guard::facts::{EvidenceLimit, Facts, LeftMount, Unrecorded};
 use crate::guard::report_page::HeldBy;
@@ -131,6 +132,7 @@ pub(super) fn of(verdict: &Verdict, finding: &Finding) -> String {
         ),
         Kind::ThreadedFork { fork, more } => threaded_fork(facts, fork, *more),
         Kind::LeftMounts { mounts } => left_mounts(mounts),
+        Kind::UnusedAllowances { unused } => unused_allowances(unused),
         Kind::Unkillable { pid, name, because, .. } => {
             format!("pid {pid} `{name}` could not be killed: {}.", failure::unkillable(because))
         }
@@ -470,6 +472,12 @@ fn left_mounts(mounts: &[LeftMount]) -> String {
         return format!("the test left a mount over `{PROC_PATH}`. {end}");
     }
     format!("the test left {left} in its `TMPDIR`: {}. {end}", enumerate(&named))
+}
+
+fn unused_allowances(unused: &[Allowance]) -> String {
+    let arguments: Vec<String> = unused.iter().map(|allow| format!("`{}`", allow::argument(allow))).collect();
+    let (allow, it) = if unused.len() == 1 { ("allows", "it") } else { ("allow", "them") };
+    format!("{} {allow} what the test did not leave: remove {it}.", enumerate(&arguments))
 }
 
 /// `` `/tmp/childproof-a/1/x`, where `/home/x` is mounted ``.

@@ -149,6 +149,7 @@ fn did_by(group: &Group, is_one: bool) -> String {
         Cause::ThreadedFork => "forked among threads".to_owned(),
         Cause::Threads => "left a thread running".to_owned(),
         Cause::LeftMount => "left a mount".to_owned(),
+        Cause::UnusedAllowance => "allowed what was not left".to_owned(),
         Cause::Unkillable => "left a process that cannot be killed".to_owned(),
         Cause::Unguarded => "could not be guarded".to_owned(),
     }

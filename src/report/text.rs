@@ -83,10 +83,10 @@ pub(crate) fn warning(verdict: &Verdict, layout: Layout) -> Option<String> {
     let mut text = Text::new(layout);
     let label = text.styled(Style::new().bold().fg_color(Some(AnsiColor::Yellow.into())), "WARN");
     let name = text.styled(Style::new().bold(), &escape::text(&verdict.name));
-    let leaks = |finding: &Finding| !matches!(finding.kind, Kind::ThreadedFork { .. });
-    let title = match verdict.warnings.iter().any(leaks) {
-        true => left(verdict).trim_start_matches("; ").to_owned(),
-        false => AMONG_THREADS.to_owned(),
+    let title = match &verdict.warnings[0].kind {
+        Kind::ThreadedFork { .. } => AMONG_THREADS.to_owned(),
+        Kind::UnusedAllowances { .. } => "allows what it did not leave".to_owned(),
+        _ => left(verdict).trim_start_matches("; ").to_owned(),
     };
     text.line(&format!("{label}  {name}   {title}"));
     text.line("");

@@ -129,3 +129,46 @@ fn a_glob_of_a_program_alone_is_explained() {
     assert!(ran.stdout.contains(note), "{}", ran.all());
     assert_eq!(ran.code, Some(101), "{}", ran.all());
 }
+
+#[childproof::test]
+fn what_a_test_allows_and_does_not_leave_is_reported_if_that_is_asked_for() {
+    let sentence = "`allow_created_by = \"b::nothing\"` allows what the test did not leave: remove it.";
+    for target in ["adopting", "adopting_whole"] {
+        let allows = |level: Option<&str>, test: &str| {
+            let mut command = command(target, &[test, "--exact", "--nocapture"]);
+            command.envs(level.map(|level| ("CHILDPROOF_UNUSED_ALLOWANCES", level)));
+            Ran::of(&mut command)
+        };
+        for (level, code, is_told) in [(None, 0, false), (Some("warn"), 0, true), (Some("deny"), 101, true)] {
+            let ran = allows(level, "allows_more_than_it_leaves");
+            assert_eq!(
+                (ran.code, ran.all().matches(sentence).count()),
+                (Some(code), usize::from(is_told)),
+                "{}",
+                ran.all()
+            );
+            // What is needed is not named.
+            assert!(!ran.all().contains("`allow_process = "), "{}", ran.all());
+            let ran = allows(level, "allows_what_it_leaves");
+            assert!(ran.code == Some(0) && !ran.all().contains("did not leave"), "{}", ran.all());
+        }
+        let ran = allows(None, "allows_and_leaves_nothing");
+        let needless = "`allow_process = \"sleep *\"` allows what the test did not leave: remove it.";
+        assert!(ran.code == Some(101) && ran.all().contains(needless), "{}", ran.all());
+        // A test that failed may not have come to it.
+        let ran = allows(None, "allows_and_panics");
+        assert!(ran.code == Some(101) && !ran.all().contains("did not leave"), "{}", ran.all());
+    }
+    let json = scratch().join("unused.json");
+    let mut command =
+        command("adopting_whole", &["allows_and_leaves_nothing", "--json", json.to_str().unwrap()]);
+    Ran::of(&mut command);
+    let line: Value = serde_json::from_str(fs::read_to_string(&json).unwrap().trim()).unwrap();
+    let finding = &line["findings"][0];
+    let seen = (&line["causes"][0], &finding["kind"], &finding["fields"]["arguments"][0]);
+    assert_eq!(
+        seen,
+        (&"unused_allowance".into(), &"unused_allowances".into(), &"allow_process = \"sleep *\"".into()),
+        "{line:#}"
+    );
+}

@@ -132,6 +132,9 @@ pub const ALLOW_CREATED_BY: Argument = Argument::new(
     Scope::Run,
 )
 .repeatable();
+/// The verdict on an allowance of a test that nothing was left for.
+pub const UNUSED_ALLOWANCES: Argument =
+    Argument::new("unused_allowances", Value::Choice(LEVELS), "\"warn\"", Scope::Run);
 /// Whether a zombie fails the test.
 pub const UNWAITED: Argument =
     Argument::new("unwaited", Value::Choice(DENY_OR_ALLOW), "\"deny\"", Scope::Run);
@@ -149,13 +152,14 @@ pub const UNGUARDED: Argument = Argument::new("unguarded", Value::Choice(LEVELS)
 pub const CRATE: Argument = Argument::new("crate", Value::Path, "childproof", Scope::Attribute);
 
 /// All arguments, in the order in which the documentation lists them.
-pub const ARGUMENTS: [&Argument; 12] = [
+pub const ARGUMENTS: [&Argument; 13] = [
     &TIMEOUT,
     &GRACE,
     &PROCESSES,
     &ALLOW_PROCESS,
     &FDS,
     &ALLOW_CREATED_BY,
+    &UNUSED_ALLOWANCES,
     &UNWAITED,
     &THREADS,
     &THREADED_FORK,

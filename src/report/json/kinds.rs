@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::super::allow;
 use super::seconds;
 use crate::diagnosis::{
     AtSocket, CodePlace, Creator, DeadChild, Deadlock, Ending, Kind, Link, LinkOn, RuntimeWait, Shape,
@@ -15,7 +16,7 @@ use crate::report::failure;
 use crate::report::sentence;
 
 /// Every kind with the names of its fields, as JSON.md lists them.
-pub(super) const KINDS: [(&str, &[&str]); 25] = [
+pub(super) const KINDS: [(&str, &[&str]); 26] = [
     ("deadlock", &["pid", "because", "proved", "shape", "chain", "doubts", "also"]),
     ("more_deadlocks", &["count"]),
     ("waits_for", &["tid", "on", "inodes", "fds", "wakers", "chain", "ring", "dead"]),
@@ -40,6 +41,7 @@ pub(super) const KINDS: [(&str, &[&str]); 25] = [
     ("unwaited", &["pids", "place"]),
     ("threads", &["count", "threads"]),
     ("left_mounts", &["mounts"]),
+    ("unused_allowances", &["arguments"]),
     ("threaded_fork", &["pid", "creator", "thread", "threads", "place", "more"]),
 ];
 
@@ -162,6 +164,9 @@ fn values(verdict: &Verdict, kind: &Kind) -> (&'static str, Vec<Value>) {
         Kind::LeftMounts { mounts } => {
             let mount = |mount: &LeftMount| json!({ "at": mount.at, "what": mount.what, "why": mount.why });
             ("left_mounts", vec![mounts.iter().map(mount).collect()])
+        }
+        Kind::UnusedAllowances { unused } => {
+            ("unused_allowances", vec![unused.iter().map(allow::argument).collect()])
         }
         Kind::Unkillable { pid, name, because, created } => {
             let known = verdict.names.of_process(*pid).map(CodePlace::of);

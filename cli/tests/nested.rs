@@ -88,6 +88,20 @@ fn a_guarded_suite_in_a_guarded_command_is_charged_once() {
     }
 }
 
+/// The guard's own pipes, which are open until the test binary ends.
+#[test]
+fn a_clean_guarded_test_leaves_no_pipe_of_its_guard() {
+    for (target, test) in [("stock", "shapes::child_waited_for"), ("shared", "is_clean")] {
+        let binary = guarded_target(target);
+        for fds in ["pipes", "all"] {
+            let mut tool = Command::new(TOOL);
+            tool.args(["run", "--timeout=60s", "--fds", fds, "--"]).arg(&binary).args(["--exact", test]);
+            let ran = output(&mut tool);
+            assert_eq!((ran.status.code(), reports(&ran)), (Some(0), 0), "{target} {fds}\n{}", text(&ran));
+        }
+    }
+}
+
 #[test]
 fn a_guarded_command_in_a_guarded_test_is_charged_once() {
     let suite = guarded_target("shared");

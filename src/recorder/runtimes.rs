@@ -39,6 +39,15 @@ pub(crate) fn is_kept_socket(paths: &[String]) -> bool {
     created_by(paths, &["tokio::signal"])
 }
 
+/// Whether an fd is the harness's own, which a recorder that was preloaded sees too: it is open until the process ends. What
+/// a user has of `childproof::lifeline` is the user's.
+pub(crate) fn is_of_harness(paths: &[String]) -> bool {
+    let called: Vec<&String> = paths.iter().take_while(|path| is_called(path)).collect();
+    // A frame that was recognised by its file has the name of the crate twice.
+    let has = |room: &str| called.iter().any(|path| path.contains(room));
+    (has("childproof::guard::") || has("childproof::harness::")) && !has("childproof::lifeline::")
+}
+
 /// Whether a process was started by tokio.
 pub(crate) fn is_process(paths: &[String]) -> bool {
     created_by(paths, &["tokio::process"])
@@ -59,7 +68,7 @@ pub(crate) fn waits(paths: &[String], name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_own_socket, is_waker, waits};
+    use super::{is_of_harness, is_own_socket, is_waker, waits};
 
     fn owned(paths: &[&str]) -> Vec<String> {
         paths.iter().map(|path| (*path).to_owned()).collect()
@@ -96,6 +105,34 @@ mod tests {
             &[],
         ] {
             assert!(!is_waker(&owned(paths)), "{paths:?}");
+        }
+    }
+
+    #[test]
+    fn an_fd_is_of_the_harness_unless_a_user_asked_for_it() {
+        for (paths, expected) in [
+            (
+                &["pipe2", "childproof::sys::lifeline::pair", "childproof::guard::client::start", "a::test"]
+                    [..],
+                true,
+            ),
+            (&["std::io::pipe", "childproof::childproof::harness::libtest::run", "a::test"], true),
+            (
+                &[
+                    "pipe2",
+                    "childproof::guard::guarded::start",
+                    "childproof::lifeline::Command::spawn",
+                    "a::b",
+                ],
+                false,
+            ),
+            (
+                &["pipe2", "childproof::sys::lifeline::pair", "childproof::lifeline::Lifeline::new", "a::b"],
+                false,
+            ),
+            (&["pipe2", "a::b", "childproof::guard::test_process::run"], false),
+        ] {
+            assert_eq!(is_of_harness(&owned(paths)), expected, "{paths:?}");
         }
     }
 

@@ -299,7 +299,8 @@ fn resolved(site: &CallSite, resolver: &mut Resolver<'_>) -> ResolvedCallSite {
             "eventfd" => runtimes::is_waker(&paths),
             _ => runtimes::is_own_socket(&paths),
         },
-        is_kept: site.call == "socketpair" && runtimes::is_kept_socket(&paths),
+        is_kept: site.call == "socketpair" && runtimes::is_kept_socket(&paths)
+            || runtimes::is_of_harness(&paths),
         is_tokios: runtimes::is_process(&paths),
         stack: match full {
             true => frames.iter().skip_while(is_recorder).map(|frame| describe(frame, here)).collect(),

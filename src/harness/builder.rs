@@ -87,9 +87,10 @@ impl Harness {
     ///
     /// fn main() -> ExitCode {
     ///     let harness = childproof::Harness::new().shared("redis", || {
-    ///         let socket = std::env::temp_dir().join("redis.sock").display().to_string();
+    ///         let name = format!("redis-{}.sock", std::process::id());
+    ///         let socket = std::env::temp_dir().join(name).display().to_string();
     ///         let mut server = Command::new("redis-server");
-    ///         server.args(["--port", "0", "--unixsocket", &socket]);
+    ///         server.args(["--port", "0", "--unixsocket", &socket, "--save", ""]);
     ///         (server, socket)
     ///     });
     ///     harness.run()

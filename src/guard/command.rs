@@ -188,9 +188,11 @@ pub(super) fn hold(
     let prepared = (|| -> io::Result<Watch> {
         nix::sys::prctl::set_child_subreaper(true)?;
         block_all_signals()?;
-        let lifeline = match slot.receive()? {
-            Some((_, mut fds)) => fds.pop(),
-            None => None,
+        // A fork of an owner that is gone may keep the socket from EOF.
+        sys::any_readable([slot.as_fd(), harness.as_fd()], None);
+        let lifeline = match sys::readable(&slot, Some(Duration::ZERO)) {
+            true => slot.receive()?.and_then(|(_, mut fds)| fds.pop()),
+            false => None,
         };
         lifeline.map(Watch::from).ok_or(io::ErrorKind::UnexpectedEof.into())
     })();

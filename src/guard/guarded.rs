@@ -24,9 +24,9 @@ use crate::config::policy::{Fds, Policy};
 use crate::sys::channel::Channel;
 use crate::sys::lifeline::Lifeline;
 use crate::sys::wire::{Wire, wire_struct};
-use crate::sys::{self, Fork, Mask};
+use crate::sys::{self, Fork, Mask, Pid};
 
-/// Set in a process that is to become a guard: the number and the inode of its socket.
+/// Set in a process that is to become a guard: the number and the inode of its socket, and the pid of its owner.
 const VARIABLE: &str = "CHILDPROOF_GUARD";
 /// How long each side waits for the other at the start.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -67,7 +67,7 @@ impl Guard {
         // Not one of 0, 1 and 2, even if those are closed.
         let theirs = sys::dup_above(theirs.as_raw_fd(), 3)?;
         let socket = sys::fd_identity(theirs.as_raw_fd()).ok_or(io::ErrorKind::NotFound)?;
-        guard.env(VARIABLE, format!("{} {}", theirs.as_raw_fd(), socket.ino));
+        guard.env(VARIABLE, format!("{} {} {}", theirs.as_raw_fd(), socket.ino, std::process::id()));
         sys::pass_on(&mut guard, theirs.as_raw_fd());
         let net = guard.spawn()?;
         drop((theirs, guard));
@@ -122,7 +122,7 @@ impl Drop for Guard {
 
 /// Becomes a guard if this process was started for that. Called before the constructors of the program.
 pub(super) fn take_over() {
-    let Some(socket) = ordered() else { return };
+    let Some((socket, owner)) = ordered() else { return };
     // No process of the command may see it. The number is free again for the command's own fds.
     sys::remove_env(VARIABLE);
     // Before the socket gets another number: what is open now was inherited for the command.
@@ -130,7 +130,7 @@ pub(super) fn take_over() {
     let Ok(slot) = sys::dup_above(socket, 3) else { sys::exit_now(1) };
     drop(sys::own(socket));
     let slot = Channel::from_fd(slot);
-    if !sys::readable(&slot, Some(PATIENCE)) {
+    if !is_requested(&slot, owner) {
         sys::exit_now(1);
     }
     let received = slot.receive().ok().flatten();
@@ -164,12 +164,28 @@ fn become_fork() {
     }
 }
 
-/// The fd of the owner's socket, if this process is to become a guard. A value that leaked into another
-/// process's environment does not name a socket of this inode.
-fn ordered() -> Option<RawFd> {
+/// Waits for the request of the owner, as long as that lives: if it dies before, a fork of it may keep the socket from
+/// EOF.
+fn is_requested(slot: &Channel, owner: Pid) -> bool {
+    let pidfd = sys::pidfd_open(owner).ok();
+    // As long as it is the parent, its pid has not been reused. 0 if it is in another PID namespace.
+    match (nix::unistd::getppid().as_raw(), pidfd) {
+        (parent, Some(pidfd)) if parent == owner => {
+            sys::any_readable([slot.as_fd(), pidfd.as_fd()], Some(PATIENCE));
+            sys::readable(slot, Some(Duration::ZERO))
+        }
+        (0, _) => sys::readable(slot, Some(PATIENCE)),
+        _ => sys::readable(slot, Some(Duration::ZERO)),
+    }
+}
+
+/// The fd of the owner's socket and the owner's pid, if this process is to become a guard. A value that leaked into
+/// another process's environment does not name a socket of this inode.
+fn ordered() -> Option<(RawFd, Pid)> {
     let order = std::env::var(VARIABLE).ok()?;
-    let (number, inode) = order.split_once(' ')?;
-    let (number, inode): (RawFd, u64) = (number.parse().ok()?, inode.parse().ok()?);
+    let mut words = order.split(' ');
+    let (number, inode): (RawFd, u64) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+    let owner = words.next()?.parse().ok()?;
     let found = sys::fd_identity(number)?;
-    (found.kind == libc::S_IFSOCK && found.ino == inode).then_some(number)
+    (found.kind == libc::S_IFSOCK && found.ino == inode).then_some((number, owner))
 }

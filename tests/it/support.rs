@@ -331,7 +331,16 @@ impl Run {
 
     /// Waits for the end and returns the output.
     pub(crate) fn finish(&mut self) -> String {
-        until("the end of the run", || self.child.try_wait().unwrap().is_some());
+        self.finish_within(PATIENCE)
+    }
+
+    /// The same for a run that takes long.
+    pub(crate) fn finish_within(&mut self, limit: Duration) -> String {
+        let end = Instant::now() + limit;
+        while self.child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < end, "waited {limit:?} for the end of the run");
+            thread::sleep(Duration::from_millis(5));
+        }
         let status = self.child.wait().unwrap();
         self.ended.get_or_insert((status, self.begin.elapsed()));
         self.text()

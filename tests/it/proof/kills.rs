@@ -130,7 +130,9 @@ impl Matrix {
         let (test, supervisor) = told.split_once(' ').unwrap();
         let (test, supervisor): (i32, i32) = (test.parse().unwrap(), supervisor.parse().unwrap());
         let victims = self.victims(&held, kind, victim, test, supervisor);
-        assert!(!victims.is_empty(), "{kind:?} {victim:?}");
+        // `kill` would take others for groups.
+        let are_processes = victims.iter().all(|pid| *pid > 1) && !victims.is_empty();
+        assert!(are_processes, "{kind:?} {victim:?}: {victims:?} of {told}\n{}", held.run.text());
         if stops_first {
             victims.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
             // As long as it takes; the guard continues what was stopped of it.

@@ -1,7 +1,12 @@
 //! The proof that nothing escapes and nothing is blamed wrongly. PLATFORM.md has the figures of the long versions.
 
 mod alarms;
+mod faults;
 mod kills;
+mod nested;
+mod poor;
+mod signature;
+mod trees;
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -43,6 +48,7 @@ fn tool() -> PathBuf {
 /// names, environments and parents.
 struct Held {
     run: Run,
+    fifo: PathBuf,
     read: File,
 }
 
@@ -65,11 +71,13 @@ impl Held {
         if let Some(directory) = like.get_current_dir() {
             command.current_dir(directory);
         }
-        Held { run: Run::spawn(command), read }
+        Held { run: Run::spawn(command), fifo, read }
     }
 
     /// Whether all processes are gone, or are within `limit`.
     fn are_gone(&self, limit: Duration) -> bool {
+        // There is no EOF before a first writer: none of them may have got so far.
+        drop(File::options().write(true).open(&self.fifo).unwrap());
         let mut fds = [PollFd::new(self.read.as_fd(), PollFlags::empty())];
         let limit = PollTimeout::try_from(limit).unwrap();
         poll(&mut fds, limit).unwrap();

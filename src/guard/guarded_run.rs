@@ -246,6 +246,8 @@ impl<'a> GuardedRun<'a> {
             self.facts.end = End::Exited { code: self.subject.exit_code() };
             return Some(Event::Ended);
         }
+        // It would stay stopped if the first signal was lost.
+        let _ = sys::kill(self.subject.pid(), libc::SIGCONT);
         self.watch_exit();
         None
     }

@@ -29,15 +29,53 @@ fn glob(program: &str, arguments: &[String]) -> String {
     let literal = |c: char| shows(c) && !"\"\\*?\u{fffd}".contains(c);
     let mut rest = name.chars();
     let name: String = rest.by_ref().take(NAME).map(|c| if literal(c) { c } else { '?' }).collect();
-    let subcommand = arguments.first().filter(|argument| !cut && is_subcommand(argument));
-    let end = match (rest.next(), subcommand) {
-        (Some(_), _) => "*".to_owned(),
-        (None, Some(subcommand)) if arguments.len() > 1 => format!(" {subcommand} *"),
-        (None, Some(subcommand)) => format!(" {subcommand}"),
-        (None, None) if cut || !arguments.is_empty() => " *".to_owned(),
-        (None, None) => String::new(),
+    let kept = if cut { Vec::new() } else { kept_arguments(&name, arguments) };
+    let end = match rest.next() {
+        Some(_) => "*".to_owned(),
+        None if cut || kept.len() < arguments.len() => kept.concat() + " *",
+        None => kept.concat(),
     };
     format!("{name}{end}")
+}
+
+/// The first arguments that say which program it is, each with a leading space: a subcommand, or what an interpreter runs.
+fn kept_arguments(name: &str, arguments: &[String]) -> Vec<String> {
+    /// The most options before a script.
+    const OPTIONS: usize = 4;
+    if !is_interpreter(name) {
+        let subcommand = arguments.first().filter(|argument| is_subcommand(argument));
+        return subcommand.map(|subcommand| format!(" {subcommand}")).into_iter().collect();
+    }
+    let options = arguments.iter().take_while(|argument| argument.starts_with('-')).count();
+    let (options, rest) = arguments.split_at(options);
+    let runs = options.last().map(String::as_str);
+    // The code of `-c` and `-e` is no name.
+    let has_code = options.iter().any(|option| matches!(option.as_str(), "-c" | "-e" | "-lc" | "-ic" | "-p"));
+    let Some(script) = rest.first().filter(|_| !has_code && options.len() <= OPTIONS) else {
+        return Vec::new();
+    };
+    let name = script.rsplit('/').next().unwrap_or_default();
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.+".contains(c);
+    if name.is_empty()
+        || !name.chars().all(is_name)
+        || !options.iter().all(|option| option.chars().all(is_name))
+    {
+        return Vec::new();
+    }
+    // The file may lie in another directory the next time.
+    let place = if script.contains('/') && !matches!(runs, Some("-m")) { "*/" } else { "" };
+    let options = options.iter().map(|option| format!(" {option}"));
+    options.chain([format!(" {place}{name}")]).collect()
+}
+
+/// Whether a program runs another one, which its arguments name.
+fn is_interpreter(name: &str) -> bool {
+    const NAMES: [&str; 14] = [
+        "python", "pypy", "ruby", "perl", "node", "nodejs", "deno", "bun", "php", "lua", "java", "bash",
+        "dash", "sh",
+    ];
+    let plain = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
+    NAMES.contains(&plain) || matches!(name, "zsh" | "ksh" | "ash")
 }
 
 /// Whether an argument is a subcommand, as in `git gc`: other subcommands must not match.
@@ -134,7 +172,15 @@ mod tests {
             ("/bin/cat", "", "cat"),
             ("/usr/bin/git", "credential-cache--daemon /tmp/s", "git credential-cache--daemon *"),
             ("git", "daemon", "git daemon"),
-            ("python3", "server.py", "python3 *"),
+            ("python3", "server.py", "python3 server.py"),
+            ("python3.12", "/tmp/a1/server.py --port 0", "python3.12 */server.py *"),
+            ("/usr/bin/python3", "-m http.server 0", "python3 -m http.server *"),
+            ("python3", "-u -m pytest", "python3 -u -m pytest"),
+            ("python3", "-u -c 1", "python3 *"),
+            ("java", "-Xmx1g -jar /opt/app.jar", "java -Xmx1g -jar */app.jar"),
+            ("bash", "-c ls", "bash *"),
+            ("bash", "/tmp/x/run.sh", "bash */run.sh"),
+            ("node", "--inspect ./x/a[b].js", "node *"),
             ("nginx: master process", "", "nginx: *"),
             ("/tmp/a\"b\\c\n\u{202e}*?\u{fffd}", "-x", "a?b?c????? *"),
             ("naïve ☃", "", "naïve *"),

@@ -45,17 +45,21 @@ pub(super) fn find(facts: &Facts, names: &Names) -> Vec<ExitedParent> {
     };
     let parent = |process: &Process| {
         let is = |pid: i32| programs.iter().any(|site| site.keys[0] as i32 == pid);
-        let before = || programs.iter().filter(|site| (site.keys[0] as i32) < process.pid);
+        let before = || programs.iter().filter(|site| (1..process.pid as u64).contains(&site.keys[0]));
         let streams = process.known_fds().iter().filter(|fd| fd.fd <= 2).filter_map(Fd::pipe);
         let places: Vec<&SourceLocation> =
             streams.filter_map(|pipe| names.of_inode(pipe)?.place.as_ref()).collect();
         let by_pipe = before().rfind(|site| site.place.as_ref().is_some_and(|place| places.contains(&place)));
         let last = || before().map(|site| site.keys[0] as i32).max();
+        // The shell of `system`, whose pid is not known: 0. Its command names the program.
+        let is_systems = |site: &&&ResolvedCallSite| site.call == "system" && names_program(site, process);
+        let by_system = || matches!(programs.iter().filter(is_systems).count(), 1);
         let (parent, relation) = match process {
             process if is(process.sid) => (process.sid, Relation::Session),
             process if is(process.pgid) => (process.pgid, Relation::Group),
             _ => match by_pipe {
                 Some(site) => (site.keys[0] as i32, Relation::Pipe),
+                None if by_system() => (0, Relation::Sequence),
                 // Its pipe was created by another line than the one of the last program.
                 None if !places.is_empty() => return None,
                 None => (last()?, Relation::Sequence),
@@ -64,4 +68,12 @@ pub(super) fn find(facts: &Facts, names: &Names) -> Vec<ExitedParent> {
         Some(ExitedParent { orphan: process.pid, parent, relation })
     };
     facts.processes.iter().filter(is_orphan).filter_map(parent).collect()
+}
+
+/// Whether the command of a shell names the program of a process.
+fn names_program(site: &ResolvedCallSite, process: &Process) -> bool {
+    let program = process.command_line.first().and_then(|program| program.rsplit('/').next());
+    let is_part = |c: char| c.is_alphanumeric() || "-_.+".contains(c);
+    let mut words = site.command_line.iter().flat_map(|command| command.split(|c| !is_part(c)));
+    program.is_some_and(|program| words.any(|word| word == program))
 }

@@ -88,7 +88,8 @@ pub(super) fn has_made(call: Call, entry: &Entry, keys: &[(ResourceKind, u64)]) 
 pub(super) fn is_other_program(call: Call, entry: &Entry, but: &[(ResourceKind, u64)]) -> bool {
     let [pid, _] = entry.keys();
     let starts = resource_kind(call) == ResourceKind::Process && (call != Call::Fork || entry.has_execed());
-    starts && pid != 0 && !but.contains(&(ResourceKind::Process, pid))
+    // The pid of the shell of `system` is not known.
+    starts && (pid != 0 || call == Call::System) && !but.contains(&(ResourceKind::Process, pid))
 }
 
 fn resource_kind(call: Call) -> ResourceKind {

@@ -100,6 +100,7 @@ impl Text {
     fn exited_parent(&mut self, verdict: &Verdict, site: &ResolvedCallSite, pids: &HashSet<i32>) {
         let name = self.styled(Style::new().bold(), &escape::words(&site.command_line));
         match (pids.len(), pids.iter().next()) {
+            (1, Some(0)) => self.line(&format!("  `- {name}   exited")),
             (1, Some(pid)) => self.line(&format!("  `- {pid} {name}   exited")),
             (count, _) => self.line(&format!("  `- \u{d7}{count} {name}   exited")),
         }

@@ -7,6 +7,7 @@ use super::evidence::Evidence;
 use super::finding::{CodePlace, Finding, Kind};
 use super::leaked;
 use crate::guard::facts::Process;
+use crate::proc::process::GUARD;
 
 /// The signals that ask a process to exit.
 const ENDING: [i32; 7] =
@@ -14,19 +15,23 @@ const ENDING: [i32; 7] =
 
 /// A child of the test that has exec'ed the test binary.
 pub(super) fn own_binary(evidence: &Evidence<'_>) -> Option<Finding> {
-    let facts = evidence.facts;
-    let test = facts.processes.iter().find(|process| process.is_test)?;
-    let is_own = |process: &&Process| {
-        !process.runs_own_program()
-            && process.lineage.contains(&facts.pid)
-            && process.comm == test.comm
-            && program(process).is_some_and(|name| Some(name) == program(test))
-    };
-    let child = leaked::leaked(facts).find(is_own)?;
+    let child = leaked::leaked(evidence.facts).find(|process| evidence.runs_tests_again(process))?;
     let filters = child.command_line.iter().skip(1).filter(|argument| !argument.starts_with('-'));
     let created = evidence.names.of_process(child.pid).map(CodePlace::of);
     let kind = Kind::OwnBinary { pid: child.pid, filters: filters.cloned().collect(), created };
     Some(Finding::new(None, kind, evidence))
+}
+
+impl Evidence<'_> {
+    /// Whether a process has exec'ed the test binary, and runs tests: it has guards of its own.
+    pub(super) fn runs_tests_again(&self, process: &Process) -> bool {
+        let is_guard = |other: &Process| {
+            other.comm.as_bytes() == GUARD.to_bytes() && other.lineage.contains(&process.pid)
+        };
+        process.execed_own_program
+            && (!self.facts.is_command() || self.names.is_libtest)
+            && self.facts.processes.iter().any(is_guard)
+    }
 }
 
 /// A process that is left and blocks a signal that was sent to end it.
@@ -39,9 +44,4 @@ pub(super) fn blocked(evidence: &Evidence<'_>) -> Option<Finding> {
     let created = evidence.names.of_process(child.pid).map(CodePlace::of);
     let kind = Kind::Blocked { pid: child.pid, signals: held_back(child), created };
     Some(Finding::new(None, kind, evidence))
-}
-
-/// The name of the program that a process runs.
-fn program(process: &Process) -> Option<&str> {
-    process.command_line.first()?.rsplit('/').next()
 }

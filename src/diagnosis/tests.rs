@@ -2,6 +2,7 @@
 
 mod chains;
 mod deadlocks;
+mod kinds;
 mod others;
 
 use std::time::Duration;
@@ -62,6 +63,7 @@ fn process(pid: i32, threads: Vec<Thread>, fds: Vec<Fd>) -> Process {
         sid: 99,
         threads: threads.len() as u32,
         forked_without_exec: false,
+        execed_own_program: false,
         age: None,
         tasks: threads,
         fds: Some(fds),
@@ -106,6 +108,7 @@ fn end(fd: i32, pipe: u64, access: i32) -> Fd {
         access,
         cloexec: false,
         event: 0,
+        process: 0,
         ino: pipe,
         locks: false,
         held: Vec::new(),

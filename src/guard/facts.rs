@@ -57,6 +57,8 @@ wire_struct! {
         pub(crate) threads: u32,
         /// A fork of the test that has not called exec: it runs the test's own program.
         pub(crate) forked_without_exec: bool,
+        /// Whether it has called exec, with the program of the test. Only of a process that was inspected in full.
+        pub(crate) execed_own_program: bool,
         pub(crate) age: Option<Duration>,
         /// Its threads, the first thread first. Only of a process that was killed.
         pub(crate) tasks: Vec<Thread>,

@@ -6,6 +6,7 @@
 //! Longer than 600 lines: one snapshot of one tree; its parts share what was read.
 
 use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -139,6 +140,7 @@ impl Snapshot {
             .collect();
         note_tracers(&mut processes);
         note_inheritance(&mut processes);
+        note_own_program(&mut processes, &tree, start.test);
         let mut dead: Vec<&Stat> = tree.processes().filter(|stat| stat.is_zombie()).collect();
         dead.sort_unstable_by_key(|stat| stat.pid);
         for process in &mut processes {
@@ -189,8 +191,10 @@ impl Snapshot {
                 == self.tree.get(process.pid).map(|stat| stat.start_ticks);
             if same && before.lineage.len() > process.lineage.len() {
                 process.lineage.clone_from(&before.lineage);
-                // That its parent exited with the test, when the guard continued it, is not worth a report.
-                process.adopted = before.adopted;
+                // That its parent exited with the test, when the guard continued it, is not worth a report. Another one was
+                // killed, and had not died yet.
+                let parent = before.lineage.first().filter(|_| before.lineage.len() > 1);
+                process.adopted = before.adopted || parent.is_some_and(|pid| self.tree.get(*pid).is_none());
             }
         }
     }
@@ -349,7 +353,11 @@ impl Snapshot {
             process.known_fds().iter().any(|fd| fd.socket().is_some() && waited_on.contains(&fd.fd))
         };
         let mut known: HashSet<u64> = HashSet::new();
-        if all || self.waits_forever() || self.processes.iter().zip(&waited_on).any(on_one) {
+        let mut inherited = self.processes.iter().filter(|process| !process.runs_own_program());
+        let has_one = inherited.any(|process| {
+            process.known_fds().iter().any(|fd| fd.fd > 2 && !fd.cloexec && fd.socket().is_some())
+        });
+        if all || has_one || self.waits_forever() || self.processes.iter().zip(&waited_on).any(on_one) {
             let asker = Asker::new();
             let mut waiting: Vec<(u64, u64)> = Vec::new();
             // Sockets that a thread waits on come first: the limit may not suffice for all.
@@ -451,6 +459,21 @@ fn note_inheritance(processes: &mut [Process]) {
         let ancestors = process.lineage.iter().map_while(|pid| Some((pid, known.get(pid)?)));
         let same = ancestors.take_while(|(_, signals)| signals.is_like(&process.signals));
         process.signals.inherited_from = same.last().map(|(pid, _)| *pid);
+    }
+}
+
+/// Marks processes that run the program of the test again, by whatever path it was started.
+fn note_own_program(processes: &mut [Process], tree: &Tree, test: Pid) {
+    let program = |pid: Pid| {
+        let file = std::fs::metadata(format!("/proc/{pid}/exe")).ok()?;
+        Some((file.dev(), file.ino()))
+    };
+    let Some(own) = program(test) else { return };
+    let has_execed = |process: &&mut Process| {
+        !process.tasks.is_empty() && tree.get(process.pid).is_some_and(|stat| !stat.forked_without_exec)
+    };
+    for process in processes.iter_mut().filter(has_execed) {
+        process.execed_own_program = !process.is_test && program(process.pid) == Some(own);
     }
 }
 
@@ -572,6 +595,7 @@ fn look(
         threads: stat.threads,
         // The flag is set for forks of other programs too.
         forked_without_exec: stat.forked_without_exec && command_line == start.command_line,
+        execed_own_program: false,
         command_line,
         age: match uptime {
             _ if is_test => Some(begin.elapsed()),

@@ -22,6 +22,8 @@ wire_struct! {
         pub(crate) cloexec: bool,
         /// The kernel's id of an eventfd, plus one, which all its fds share; 0 for every other file.
         pub(crate) event: u64,
+        /// The process that a pidfd refers to; 0 for every other file, and if that process has exited.
+        pub(crate) process: i32,
         /// The inode, of files that have no other identity. All files of one kind may have the same one.
         pub(crate) ino: u64,
         /// Whether a lock on the file is held through this fd.
@@ -193,6 +195,7 @@ pub(crate) fn parse(fd: i32, target: String, info: &str) -> Fd {
         cloexec: flags & libc::O_CLOEXEC != 0,
         // Since Linux 5.2. Older kernels cannot tell eventfds apart.
         event: value("eventfd-id:").and_then(|id| id.trim().parse::<u64>().ok()).map_or(0, |id| id + 1),
+        process: value("Pid:").and_then(|pid| pid.trim().parse().ok()).filter(|pid| *pid > 0).unwrap_or(0),
         ino: value("ino:").and_then(|ino| ino.trim().parse().ok()).unwrap_or(0),
         locks: !held.is_empty(),
         held,

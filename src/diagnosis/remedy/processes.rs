@@ -4,6 +4,7 @@ use super::Remedy;
 use crate::diagnosis::evidence::Evidence;
 use crate::diagnosis::leaked::is_daemon;
 use crate::guard::facts::Process;
+use crate::recorder::call_site::ResolvedCallSite;
 
 impl Evidence<'_> {
     pub(super) fn remedy_of_leak(&self, process: &Process) -> Remedy {
@@ -34,14 +35,15 @@ impl Evidence<'_> {
             if process.forked_without_exec {
                 return Remedy::EndForkWithParent;
             }
-            let site = parent.and_then(|exited| self.names.of_process(exited.parent));
+            let parent = parent.map(|exited| exited.parent).or_else(|| process.lineage.first().copied());
+            let site = parent.filter(|pid| *pid != facts.pid).and_then(|pid| self.names.of_process(pid));
             let exec = site.is_some_and(|site| runs_one_command(&site.command_line, &process.command_line));
             return Remedy::StartParentInGroup { parent: site.and_then(|site| site.place.clone()), exec };
         }
         if facts.is_command() && is_child && site.is_none_or(|site| site.place.is_none()) {
             return Remedy::EndBeforeCommand;
         }
-        if process.forked_without_exec {
+        if process.forked_without_exec || is_child && site.is_some_and(is_spawned_without_std) {
             return Remedy::KillAndWaitpid { pid };
         }
         if is_child && site.is_some_and(|site| site.is_tokios) {
@@ -68,6 +70,14 @@ impl Evidence<'_> {
             _ => None,
         }
     }
+}
+
+/// Whether the caller of `posix_spawn(3)` is not std, so that there is no `Child`. Not known without names of functions.
+pub(super) fn is_spawned_without_std(site: &ResolvedCallSite) -> bool {
+    let is_own = |function: &&String| **function != site.call && !function.starts_with("childproof::");
+    let caller = site.functions.iter().find(is_own);
+    let is_std = |function: &String| function.trim_start_matches('<').starts_with("std::");
+    site.call.starts_with("posix_spawn") && caller.is_some_and(|caller| !is_std(caller))
 }
 
 /// Whether a shell was started for a single command, which could replace the shell by exec.

@@ -30,7 +30,10 @@ fn a_leaked_child_is_named_with_its_line() {
 
 #[test]
 fn what_mends_a_leak_fits_its_facts() {
-    let spawned = || names(vec![site(ResourceKind::Process, "posix_spawnp", CHILD as u64)]);
+    let by_hand = || site(ResourceKind::Process, "posix_spawnp", CHILD as u64);
+    let functions =
+        || ["posix_spawnp", "std::process::Command::spawn", "a::makes"].map(str::to_owned).to_vec();
+    let spawned = || names(vec![ResolvedCallSite { functions: functions(), ..by_hand() }]);
     let of = |change: fn(&mut Process), names: Names| {
         let mut process = asleep(CHILD);
         change(&mut process);
@@ -41,6 +44,8 @@ fn what_mends_a_leak_fits_its_facts() {
     let orphan = |process: &mut Process| process.adopted = true;
     for (remedies, expected) in [
         (of(|_| (), spawned()), Remedy::KillAndWait),
+        // There is no `Child`.
+        (of(|_| (), names(vec![by_hand()])), Remedy::KillAndWaitpid { pid: CHILD }),
         (of(|_| (), names(vec![tokios])), Remedy::KillTokioChild),
         (of(|process| process.forked_without_exec = true, spawned()), Remedy::KillAndWaitpid { pid: CHILD }),
         (of(|process| process.pgid = CHILD, spawned()), Remedy::KillGroup { pid: CHILD }),
@@ -54,6 +59,11 @@ fn what_mends_a_leak_fits_its_facts() {
             Remedy::EndForkWithParent,
         ),
         (of(orphan, names(vec![])), Remedy::StartParentInGroup { parent: None, exec: false }),
+        // Its parent had been killed, and was seen to die.
+        (
+            of(|process| (process.adopted, process.lineage) = (true, vec![90, TEST]), names(vec![shell()])),
+            Remedy::StartParentInGroup { parent: shell().place, exec: true },
+        ),
         (of(orphan, names(vec![shell()])), Remedy::StartParentInGroup { parent: shell().place, exec: true }),
         (
             of(|process| (process.adopted, process.pgid) = (true, 90), names(vec![shell()])),

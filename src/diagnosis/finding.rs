@@ -111,10 +111,11 @@ pub(crate) enum Kind {
         signals: Vec<i32>,
         created: Option<CodePlace>,
     },
-    /// A program has inherited ends of a pipe, because the pipe was created without O_CLOEXEC.
+    /// A program has inherited ends of a pipe, or a socket, because it was created without close-on-exec.
     InheritedByMistake {
         pid: i32,
         pipe: u64,
+        is_socket: bool,
         ends: Vec<InheritedEnd>,
         created: CodePlace,
         others: usize,
@@ -266,6 +267,8 @@ pub(crate) struct StrayNumber {
     pub(crate) held_by: HeldBy,
     /// If it is a socket that was asked about.
     pub(crate) socket: Option<StraySocket>,
+    /// The path of a named FIFO.
+    pub(crate) fifo: Option<String>,
 }
 
 /// A zombie.

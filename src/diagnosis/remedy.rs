@@ -140,6 +140,11 @@ pub(crate) enum Remedy {
     ContinueStopped {
         pids: Vec<i32>,
     },
+    /// A process used its terminal from the background.
+    BringToForeground {
+        pid: i32,
+        signal: i32,
+    },
     /// The test reads a line or some bytes, and the writer is running.
     FindWhyNothingIsWritten,
     /// A fork of the test is the only writer of the pipe that the test reads.
@@ -171,6 +176,10 @@ pub(crate) enum Remedy {
         pid: i32,
         waiter: i32,
     },
+    /// A process waits for a file lock that it holds itself, by another open file.
+    ReleaseOwnFileLock {
+        file: String,
+    },
     /// A process that is not waited for has inherited the fd by which a lock is held.
     CloseLockInChild {
         pid: i32,
@@ -187,6 +196,11 @@ pub(crate) enum Remedy {
         fd: i32,
     },
     ReadTerminal,
+    /// A process reads a terminal, and a waiter for this process has its master: these fds.
+    AnswerAtTerminal {
+        pid: i32,
+        fds: Vec<i32>,
+    },
     /// A thread is in `block_on`, and the runtime's own thread waits for it.
     LeaveRuntime,
     /// A task of an async body waits, and the evidence does not show where.
@@ -326,6 +340,10 @@ fn remedy_of(kind: &Kind, evidence: &Evidence<'_>) -> Option<Remedy> {
     match kind {
         Kind::Deadlock(deadlock) => evidence.remedy_of_deadlock(deadlock),
         Kind::WaitsFor(waits) => evidence.remedy_of_wait(waits),
+        Kind::InheritedByMistake { pid, is_socket: true, ends, created, .. } => {
+            let fds = ends.iter().map(|end| end.fd).collect();
+            Some(Remedy::CreateSocketWithCloexec { pid: *pid, fds, created: created.clone() })
+        }
         Kind::InheritedByMistake { created, .. } => {
             Some(Remedy::CreatePipeWithCloexec { created: created.clone() })
         }

@@ -176,6 +176,7 @@ pub(super) fn add(evidence: &Evidence<'_>, findings: &mut Vec<Finding>) {
         is_pipe: is_pipe(stray),
         held_by: stray.held_by.clone(),
         socket: stray_socket::of(evidence, stray),
+        fifo: stray.target.strip_suffix(FIFO).map(str::to_owned),
     });
     let created = facts.strays.iter().find_map(|stray| {
         let site = evidence.names.of_fd(stray.key)?;

@@ -238,7 +238,7 @@ impl Inferred {
         Inferred {
             stuck: stuck::find(facts, names),
             inherited: inherited::find(facts, names),
-            unwatched: inherited::unwatched(facts),
+            unwatched: inherited::unwatched(facts, names),
             exited: parents::find(facts, names),
         }
     }

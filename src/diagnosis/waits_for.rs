@@ -110,11 +110,40 @@ pub(crate) enum LinkOn {
     },
     /// A terminal, by its slave or its master (`/dev/ptmx`); it writes, and the terminal is full. `alone`: no other process of
     /// the test is alive.
+    /// `own`: the process's own fds of the other side; `others`: the processes that have it too.
     Terminal {
         fd: i32,
         path: String,
+        /// The number in `/dev/pts/0`, if known.
+        index: Option<i32>,
         writes: bool,
         alone: bool,
+        own: Vec<i32>,
+        others: Vec<i32>,
+    },
+    /// Data or room in a named FIFO that is open; the same of its other end. `outside`: other processes have it.
+    Fifo {
+        path: String,
+        writes: bool,
+        own: Vec<i32>,
+        others: Vec<i32>,
+        outside: bool,
+    },
+    /// A datagram, from any socket.
+    Datagram {
+        inode: u64,
+    },
+    /// A futex in memory that these processes share with it; `outside`: so do, or may, other processes.
+    SharedFutex {
+        kind: Option<Awaited>,
+        path: String,
+        others: Vec<i32>,
+        outside: bool,
+    },
+    /// The return of a system call of which no more is known; the fd that it was called with, if any.
+    Call {
+        name: String,
+        file: Option<(i32, String)>,
     },
     /// Nothing: it sleeps repeatedly, and polls in between.
     Polling,
@@ -216,6 +245,8 @@ impl LinkOn {
             | LinkOn::PipeRoom { readers: pids, .. }
             | LinkOn::PipeData { writers: pids, .. }
             | LinkOn::OwnPipe { others: pids, .. }
+            | LinkOn::Fifo { others: pids, .. }
+            | LinkOn::Terminal { others: pids, .. }
             | LinkOn::FileLock { holders: pids, .. } => pids.clone(),
             LinkOn::Runtime { waits } => waits.iter().flat_map(RuntimeWait::wakers).collect(),
             LinkOn::Stopped
@@ -225,7 +256,10 @@ impl LinkOn {
             | LinkOn::Connection { .. }
             | LinkOn::UnknownPeer { .. }
             | LinkOn::Opening { .. }
-            | LinkOn::Terminal { .. }
+            | LinkOn::Datagram { .. }
+            | LinkOn::Call { .. }
+            // Memory may be mapped for something else: that is no wait for another process.
+            | LinkOn::SharedFutex { .. }
             | LinkOn::Polling
             | LinkOn::Sleep
             | LinkOn::Signal
@@ -242,9 +276,18 @@ impl LinkOn {
                     | LinkOn::UnknownPeer { .. }
                     | LinkOn::Socket(_)
                     | LinkOn::Opening { .. }
+                    | LinkOn::Fifo { .. }
+                    | LinkOn::Datagram { .. }
+                    | LinkOn::SharedFutex { .. }
+                    | LinkOn::Call { .. }
                     | LinkOn::Runtime { .. }
                     | LinkOn::PipeData { .. }
             )
+    }
+
+    /// Whether it is a runtime that waits for nothing outside of its own process.
+    pub(crate) fn is_idle_runtime(&self) -> bool {
+        matches!(self, LinkOn::Runtime { waits } if waits.is_empty())
     }
 
     /// Whether the link does not show what would end the wait.
@@ -307,8 +350,18 @@ pub(super) fn more_time_may_help(evidence: &Evidence<'_>, findings: &[Finding]) 
         // Its other end is unknown.
         LinkOn::UnknownPeer { .. } => return true,
         LinkOn::Runtime { waits } if waits.contains(&RuntimeWait::Timer) => return true,
+        // No other process that was found has the other end.
+        LinkOn::Fifo { others, outside: false, .. } | LinkOn::SharedFutex { others, outside: false, .. }
+            if others.is_empty() =>
+        {
+            return false;
+        }
+        LinkOn::SharedFutex { others, .. } => others.clone(),
         // A connection may come from any process.
-        LinkOn::Connection { .. } | LinkOn::Opening { .. } | LinkOn::Terminal { .. } => Vec::new(),
+        LinkOn::Connection { .. }
+        | LinkOn::Datagram { .. }
+        | LinkOn::Opening { .. }
+        | LinkOn::Call { .. } => Vec::new(),
         LinkOn::Threads { .. } | LinkOn::Unknown => vec![last.pid],
         LinkOn::AnyChild { pids } if pids.is_empty() => vec![last.pid],
         on => on.wakers(),
@@ -382,8 +435,11 @@ impl Evidence<'_> {
         } else {
             Vec::new()
         };
-        // That a test sleeps or runs explains nothing; what it polls for in between may.
-        let is_news = chain.first().is_some_and(|link| !link.on.is_vague()) || ring.is_some();
+        // That a test sleeps or runs explains nothing; what a child does that it may poll for in between may.
+        let polls_for_child = || {
+            chain.first().is_some_and(|link| link.on == LinkOn::Polling) && !self.children(test).is_empty()
+        };
+        let is_news = chain.iter().any(|link| !link.on.is_vague()) || ring.is_some() || polls_for_child();
         (is_news || !dead.is_empty()).then_some(WaitsFor { chain, ring, dead })
     }
 

@@ -4,7 +4,7 @@ use nix::libc;
 
 use super::escape;
 use super::sentence::{brief_wait, place, thread_name};
-use super::words::{brief, fds, for_subject, in_brackets, list, signal_name};
+use super::words::{brief, fds, for_subject, in_brackets, list, process, signal_name};
 use crate::diagnosis::{Before, CloseFds, Ends, Finding, Remedy, Verdict, Wait};
 use crate::guard::facts::Facts;
 use crate::guard::report_page::HeldBy;
@@ -139,7 +139,7 @@ fn look_at_writers(facts: &Facts, pid: i32, thread: Option<&(i32, Option<Wait>)>
     format!("{look}; to see EOF, close it first.")
 }
 
-fn of_own_ends(_: &Facts, remedy: &Remedy) -> Option<String> {
+fn of_own_ends(facts: &Facts, remedy: &Remedy) -> Option<String> {
     Some(match remedy {
         Remedy::CloseInChild { fds } => format!(
             "in the child, close fd {} between the fork and the read. O_CLOEXEC would not help: the \
@@ -179,12 +179,21 @@ fn of_own_ends(_: &Facts, remedy: &Remedy) -> Option<String> {
              in another thread.",
             fds(ends)
         ),
-        Remedy::CreateSocketWithCloexec { pid, fds: ends, created } => format!(
-            "make that socket with SOCK_CLOEXEC ({}), as std does: pid {pid} inherited it as {}, which keeps its other \
-             end from EOF.",
-            place(created),
-            fds(ends)
-        ),
+        Remedy::CreateSocketWithCloexec { pid, fds: ends, created } => {
+            let holder = process(facts, *pid);
+            let socket =
+                ends.first().and_then(|fd| holder?.fd(*fd)?.socket()).and_then(|ino| facts.socket(ino));
+            let effect = match socket {
+                Some(socket) if socket.listens => ", which keeps its address taken",
+                Some(socket) if socket.ends().len() < 2 => "",
+                _ => ", which keeps its other end from EOF",
+            };
+            format!(
+                "make that socket with SOCK_CLOEXEC ({}), as std does: pid {pid} inherited it as {}{effect}.",
+                place(created),
+                fds(ends)
+            )
+        }
         Remedy::CreatePipeWithCloexec { created } => format!(
             "make that pipe with O_CLOEXEC ({}): `std::io::pipe` and `pipe2(O_CLOEXEC)` do.",
             place(created)
@@ -271,6 +280,12 @@ fn of_waits(facts: &Facts, remedy: &Remedy) -> Option<String> {
                  SIGTSTP, or {TERMINAL}."
             )
         }
+        Remedy::BringToForeground { pid, signal } => format!(
+            "pid {pid} used its terminal from the background, which stopped it by {}, and would again: make its process \
+             group the foreground one (`tcsetpgrp`), or start it without that terminal as its {}.",
+            signal_name(*signal),
+            if *signal == libc::SIGTTIN { "stdin" } else { "output" }
+        ),
         Remedy::FindWhyNothingIsWritten => {
             "find why it writes nothing: what a program writes to a pipe, it may keep until its buffer is full."
                 .to_owned()
@@ -304,8 +319,12 @@ fn of_waits(facts: &Facts, remedy: &Remedy) -> Option<String> {
         }
         Remedy::CloseInProgram { ends } => {
             let shell = ends.fds.iter().map(|fd| format!("`{fd}>&-`")).collect::<Vec<_>>().join(" ");
+            let is_socket = |fd: &i32| {
+                process(facts, ends.pid).and_then(|process| process.fd(*fd)?.socket()).is_some()
+            };
+            let end = if ends.fds.iter().all(is_socket) { "other end" } else { "write end" };
             format!(
-                "pid {} keeps the write end, {}, that it inherited: close it where the program is started ({shell} in a \
+                "pid {} keeps the {end}, {}, that it inherited: close it where the program is started ({shell} in a \
                  shell), or end the program before reading to the end.",
                 ends.pid,
                 ends_of(facts, ends).replace(&format!(" of pid {}", ends.pid), "")
@@ -322,6 +341,20 @@ fn of_waits(facts: &Facts, remedy: &Remedy) -> Option<String> {
                 escape::text(file)
             )
         }
+        Remedy::ReleaseOwnFileLock { file } => format!(
+            "release the lock on `{}` before it is taken again, or take it once: each `open` of a file has a lock of its \
+             own, also within one process.",
+            escape::text(file)
+        ),
+        Remedy::CloseLockInChild { pid, fd, file }
+            if process(facts, *pid).is_some_and(|process| process.forked_without_exec) =>
+        {
+            format!(
+                "pid {pid} has fd {fd} from its fork, by which the lock on `{}` is held: close it there right after the \
+                 fork, or end the fork first.",
+                escape::text(file)
+            )
+        }
         Remedy::CloseLockInChild { pid, fd, file } => format!(
             "pid {pid} has inherited fd {fd}, by which the lock on `{}` is held: close it where the program is started \
              (`{fd}>&-` in a shell), or open it with O_CLOEXEC; or end the program first.",
@@ -335,6 +368,11 @@ fn of_waits(facts: &Facts, remedy: &Remedy) -> Option<String> {
             "read the master of the terminal all the while, in a thread of its own, until the child has ended."
                 .to_owned()
         }
+        Remedy::AnswerAtTerminal { pid, fds: masters } => format!(
+            "write to the terminal's master, {}, what pid {pid} reads, before waiting for its end; or close the master, \
+             which hangs the terminal up.",
+            fds(masters)
+        ),
         Remedy::OpenOtherEnd { .. } => {
             "keep the other end of a FIFO open as long as this one is opened again, or open it with O_NONBLOCK or for \
              reading and writing."

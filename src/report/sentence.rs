@@ -7,8 +7,8 @@ use super::allow;
 use super::escape;
 use super::failure;
 use super::words::{
-    a_kind_of_socket, duration, enumerate, for_subject, list, plural, process, process_name, rough,
-    signal_name,
+    a_kind_of_socket, a_socket, address, duration, enumerate, fds, for_subject, list, plural, process,
+    process_name, rough, signal_name,
 };
 use crate::diagnosis::{
     Allowance, Child, CodePlace, CreatedBy, Creator, Ending, Finding, InheritedEnd, Kind, Note, SocketRole,
@@ -39,7 +39,10 @@ pub(super) fn of(verdict: &Verdict, finding: &Finding) -> String {
         Kind::WaitsFor(found) => waits::sentence(verdict, found),
         Kind::OwnBinary { pid, filters, created } => own_binary(*pid, filters, created.as_ref()),
         Kind::Blocked { pid, signals, created } => blocked(facts, *pid, signals, created.as_ref()),
-        Kind::InheritedByMistake { pid, pipe, ends, created, others } => {
+        Kind::InheritedByMistake { pid, pipe, is_socket: true, ends, created, others } => {
+            inherited_socket(facts, *pid, *pipe, ends, created, *others)
+        }
+        Kind::InheritedByMistake { pid, pipe, is_socket: false, ends, created, others } => {
             inherited(facts, *pid, *pipe, ends, created, *others)
         }
         Kind::UnwatchedLifeline { pid, fds } => unwatched(*pid, fds),
@@ -271,17 +274,44 @@ fn inherited(
 ) -> String {
     let ends: Vec<String> =
         ends.iter().map(|held| format!("{} ({} end)", held.fd, end(held.access))).collect();
-    let more = match others {
-        0 => String::new(),
-        1 => " 1 more process has it too.".to_owned(),
-        count => format!(" {count} more processes have it too."),
-    };
+    let more = have_it_too(others);
     format!(
         "pid {} has pipe:[{pipe}] as fd {} because it was created without O_CLOEXEC, {}.{more}",
         process_name(facts, pid),
         ends.join(" and fd "),
         at(created)
     )
+}
+
+fn inherited_socket(
+    facts: &Facts,
+    pid: i32,
+    inode: u64,
+    ends: &[InheritedEnd],
+    created: &CodePlace,
+    others: usize,
+) -> String {
+    let numbers: Vec<i32> = ends.iter().map(|held| held.fd).collect();
+    let listening = match facts.socket(inode) {
+        Some(socket) if socket.listens => format!(" that listens{}", address(facts, inode)),
+        _ => String::new(),
+    };
+    format!(
+        "pid {} has {}{listening} as {} because it was created without SOCK_CLOEXEC, {}.{}",
+        process_name(facts, pid),
+        a_socket(facts, inode),
+        fds(&numbers),
+        at(created),
+        have_it_too(others)
+    )
+}
+
+fn have_it_too(others: usize) -> String {
+    match others {
+        0 => String::new(),
+        1 => " 1 more process has it too.".to_owned(),
+        count => format!(" {count} more processes have it too."),
+    }
 }
 
 fn unwatched(pid: i32, ends: &[i32]) -> String {
@@ -322,8 +352,11 @@ fn stray(count: usize, strays: &[StrayNumber], threads: u32, running: &[Running]
     numbers.dedup();
     let numbers: Vec<String> = numbers.iter().map(i32::to_string).collect();
     let more = if count > NAMED.min(strays.len()) { ", .." } else { "" };
-    let sockets: Vec<(i32, String)> =
-        strays.iter().filter_map(|stray| Some((stray.fd, socket(stray.socket.as_ref()?)))).collect();
+    let what = |stray: &StrayNumber| {
+        let fifo = stray.fifo.as_ref().map(|path| format!("the FIFO `{path}`"));
+        Some((stray.fd, stray.socket.as_ref().map(socket).or(fifo)?))
+    };
+    let sockets: Vec<(i32, String)> = strays.iter().filter_map(what).collect();
     let (is_one, more_than_one) = match (&sockets[..], strays.len()) {
         ([(_, socket)], 1) => (format!(", {socket}"), String::new()),
         _ => (String::new(), each_socket(&sockets)),
@@ -357,7 +390,7 @@ fn each_socket(sockets: &[(i32, String)]) -> String {
     let mut each: Vec<String> =
         sockets.iter().take(MOST).map(|(fd, socket)| format!("fd {fd} is {socket}")).collect();
     if sockets.len() > MOST {
-        each.push(format!("{} more are sockets", sockets.len() - MOST));
+        each.push(format!("{} more are sockets or FIFOs", sockets.len() - MOST));
     }
     let joined = each.join("; ");
     joined.strip_prefix("fd").map_or_else(String::new, |rest| format!(" Fd{rest}."))

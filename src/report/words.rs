@@ -158,6 +158,21 @@ pub(super) fn a_socket(facts: &Facts, inode: u64) -> String {
     a_kind_of_socket(&facts.socket(inode).map(Socket::what).unwrap_or_default())
 }
 
+/// The address of a socket in brackets, with a leading space; empty if it has none.
+pub(super) fn address(facts: &Facts, inode: u64) -> String {
+    match and_address(facts, inode).strip_prefix(", ") {
+        Some(address) => format!(" ({address})"),
+        None => String::new(),
+    }
+}
+
+/// The address of a socket after a comma; empty if it has none.
+pub(super) fn and_address(facts: &Facts, inode: u64) -> String {
+    let socket = facts.socket(inode);
+    let name = socket.and_then(|socket| socket.name.as_deref().or(socket.local.as_deref()));
+    name.map_or_else(String::new, |name| format!(", {}", escape::text(name)))
+}
+
 /// `a unix stream socket`.
 pub(super) fn a_kind_of_socket(kind: &str) -> String {
     let article = if kind.starts_with('I') { "an" } else { "a" };

@@ -298,6 +298,19 @@ fn is_reported_as_a_reader_needs_it() {
         "anonymous_files_left_open",
         "readers_that_keep_their_own_pipe_open",
         "shell_that_waits_for_its_job",
+        "pipeline_in_the_foreground",
+        "output_of_a_child_that_runs_on",
+        "lock_that_the_test_has_itself",
+        "child_that_asks_at_its_terminal",
+        "fifo_that_only_its_reader_writes_to",
+        "datagram_that_a_failed_child_should_have_sent",
+        "connection_that_a_sibling_has_inherited",
+        "listener_that_a_child_has_inherited",
+        "poll_for_a_child_whose_stdin_is_kept",
+        "message_that_never_comes",
+        "job_of_system",
+        "child_of_a_bare_posix_spawn",
+        "fifo_left_open",
     ];
     let reports: Vec<_> =
         shapes.iter().map(|shape| (*shape, thread::spawn(|| report_in("evidence", shape)))).collect();

@@ -118,7 +118,7 @@ fn of_tasks_are_told_without_the_runtimes_own() {
         ),
         (
             "not_stuck_task_that_waits_for_a_connection",
-            &["the async runtime of the test waits for a connection to an IPv4 stream socket (fd 9)."],
+            &["the async runtime of the test waits for a connection to an IPv4 stream socket (fd 9, #:#)."],
         ),
         (
             "not_stuck_task_that_waits_for_a_child_whose_stdin_is_kept",

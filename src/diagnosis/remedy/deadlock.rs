@@ -63,6 +63,10 @@ impl Evidence<'_> {
                 None if stuck.because == Because::NoReaderRuns && stuck.wakers == [stuck.pid] => {
                     Some(Remedy::CloseOwnReadEnd { fds: self.ends(process, stuck.pipe?, Fd::reads) })
                 }
+                None if stuck.wakers == [stuck.pid] => match &first.on {
+                    WaitsOn::FileLock { file } => Some(Remedy::ReleaseOwnFileLock { file: file.clone() }),
+                    _ => None,
+                },
                 None => None,
             },
         }
@@ -165,8 +169,11 @@ impl Evidence<'_> {
         if let Some(release) = members.iter().find_map(|member| self.release_lock(member, next(member))) {
             return Some(release);
         }
-        if let Some(mistake) = members.iter().find_map(|member| self.socket_by_mistake(member, next(member)))
-        {
+        if let Some(mistake) = members.iter().find_map(|member| {
+            let peer = self.facts.socket(member.socket?)?.other_end()?;
+            let (holder, _) = next(member).and_then(|tid| self.thread(tid))?;
+            self.socket_by_mistake(peer, holder)
+        }) {
             return Some(mistake);
         }
         let does: Vec<Does> =
@@ -218,13 +225,11 @@ impl Evidence<'_> {
         })
     }
 
-    /// The remedy if a member waits on a socket and a program has inherited the other end by mistake: another
-    /// process created it without close-on-exec, and it is none of the program's standard streams.
-    fn socket_by_mistake(&self, waiter: &Stuck, next: Option<i32>) -> Option<Remedy> {
-        let peer = self.facts.socket(waiter.socket?)?.other_end()?;
-        let (holder, _) = next.and_then(|tid| self.thread(tid))?;
-        let site = self.names.of_inode(peer).filter(|site| site.creator != holder.pid && !site.cloexec)?;
-        let fds = self.socket_fds(peer, holder);
+    /// The remedy if a program has inherited a socket by mistake: another process created it without
+    /// close-on-exec, and it is none of the program's standard streams.
+    pub(super) fn socket_by_mistake(&self, socket: u64, holder: &Process) -> Option<Remedy> {
+        let site = self.names.of_inode(socket).filter(|site| site.creator != holder.pid && !site.cloexec)?;
+        let fds = self.socket_fds(socket, holder);
         let by_mistake = |fd: &i32| *fd > 2 && holder.fd(*fd).is_some_and(|fd| !fd.cloexec);
         (!holder.runs_own_program() && !fds.is_empty() && fds.iter().all(by_mistake))
             .then(|| Remedy::CreateSocketWithCloexec { pid: holder.pid, fds, created: CodePlace::of(site) })

@@ -1,5 +1,7 @@
 //! The precondition of each remedy over the typed facts, in one table. A remedy whose precondition does not hold is not shown.
 
+use super::processes::is_spawned_without_std;
+use super::waits::is_of_terminal;
 use super::{Ends, Remedy};
 use crate::diagnosis::deadlock::{Shape, WaitsOn};
 use crate::diagnosis::evidence::Evidence;
@@ -76,14 +78,17 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
         // Waits that may end.
         Remedy::FindStopSignal => of.stopped(facts.pid),
         Remedy::ContinueStopped { pids } => !pids.is_empty() && pids.iter().all(|pid| of.stopped(*pid)),
+        Remedy::BringToForeground { pid, signal } => {
+            of.process(*pid, |process| process.signals.stopped_by == Some(*signal) && is_of_terminal(*signal))
+        }
         Remedy::FindWhyNothingIsWritten => {
             of.link_has(kind, |on| matches!(on, LinkOn::PipeData { part: true, .. }))
         }
         Remedy::CloseInFork { ends, .. } => {
             of.process(ends.pid, |process| process.forked_without_exec) && of.are(ends, Fd::writes)
         }
-        // Redirecting output helps only where it was inherited.
-        Remedy::RedirectBackground { .. } => of.link_has(kind, |on| of.has_as_output(on)),
+        // Redirecting output helps only where it was inherited, by a program that is not waited for.
+        Remedy::RedirectBackground { .. } => of.link_has(kind, |on| of.has_as_output_in_background(on)),
         Remedy::CloseInProgram { ends } => {
             of.process(ends.pid, |process| !process.forked_without_exec)
                 && ends.fds.iter().all(|fd| *fd > 2)
@@ -96,10 +101,18 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
             of.process(*pid, |process| process.exit_status.is_some_and(|status| status != 0))
         }
         Remedy::ReleaseFileLock { pid, waiter, .. } => pid != waiter,
-        Remedy::CloseLockInChild { pid, fd, .. } => {
-            of.process(*pid, |process| process.fd(*fd).is_some_and(|fd| !fd.held.is_empty() && !fd.cloexec))
-        }
-        Remedy::ReadTerminal => of.link_has(kind, |on| matches!(on, LinkOn::Terminal { writes: true, .. })),
+        Remedy::ReleaseOwnFileLock { .. } => of.deadlock_has(kind, |on| matches!(on, WaitsOn::FileLock { .. })),
+        Remedy::CloseLockInChild { pid, fd, .. } => of.process(*pid, |process| {
+            process.fd(*fd).is_some_and(|fd| !fd.held.is_empty() && of.has_inherited_lock(process, fd))
+        }),
+        // What is written at the master is for the processes at the terminal to read.
+        Remedy::ReadTerminal => of.link_has(
+            kind,
+            |on| matches!(on, LinkOn::Terminal { writes: true, path, .. } if !path.ends_with("ptmx")),
+        ),
+        Remedy::AnswerAtTerminal { fds, .. } => of.link_has(kind, |on| {
+            matches!(on, LinkOn::Terminal { writes: false, path, .. } if !path.ends_with("ptmx") && !fds.is_empty())
+        }),
         Remedy::CloseSlave { .. } => {
             of.link_has(kind, |on| matches!(on, LinkOn::Terminal { alone: true, .. }))
         }
@@ -119,9 +132,10 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
             of.leaked(kind, |process| process.adopted && process.forked_without_exec)
         }
         Remedy::StartParentInGroup { .. } => of.leaked(kind, |process| process.adopted),
-        Remedy::KillAndWaitpid { pid } => {
-            of.process(*pid, |process| process.forked_without_exec && !of.is_daemons(*pid))
-        }
+        Remedy::KillAndWaitpid { pid } => of.process(*pid, |process| {
+            let is_spawned = || evidence.names.of_process(*pid).is_some_and(is_spawned_without_std);
+            (process.forked_without_exec || is_spawned()) && !of.is_daemons(*pid)
+        }),
         Remedy::KillTokioChild => of.leaked(kind, |process| of.call(process.pid, |_, tokios| tokios)),
         Remedy::KillAndWait => of.leaked(kind, |process| {
             !process.forked_without_exec
@@ -214,12 +228,26 @@ impl Of<'_> {
         pipe.is_some() && self.are(ends, Fd::writes) && others.any(|other| other.pipe(0) == pipe)
     }
 
-    /// Whether the pipe that is read is the stdout or stderr of one of its writers.
-    fn has_as_output(&self, on: &LinkOn) -> bool {
+    /// Whether another process took the lock that is held by this fd, and does not have it any more. Of a lock of an open
+    /// file the kernel does not say which process took it; a program seldom opens a file to be inherited.
+    fn has_inherited_lock(&self, process: &Process, fd: &Fd) -> bool {
+        let locks = &self.evidence.facts.contended.locks;
+        let Some(lock) = locks.iter().find(|lock| fd.held.contains(&lock.line)) else { return false };
+        let has_it = |taker: i32| lock.holders.iter().any(|holder| holder.pid == taker);
+        match lock.taken_by {
+            _ if process.forked_without_exec => lock.taken_by.is_none_or(|taker| taker != process.pid),
+            Some(taker) => taker != process.pid && !has_it(taker) && !fd.cloexec,
+            None => !fd.cloexec,
+        }
+    }
+
+    /// Whether the pipe that is read is the stdout or stderr of one of its writers, and that one's parent has exited.
+    fn has_as_output_in_background(&self, on: &LinkOn) -> bool {
         let LinkOn::PipeData { inodes, writers, .. } = on else { return false };
         let is_output =
             |fd: &Fd| fd.fd <= 2 && fd.writes() && fd.pipe().is_some_and(|pipe| inodes.contains(&pipe));
-        writers.iter().any(|pid| self.process(*pid, |process| process.known_fds().iter().any(is_output)))
+        let is_left = |process: &Process| process.adopted && process.known_fds().iter().any(is_output);
+        writers.iter().any(|pid| self.process(*pid, is_left))
     }
 
     /// A property of the call that created a process: its name, and whether tokio made it. `true` if the call

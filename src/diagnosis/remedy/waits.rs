@@ -1,5 +1,7 @@
 //! Remedies of waits that may still end, and of waits on pipes and sockets in general.
 
+use nix::libc;
+
 use super::{Before, Ends, Remedy};
 use crate::diagnosis::evidence::Evidence;
 use crate::diagnosis::waits_for::{AtSocket, Link, LinkOn, RuntimeWait, WaitsFor, Way};
@@ -52,6 +54,14 @@ impl Evidence<'_> {
                 inodes.iter().find_map(|pipe| self.let_reader_go(process, *pipe, other, before))
             }
             LinkOn::Socket(AtSocket { inode, way: Way::Data, .. }) => self.shut_down(*inode, other),
+            LinkOn::Terminal { writes: true, .. } => Some(Remedy::ReadTerminal),
+            LinkOn::Terminal { index, .. } => {
+                let terminals = &self.facts.contended.terminals;
+                let terminal = terminals.iter().find(|terminal| Some(terminal.index) == *index)?;
+                let ends = terminal.masters.iter().filter(|end| end.pid == other.pid);
+                let fds: Vec<i32> = ends.map(|end| end.fd).collect();
+                (!fds.is_empty()).then_some(Remedy::AnswerAtTerminal { pid: last.pid, fds })
+            }
             LinkOn::FileLock { file, .. } => {
                 Some(Remedy::ReleaseFileLock { file: file.clone(), pid: other.pid, waiter: process.pid })
             }
@@ -64,9 +74,14 @@ impl Evidence<'_> {
         let (process, _) = self.thread(link.tid)?;
         match &link.on {
             LinkOn::Stopped if process.is_test => Some(Remedy::FindStopSignal),
-            LinkOn::Stopped => Some(Remedy::ContinueStopped { pids: vec![link.pid] }),
+            LinkOn::Stopped => self.continue_stopped(&[link.pid]),
             LinkOn::Child { pid } => self.continue_stopped(&[*pid]),
-            LinkOn::Socket(AtSocket { own, holders, .. }) if own.is_empty() => self.continue_stopped(holders),
+            LinkOn::Socket(AtSocket { inode, own, holders, way, .. }) if own.is_empty() => {
+                self.continue_stopped(holders).or_else(|| match way {
+                    Way::Data => self.close_inherited_socket(*inode, holders),
+                    _ => None,
+                })
+            }
             LinkOn::PipeRoom { readers, .. } => self.continue_stopped(readers),
             LinkOn::PipeData { inodes, writers, part, .. } => {
                 Some(self.remedy_of_reader(process, inodes, writers, *part))
@@ -77,7 +92,8 @@ impl Evidence<'_> {
                 let thread = self.thread(link.tid)?.1;
                 let holds = |fd: &&Fd| fd.held.iter().any(|lock| thread.behind.contains(lock));
                 let fd = holder.known_fds().iter().find(holds)?;
-                (!fd.cloexec).then(|| Remedy::CloseLockInChild {
+                let is_inherited = holder.forked_without_exec || !fd.cloexec;
+                is_inherited.then(|| Remedy::CloseLockInChild {
                     pid: holder.pid,
                     fd: fd.fd,
                     file: file.clone(),
@@ -88,6 +104,22 @@ impl Evidence<'_> {
             LinkOn::Opening { path } => Some(Remedy::OpenOtherEnd { path: path.clone() }),
             _ => None,
         }
+    }
+
+    /// Of a process that waits at a socket whose other end only programs have that inherited it.
+    fn close_inherited_socket(&self, socket: u64, holders: &[i32]) -> Option<Remedy> {
+        let [holder] = holders else { return None };
+        let holder = self.process(*holder)?;
+        let peer = *self.facts.socket(socket)?.ends().get(1)?;
+        if let Some(mistake) = self.socket_by_mistake(peer, holder) {
+            return Some(mistake);
+        }
+        // A program that stays in the background; one with a parent may have been given the socket.
+        let fds = self.socket_fds(peer, holder);
+        (holder.adopted && !holder.runs_own_program() && fds.iter().all(|fd| *fd > 2))
+            .then(|| self.ends_of(holder, fds, peer))
+            .flatten()
+            .map(|ends| Remedy::CloseInProgram { ends })
     }
 
     /// Of a process that reads pipes which others have open for writing.
@@ -152,6 +184,14 @@ impl Evidence<'_> {
     /// The remedy if all processes that are waited for are stopped.
     fn continue_stopped(&self, pids: &[i32]) -> Option<Remedy> {
         let all = !pids.is_empty() && pids.iter().all(|pid| self.is_stopped(*pid));
+        // SIGCONT alone would have it stopped again.
+        let used_terminal = |pid: &i32| {
+            let signal = self.process(*pid)?.signals.stopped_by.filter(|signal| is_of_terminal(*signal))?;
+            Some(Remedy::BringToForeground { pid: *pid, signal })
+        };
+        if let Some(remedy) = pids.iter().find_map(used_terminal).filter(|_| all) {
+            return Some(remedy);
+        }
         all.then(|| Remedy::ContinueStopped { pids: pids.to_vec() })
     }
 
@@ -186,7 +226,8 @@ impl Evidence<'_> {
 
     /// The same for a socket.
     pub(super) fn shut_down(&self, socket: u64, writer: &Process) -> Option<Remedy> {
-        let fds = self.socket_fds(self.facts.socket(socket)?.other_end()?, writer);
+        let known = self.facts.socket(socket).filter(|socket| !socket.is_datagram())?;
+        let fds = self.socket_fds(*known.ends().get(1)?, writer);
         Some(Remedy::ShutdownSocket { ends: self.ends_of(writer, fds, socket)? })
     }
 
@@ -206,4 +247,9 @@ impl LinkOn {
             _ => false,
         }
     }
+}
+
+/// Whether a terminal sends this signal to a background process that uses it.
+pub(super) fn is_of_terminal(signal: i32) -> bool {
+    matches!(signal, libc::SIGTTIN | libc::SIGTTOU)
 }

@@ -179,6 +179,11 @@ fn a_remedy_that_does_not_fit_the_facts_is_not_shown() {
     let ends = |pid: i32, fd: i32| Ends { pid, fds: vec![fd], created: None };
     for (remedy, expected) in [
         (Remedy::RedirectBackground { watch: false, orphan: None }, false),
+        (Remedy::AnswerAtTerminal { pid: CHILD, fds: vec![3] }, false),
+        (Remedy::BringToForeground { pid: CHILD, signal: libc::SIGTTIN }, false),
+        (Remedy::CloseLockInChild { pid: CHILD, fd: 7, file: String::new() }, false),
+        (Remedy::ReleaseOwnFileLock { file: String::new() }, false),
+        (Remedy::ReadTerminal, false),
         (Remedy::CloseInProgram { ends: ends(CHILD, 7) }, true),
         (Remedy::CloseInProgram { ends: ends(CHILD, 1) }, false),
         (Remedy::CloseInFork { ends: ends(CHILD, 7), watch: false }, false),

@@ -216,9 +216,10 @@ fn a_hang_without_proof_names_what_could_still_end_it() {
     };
     let reads = || (On::Read { fd: 3 }, vec![read_end(3, PIPE)]);
     let (on, fds) = reads();
-    let (waits, remedies) = conclude(on, fds, asleep(process, vec![write_end(1, PIPE)]), names(vec![]));
+    let left = Process { adopted: true, ..asleep(process, vec![write_end(1, PIPE)]) };
+    let (waits, remedies) = conclude(on, fds, left, names(vec![]));
     assert!(matches!(&waits.chain[0].on, LinkOn::PipeData { writers, .. } if writers == &[CHILD]));
-    assert_eq!(remedies, [Remedy::RedirectBackground { watch: false, orphan: None }]);
+    assert_eq!(remedies, [Remedy::RedirectBackground { watch: false, orphan: Some(CHILD) }]);
     let (on, fds) = reads();
     let (_, remedies) = conclude(on, fds, asleep(fork, vec![write_end(4, PIPE)]), names(vec![]));
     assert!(matches!(&remedies[..], [Remedy::CloseInFork { ends, watch: false }] if ends.fds == [4]));

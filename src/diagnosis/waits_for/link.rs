@@ -5,10 +5,14 @@ use nix::libc;
 use super::{AtSocket, LinkOn, RuntimeWait, Way};
 use crate::diagnosis::evidence::Evidence;
 use crate::diagnosis::wake_channel;
+use crate::guard::contended::{FdHolder, Mapper, Waiter};
 use crate::guard::facts::{Class, Process};
 use crate::proc::fds::Fd;
-use crate::proc::sockets::{Peer, Socket};
+use crate::proc::sockets::{Peer, PeerUnknown, Socket};
 use crate::proc::waits::{On, Thread};
+
+/// Functions that code calls again and again until something has happened.
+const LOOKS: [&str; 3] = ["::try_wait", "thread::functions::yield_now", "sched_yield"];
 
 impl Evidence<'_> {
     /// What a thread waits for.
@@ -23,6 +27,7 @@ impl Evidence<'_> {
             }
             On::Thread { tid } => LinkOn::Thread { tid: *tid },
             On::Futex { shared: false, .. } => self.waits_for_threads(process, thread),
+            On::Futex { shared: true, .. } => self.in_shared_memory(process, thread),
             On::Lock { fd } => self.waits_for_lock(process, thread, *fd),
             On::Open { path, .. } => LinkOn::Opening { path: path.clone() },
             // This is how some shells wait for their jobs.
@@ -39,7 +44,29 @@ impl Evidence<'_> {
             {
                 LinkOn::Runtime { waits: self.runtime_waits(process, thread) }
             }
-            _ => self.waits_at_fd(process, thread).unwrap_or(LinkOn::Unknown),
+            // It looks again and again, without a pause.
+            On::Other
+                if self
+                    .called(thread)
+                    .is_some_and(|called| LOOKS.iter().any(|function| called.ends_with(function))) =>
+            {
+                LinkOn::Polling
+            }
+            _ => self.waits_at_fd(process, thread).unwrap_or_else(|| in_call(process, thread)),
+        }
+    }
+
+    /// A futex that processes share.
+    fn in_shared_memory(&self, process: &Process, thread: &Thread) -> LinkOn {
+        let waits = |waiters: &[Waiter]| waiters.iter().any(|waiter| waiter.tid == thread.tid);
+        let memory = self.facts.contended.memory.iter().find(|memory| waits(&memory.waiters));
+        let mapped_by = memory.iter().flat_map(|memory| &memory.mapped_by);
+        let others: Vec<&Mapper> = mapped_by.filter(|mapper| mapper.pid != process.pid).collect();
+        LinkOn::SharedFutex {
+            kind: self.names.awaited.get(&thread.tid).cloned(),
+            path: memory.map_or_else(String::new, |memory| memory.path.clone()),
+            others: others.iter().filter(|other| other.outside.is_none()).map(|other| other.pid).collect(),
+            outside: memory.is_none() || others.iter().any(|other| other.outside.is_some()),
         }
     }
 
@@ -53,16 +80,21 @@ impl Evidence<'_> {
     }
 
     fn waits_for_threads(&self, process: &Process, thread: &Thread) -> LinkOn {
+        LinkOn::Threads {
+            kind: self.names.awaited.get(&thread.tid).cloned(),
+            function: self.called(thread).map(str::to_owned),
+            tids: self.busy_threads(process, thread.tid),
+        }
+    }
+
+    /// The other threads of a process, without those that wait for work.
+    pub(super) fn busy_threads(&self, process: &Process, tid: i32) -> Vec<i32> {
         let idles = |other: &Thread| {
             matches!(other.on, On::Futex { .. }) && self.in_runtime(other)
                 || wake_channel::idles(self.facts, self.names, process, other)
         };
-        let others = process.tasks.iter().filter(|other| other.tid != thread.tid && !idles(other));
-        LinkOn::Threads {
-            kind: self.names.awaited.get(&thread.tid).cloned(),
-            function: self.called(thread).map(str::to_owned),
-            tids: others.map(|other| other.tid).collect(),
-        }
+        let others = process.tasks.iter().filter(|other| other.tid != tid && !idles(other));
+        others.map(|other| other.tid).collect()
     }
 
     fn waits_for_lock(&self, process: &Process, thread: &Thread, fd: i32) -> LinkOn {
@@ -86,6 +118,12 @@ impl Evidence<'_> {
         }
         if let Some(terminal) = self.at_terminal(process, thread) {
             return Some(terminal);
+        }
+        if let Some(fifo) = self.at_fifo(process, thread) {
+            return Some(fifo);
+        }
+        if let Some(ended) = waits_for_end(process, &fds().collect::<Vec<i32>>()) {
+            return Some(ended);
         }
         match &thread.on {
             On::Write { fd } => {
@@ -113,7 +151,35 @@ impl Evidence<'_> {
         let is_terminal = path.starts_with("/dev/pts/") || path == "/dev/ptmx";
         let mut others = self.facts.processes.iter().filter(|other| other.pid != process.pid);
         let alone = others.all(|other| other.class != Class::Leaked);
-        is_terminal.then(|| LinkOn::Terminal { fd, path: path.clone(), writes, alone })
+        let known = self.facts.contended.terminals.iter().find(|terminal| {
+            let ends = terminal.masters.iter().chain(&terminal.slaves);
+            ends.clone().any(|end| (end.pid, end.fd) == (process.pid, fd))
+        });
+        // What it waits for comes from the other side.
+        let is_master = path.ends_with("ptmx");
+        let other_side = known.map(|terminal| if is_master { &terminal.slaves } else { &terminal.masters });
+        let (own, others) = inside(process, other_side.into_iter().flatten());
+        let index = known.map(|terminal| terminal.index);
+        is_terminal.then(|| LinkOn::Terminal { fd, path: path.clone(), index, writes, alone, own, others })
+    }
+
+    /// A wait at a named FIFO that is open.
+    fn at_fifo(&self, process: &Process, thread: &Thread) -> Option<LinkOn> {
+        let (fd, writes) = match thread.on {
+            On::Read { fd } => (fd, false),
+            On::Write { fd } => (fd, true),
+            _ => return None,
+        };
+        let path = &process.fd(fd)?.target;
+        let fifo = self.facts.contended.fifos.iter().find(|fifo| fifo.path == *path)?;
+        let is_other_end = |holder: &&FdHolder| match writes {
+            true => holder.access & libc::O_ACCMODE != libc::O_WRONLY,
+            false => holder.access & libc::O_ACCMODE != libc::O_RDONLY,
+        };
+        let other_end = || fifo.holders.iter().filter(is_other_end);
+        let (own, others) = inside(process, other_end());
+        let outside = other_end().any(|holder| holder.outside.is_some());
+        Some(LinkOn::Fifo { path: path.clone(), writes, own, others, outside })
     }
 
     /// Whether a runtime added the fd to the set for its own use.
@@ -155,7 +221,11 @@ impl Evidence<'_> {
         }
         let is_set = thread.on.is_set();
         let writes = matches!(thread.on, On::Write { .. }) || is_set && socket.is_full;
+        let reads_from_any = socket.is_datagram() && !writes && !is_set;
         let (peer, way) = match &socket.peer {
+            Peer::None | Peer::Unknown { why: PeerUnknown::OtherKind } if reads_from_any => {
+                return Some(LinkOn::Datagram { inode });
+            }
             Peer::Queue { ino } => (*ino, Way::Accept),
             Peer::Socket { ino } => (*ino, if writes { Way::Room } else { Way::Data }),
             Peer::None => return None,
@@ -186,10 +256,11 @@ impl Evidence<'_> {
     fn runtime_wait(&self, process: &Process, held: &Fd) -> Option<RuntimeWait> {
         let fd = held.fd;
         if held.target == "anon_inode:[pidfd]" {
-            let pid = match self.children(process)[..] {
+            let only_child = || match self.children(process)[..] {
                 [child] => Some(child.pid),
                 _ => None,
             };
+            let pid = Some(held.process).filter(|pid| *pid > 0).or_else(only_child);
             return Some(RuntimeWait::Child { pid, fd });
         }
         if let Some(pipe) = held.pipe() {
@@ -219,4 +290,46 @@ impl Evidence<'_> {
         let peers = peer.map(|peer| self.holders_of(process, |held| held.socket() == Some(peer)));
         Some(RuntimeWait::Socket { inode, fd, peers: peers.unwrap_or_default() })
     }
+}
+
+/// The fds of one process among the holders of a file, and the other processes of the test with it.
+fn inside<'a>(process: &Process, holders: impl Iterator<Item = &'a FdHolder>) -> (Vec<i32>, Vec<i32>) {
+    let (mut own, mut others) = (Vec::new(), Vec::new());
+    for holder in holders.filter(|holder| holder.outside.is_none()) {
+        match holder.pid == process.pid {
+            true => own.push(holder.fd),
+            false if !others.contains(&holder.pid) => others.push(holder.pid),
+            false => {}
+        }
+    }
+    (own, others)
+}
+
+/// A wait for the end of processes, by pidfds in a set that has nothing else.
+fn waits_for_end(process: &Process, set: &[i32]) -> Option<LinkOn> {
+    let pid = |fd: &i32| process.fd(*fd).map(|fd| fd.process).filter(|pid| *pid > 0);
+    match set.iter().map(pid).collect::<Option<Vec<i32>>>()?[..] {
+        [] => None,
+        [pid] => Some(LinkOn::Child { pid }),
+        ref pids => Some(LinkOn::AnyChild { pids: pids.to_vec() }),
+    }
+}
+
+/// A thread that is blocked in a call of which no more is known. Pipes, sockets and sets of fds are told by what could end
+/// the wait there, or not at all: they may be a wake channel.
+fn in_call(process: &Process, thread: &Thread) -> LinkOn {
+    let is_named = thread.syscall.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    let file = thread.fds().first().map(|fd| (*fd, process.fd(*fd).map_or("", |fd| &fd.target).to_owned()));
+    let is_file = file.as_ref().is_none_or(|(_, path)| path.starts_with('/'));
+    // The second one stands for whatever the thread was in before it was stopped.
+    let others = ["running", "restart_syscall", ""];
+    if thread.state == "R"
+        || !is_named
+        || !is_file
+        || others.contains(&&*thread.syscall)
+        || thread.on.is_set()
+    {
+        return LinkOn::Unknown;
+    }
+    LinkOn::Call { name: thread.syscall.clone(), file }
 }

@@ -50,7 +50,9 @@ impl Evidence<'_> {
             let found = process.tasks.iter().find(|other| other.tid == *tid);
             ways.extend(found.map(|other| self.follow(process, other, &chain, steps)));
         }
-        for other in next.pids.iter().filter_map(|pid| self.process(*pid)) {
+        // What the tests wait for that a child runs again is no cause.
+        let others = next.pids.iter().filter_map(|pid| self.process(*pid));
+        for other in others.filter(|other| !self.runs_tests_again(other)) {
             if chain.iter().all(|link| link.pid != other.pid) {
                 ways.extend(self.follow_process(other, &chain, steps));
             }
@@ -114,7 +116,13 @@ impl Evidence<'_> {
             LinkOn::Thread { tid } => next.tids.push(*tid),
             LinkOn::Threads { tids, .. } => next.tids.extend(tids),
             // All of them must be waited for, or each one may matter.
-            LinkOn::AnyChild { .. } | LinkOn::Runtime { .. } => next.any_counts = true,
+            LinkOn::AnyChild { .. } | LinkOn::Runtime { .. } => {
+                next.any_counts = true;
+                // A runtime with nothing to wait for but its own threads.
+                if link.on.is_idle_runtime() {
+                    next.tids.extend(self.busy_threads(process, link.tid));
+                }
+            }
             LinkOn::Polling => {
                 next.any_counts = true;
                 next.pids = self.children(process).iter().map(|child| child.pid).collect();

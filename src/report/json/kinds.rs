@@ -87,7 +87,7 @@ fn values(verdict: &Verdict, kind: &Kind) -> (&'static str, Vec<Value>) {
         Kind::Blocked { pid, signals, created } => {
             ("blocked_signal", vec![json!(pid), json!(signals), code(created.as_ref())])
         }
-        Kind::InheritedByMistake { pid, pipe, ends, created, others } => {
+        Kind::InheritedByMistake { pid, pipe, is_socket: _, ends, created, others } => {
             let fds: Vec<i32> = ends.iter().map(|held| held.fd).collect();
             let ends: Vec<&str> = ends.iter().map(|held| end(held.access)).collect();
             let place = code(Some(created));
@@ -131,7 +131,10 @@ fn values(verdict: &Verdict, kind: &Kind) -> (&'static str, Vec<Value>) {
                 Some(Creator::Itself) => (Some("itself"), None),
                 Some(Creator::Ancestor { pid }) => (Some("ancestor"), Some(pid)),
                 Some(Creator::ExitedParent { pid, sure: true }) => (Some("exited_parent"), Some(pid)),
-                Some(Creator::ExitedParent { pid, sure: false }) => (Some("probable_parent"), Some(pid)),
+                // The pid of the shell of `system` is not known.
+                Some(Creator::ExitedParent { pid, sure: false }) => {
+                    (Some("probable_parent"), Some(pid).filter(|pid| *pid != 0))
+                }
             };
             let place = code(created.as_ref().map(|by| &by.site));
             let values =
@@ -241,6 +244,7 @@ fn waits_for(found: &WaitsFor) -> Vec<Value> {
 }
 
 /// One link of the chain from the test to the last waiter.
+#[allow(clippy::too_many_lines, reason = "one list of cases")]
 fn link(link: &Link) -> Value {
     let (mut inodes, mut fds): (Vec<u64>, Vec<i32>) = (Vec::new(), Vec::new());
     let (mut path, mut thread) = (None, None);
@@ -295,6 +299,24 @@ fn link(link: &Link) -> Value {
         LinkOn::Opening { path: opened } => {
             path = Some(opened);
             "opening"
+        }
+        LinkOn::Fifo { path: fifo, own, .. } => {
+            fds.extend(own);
+            path = Some(fifo);
+            "fifo"
+        }
+        LinkOn::Datagram { inode } => {
+            inodes.push(*inode);
+            "datagram"
+        }
+        LinkOn::SharedFutex { path: memory, .. } => {
+            path = Some(memory);
+            "shared_futex"
+        }
+        LinkOn::Call { file, .. } => {
+            fds.extend(file.iter().map(|(fd, _)| *fd));
+            path = file.as_ref().map(|(_, path)| path);
+            "call"
         }
         LinkOn::Terminal { fd, path: terminal, .. } => {
             fds.push(*fd);

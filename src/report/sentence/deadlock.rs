@@ -379,6 +379,7 @@ fn does(facts: &Facts, wait: &Wait) -> String {
         WaitsOn::Thread { .. } | WaitsOn::Lock(_) | WaitsOn::BlockOn => brief,
         WaitsOn::FileLock { .. } => {
             let holds = if wait.wakers.len() > 1 { "hold" } else { "holds" };
+            let holders = if wait.wakers == [wait.pid] { "it itself" } else { &holders };
             format!("{brief} that {holders} {holds}")
         }
         WaitsOn::PipeRoom { inode } => {

@@ -7,10 +7,16 @@ use super::deadlock::{awaited, thread_name};
 use crate::diagnosis::{
     AtSocket, DeadChild, Link, LinkOn, Lock, RuntimeWait, Verdict, WaitsFor, Way, is_stopped,
 };
-use crate::guard::facts::{Facts, Process};
+use crate::guard::contended::Waiter;
+use crate::guard::facts::{Class, Facts, Process};
 use crate::proc::fds::Fd;
+use crate::proc::sockets::Socket;
+use crate::proc::waits::{On, Thread};
 use crate::report::escape;
-use crate::report::words::{a_socket, fds, process, process_name, queue_in_brackets, unknown_peer};
+use crate::report::words::{
+    a_socket, address, and_address, enumerate, fds, not_among, process, process_name, queue_in_brackets,
+    unknown_peer,
+};
 
 pub(super) fn sentence(verdict: &Verdict, waits: &WaitsFor) -> String {
     let facts = &verdict.facts;
@@ -55,9 +61,13 @@ fn subject(facts: &Facts, before: Option<&Link>, link: &Link) -> String {
     };
     let name = process_name(facts, link.pid);
     match &before.on {
+        LinkOn::Runtime { .. } if link.pid == before.pid => {
+            format!(". There {} ", thread_name(facts, link.pid, link.tid))
+        }
         LinkOn::Runtime { .. } => format!(". Pid {name} "),
         // It has already been named.
         LinkOn::AnyChild { pids }
+        | LinkOn::FileLock { holders: pids, .. }
         | LinkOn::PipeData { writers: pids, .. }
         | LinkOn::PipeRoom { readers: pids, .. }
         | LinkOn::OwnPipe { others: pids, .. }
@@ -118,22 +128,13 @@ impl Clause<'_> {
             LinkOn::Thread { tid } => {
                 format!("waits for the end of {}", thread_name(facts, link.pid, *tid))
             }
-            LinkOn::Threads { kind, function, .. } => {
-                let lock = Lock { kind: kind.clone(), name: None, function: function.clone() };
-                let next =
-                    self.waits.chain.get(self.at + 1).map(|next| thread_name(facts, next.pid, next.tid));
-                let by = next.unwrap_or_else(|| "another of its threads".to_owned());
-                format!("waits {}, that is for {by}", awaited(&lock))
-            }
+            LinkOn::Threads { .. } => self.for_threads(link),
             LinkOn::Runtime { waits } => runtime(facts, waits),
             LinkOn::EventLoop => {
                 "idles in its event loop: nothing of the test could bring what that waits for".to_owned()
             }
             LinkOn::Connection { inode } => {
-                let socket = facts.socket(*inode);
-                let name = socket.and_then(|socket| socket.name.as_deref().or(socket.local.as_deref()));
-                let at = name.map_or_else(String::new, |name| format!(" ({name})"));
-                format!("waits for a connection to {}{at}", a_socket(facts, *inode))
+                format!("waits for a connection to {}{}", a_socket(facts, *inode), address(facts, *inode))
             }
             LinkOn::UnknownPeer { inode, why } => format!(
                 "waits at {}, socket:[{inode}]; its other end is not known: {}",
@@ -162,28 +163,141 @@ impl Clause<'_> {
                 };
                 format!("waits for the lock on `{}` that is held by {by}", escape::text(file))
             }
-            LinkOn::Opening { path } => {
-                let path = escape::text(path);
-                format!("opens `{path}`: if that is a FIFO, no process has opened its other end")
+            LinkOn::Opening { path } => opening(facts, link, path),
+            LinkOn::Terminal { .. } => self.at_terminal(link),
+            LinkOn::Fifo { .. } => self.at_fifo(link),
+            LinkOn::Datagram { inode } => {
+                format!("waits for a datagram at {}{}", a_socket(facts, *inode), address(facts, *inode))
             }
-            LinkOn::Terminal { fd, path, writes, alone } => {
-                let path = escape::text(path);
-                let end = if path.ends_with("ptmx") { "master of a terminal" } else { "terminal" };
-                match (writes, alone) {
-                    (true, _) => format!(
-                        "writes to the {end} `{path}`, fd {fd}, which is full: nothing reads its other side"
-                    ),
-                    (false, false) => format!("reads from the {end} `{path}`, fd {fd}"),
-                    (false, true) => format!(
-                        "reads from the {end} `{path}`, fd {fd}, and no other process of the test is alive: its other side \
-                         can only be open in the test itself"
-                    ),
-                }
+            LinkOn::SharedFutex { .. } => self.in_shared_memory(link),
+            LinkOn::Call { name, file } => {
+                let file = file.as_ref().map(|(fd, path)| format!(" (fd {fd}: `{}`)", escape::text(path)));
+                format!("waits in the system call `{name}`{}", file.unwrap_or_default())
             }
-            LinkOn::Polling => "sleeps again and again, and looks in between".to_owned(),
+            LinkOn::Polling => self.polls(link),
             LinkOn::Sleep => "sleeps".to_owned(),
             LinkOn::Signal => "waits for a signal".to_owned(),
-            LinkOn::Unknown => "runs".to_owned(),
+            LinkOn::Unknown => match task(facts, link) {
+                Some(thread) if thread.state != "R" => "waits".to_owned(),
+                _ => "runs".to_owned(),
+            },
+        }
+    }
+
+    /// A futex, which other threads of the process could wake.
+    fn for_threads(&self, link: &Link) -> String {
+        let LinkOn::Threads { kind, function, tids } = &link.on else { return String::new() };
+        let facts = self.facts();
+        let lock = Lock { kind: kind.clone(), name: None, function: function.clone() };
+        let next = self.waits.chain.get(self.at + 1).map(|next| thread_name(facts, next.pid, next.tid));
+        let timeout = match task(facts, link).map(|thread| &thread.on) {
+            Some(On::Futex { forever: false, .. }) => ", with a timeout",
+            _ => "",
+        };
+        match next {
+            Some(next) => format!("waits {}{timeout}, that is for {next}", awaited(&lock)),
+            None if tids.is_empty() => format!("waits {}{timeout}", awaited(&lock)),
+            None => format!("waits {}{timeout}, that is for another of its threads", awaited(&lock)),
+        }
+    }
+
+    /// A named FIFO that is open.
+    fn at_fifo(&self, link: &Link) -> String {
+        let LinkOn::Fifo { path, writes, own, others, outside } = &link.on else { return String::new() };
+        let facts = self.facts();
+        let own = (!own.is_empty()).then(|| format!("it itself ({})", fds(own)));
+        let others = (!others.is_empty()).then(|| self.named(others));
+        let outside = outside.then(|| format!("a process that is {}", not_among(facts)));
+        let holders: Vec<String> = own.into_iter().chain(others).chain(outside).collect();
+        let holders = match holders.is_empty() {
+            true => "no process that was found".to_owned(),
+            false => only(facts).to_owned() + &enumerate(&holders),
+        };
+        let path = escape::text(path);
+        match writes {
+            true => format!(
+                "writes to the FIFO `{path}`, which is full, and which {holders} has open for reading"
+            ),
+            false => format!("reads from the FIFO `{path}`, which {holders} has open for writing"),
+        }
+    }
+
+    /// A futex that processes share.
+    fn in_shared_memory(&self, link: &Link) -> String {
+        let LinkOn::SharedFutex { kind, path, others, outside } = &link.on else { return String::new() };
+        let lock = Lock { kind: kind.clone(), name: None, function: None };
+        let memory = match path.as_str() {
+            "" => "shared memory".to_owned(),
+            "/dev/zero (deleted)" => "anonymous shared memory".to_owned(),
+            path => format!("shared memory (`{}`)", escape::text(path)),
+        };
+        let by = match (&others[..], outside) {
+            ([], false) => "no other process that was found".to_owned(),
+            ([], true) => "another process".to_owned(),
+            (others, _) => self.named(others),
+        };
+        let verb = if others.len() > 1 { "map" } else { "maps" };
+        format!("waits {} in {memory} that {by} {verb}", awaited(&lock))
+    }
+
+    /// A wait at one side of a terminal.
+    fn at_terminal(&self, link: &Link) -> String {
+        let LinkOn::Terminal { fd, path, index, writes, alone, own, others } = &link.on else {
+            return String::new();
+        };
+        let is_master = path.ends_with("ptmx");
+        let name = index.map_or_else(|| escape::text(path), |index| format!("/dev/pts/{index}"));
+        let end = match (is_master, index) {
+            (true, Some(_)) => "master of the terminal",
+            (true, None) => "master of a terminal",
+            (false, _) => "terminal",
+        };
+        let side = if is_master { "its other side" } else { "its master" };
+        let own = (!own.is_empty()).then(|| format!("it itself ({})", fds(own)));
+        let target = self.target().map(|target| {
+            let ends = other_side(self.facts(), link, target.pid);
+            format!("{} ({})", self.the(target), fds(&ends))
+        });
+        let have = if own.is_some() || target.is_none() && others.len() > 1 { "have" } else { "has" };
+        let others = (!others.is_empty()).then(|| self.named(others));
+        let holders: Vec<String> = own.into_iter().chain(target.or(others)).collect();
+        let only = only(self.facts());
+        let does = if *writes { "writes to" } else { "reads from" };
+        let begin = format!("{does} the {end} `{name}`, fd {fd}");
+        match (writes, holders.is_empty()) {
+            (true, true) => format!("{begin}, which is full: nothing reads {side}"),
+            (true, false) => {
+                format!("{begin}, which is full, and {only}{} {have} {side}", enumerate(&holders))
+            }
+            (false, _) if *alone => {
+                let ends = other_side(self.facts(), link, link.pid);
+                let ends = if ends.is_empty() { String::new() } else { format!(" ({})", fds(&ends)) };
+                format!(
+                    "{begin}, and no other process of the test is alive: {side} can only be open in the test itself{ends}"
+                )
+            }
+            (false, true) => begin,
+            (false, false) => format!("{begin}, and {only}{} {have} {side}", enumerate(&holders)),
+        }
+    }
+
+    /// A thread that looks at something again and again, and the children that it may look for.
+    fn polls(&self, link: &Link) -> String {
+        /// The most children that are named.
+        const CHILDREN: usize = 3;
+        let facts = self.facts();
+        let is_busy = task(facts, link).is_some_and(|thread| thread.on == On::Other);
+        let polls =
+            if is_busy { "looks again and again" } else { "sleeps again and again, and looks in between" };
+        let children = facts.processes.iter().filter(|child| child.parent == link.pid);
+        let alive: Vec<i32> =
+            children.filter(|child| child.class != Class::Unwaited).map(|child| child.pid).collect();
+        match alive.len() {
+            count @ 1..=CHILDREN if self.is_last => {
+                let (noun, runs) = if count == 1 { ("child", "runs") } else { ("children", "run") };
+                format!("{polls}, while its {noun} {} {runs}", self.named(&alive))
+            }
+            _ => polls.to_owned(),
         }
     }
 
@@ -281,6 +395,40 @@ impl Clause<'_> {
     }
 }
 
+/// What else is open may be in a process that could not be read.
+fn only(facts: &Facts) -> &'static str {
+    if facts.contended.unreadable > 0 { "" } else { "only " }
+}
+
+/// The thread of a link.
+fn task<'a>(facts: &'a Facts, link: &Link) -> Option<&'a Thread> {
+    process(facts, link.pid)?.tasks.iter().find(|thread| thread.tid == link.tid)
+}
+
+/// The opening of a path, which waits for the other end of a FIFO or for what else that is.
+fn opening(facts: &Facts, link: &Link, path: &str) -> String {
+    let is_it = |waiter: &&Waiter| waiter.tid == link.tid && waiter.fd.is_none();
+    let fifo = facts.contended.fifos.iter().find_map(|fifo| Some((fifo, fifo.waiters.iter().find(is_it)?)));
+    let Some((fifo, waiter)) = fifo else {
+        let path = escape::text(path);
+        return format!("opens `{path}`: if that is a FIFO, no process has opened its other end");
+    };
+    let (this, other) = match waiter.access {
+        libc::O_RDONLY => ("reading", "writing"),
+        _ => ("writing", "reading"),
+    };
+    let path = escape::text(&fifo.path);
+    format!("opens the FIFO `{path}` for {this}, and no process has it open for {other}")
+}
+
+/// The fds by which a process has the other side of the terminal that a link waits at.
+fn other_side(facts: &Facts, link: &Link, pid: i32) -> Vec<i32> {
+    let LinkOn::Terminal { path, index, .. } = &link.on else { return Vec::new() };
+    let terminal = facts.contended.terminals.iter().find(|terminal| Some(terminal.index) == *index);
+    let ends = terminal.map(|known| if path.ends_with("ptmx") { &known.slaves } else { &known.masters });
+    ends.into_iter().flatten().filter(|end| end.pid == pid).map(|end| end.fd).collect()
+}
+
 fn runtime(facts: &Facts, waits: &[RuntimeWait]) -> String {
     let entries: Vec<String> = waits.iter().map(|wait| runtime_wait(facts, wait)).collect();
     match &entries[..] {
@@ -306,12 +454,17 @@ fn runtime_wait(facts: &Facts, wait: &RuntimeWait) -> String {
         RuntimeWait::PipeRoom { fd, readers } => {
             format!("room in a pipe that is open for reading in {} (fd {fd})", names(readers))
         }
+        RuntimeWait::Socket { inode, fd, peers }
+            if peers.is_empty() && facts.socket(*inode).is_some_and(Socket::is_datagram) =>
+        {
+            format!("a datagram at {} (fd {fd}{})", a_socket(facts, *inode), and_address(facts, *inode))
+        }
         RuntimeWait::UnknownSocket { fd } => format!("a socket (fd {fd})"),
         RuntimeWait::Socket { inode, fd, peers } => {
             let what = a_socket(facts, *inode);
             let listens = facts.socket(*inode).is_some_and(|socket| socket.listens);
             match &peers[..] {
-                _ if listens => format!("a connection to {what} (fd {fd})"),
+                _ if listens => format!("a connection to {what} (fd {fd}{})", and_address(facts, *inode)),
                 [] => format!("{what} (fd {fd})"),
                 peers => format!("{what} whose other end is in {} (fd {fd})", named(facts, peers)),
             }

@@ -253,7 +253,11 @@ pub(crate) enum Remedy {
     KillTokioChild,
     /// A program that is a child of the test.
     KillAndWait,
-    /// A child of a command without a known line: the command may be written in any language.
+    /// The same if what it has started is left too.
+    KillAllOfChild {
+        pid: i32,
+    },
+    /// A child of a command that is not started by a line of Rust, or may be one.
     EndBeforeCommand,
     /// A descendant with a living parent.
     StopWithParent,

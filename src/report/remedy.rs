@@ -461,6 +461,11 @@ fn of_processes(remedy: &Remedy) -> Option<String> {
              dropping a `Child` does neither."
                 .to_owned()
         }
+        Remedy::KillAllOfChild { pid } => format!(
+            "start it with `process_group(0)`, and before the test ends, also when it panics, kill the whole group \
+             (`kill(-{pid}, SIGKILL)`) and call `wait` on its `Child`: `Child::kill` would not end what it has started. \
+             `childproof::lifeline::Command` ends all of it."
+        ),
         Remedy::StopWithParent => "stop it where its parent is stopped, and wait for both.".to_owned(),
         Remedy::EndForker => "end the one that forks, or its whole process group.".to_owned(),
         Remedy::Unmount { at } => format!(

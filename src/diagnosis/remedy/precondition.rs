@@ -141,6 +141,9 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
             !process.forked_without_exec
                 && of.call(process.pid, |call, tokios| !tokios && call != "popen" && call != "forkpty")
         }),
+        Remedy::KillAllOfChild { pid } => {
+            of.leaked(kind, |process| !process.forked_without_exec) && evidence.has_descendant_left(*pid)
+        }
         Remedy::EndBeforeCommand => facts.is_command() && of.leaked(kind, |_| true),
         Remedy::NoDaemonInBody { pid } => of.is_daemons(*pid),
         Remedy::ClosePopen => evidence.names.call_sites.iter().any(|site| site.call == "popen"),

@@ -3,7 +3,7 @@
 use super::Remedy;
 use crate::diagnosis::evidence::Evidence;
 use crate::diagnosis::leaked::is_daemon;
-use crate::guard::facts::Process;
+use crate::guard::facts::{Class, Process};
 use crate::recorder::call_site::ResolvedCallSite;
 
 impl Evidence<'_> {
@@ -35,16 +35,28 @@ impl Evidence<'_> {
             if process.forked_without_exec {
                 return Remedy::EndForkWithParent;
             }
+            // Its parent may have been the command itself.
+            let is_parent_unknown =
+                parent.is_none() && process.lineage.first().is_none_or(|pid| *pid == facts.pid);
+            if facts.is_command() && is_parent_unknown {
+                return Remedy::EndBeforeCommand;
+            }
             let parent = parent.map(|exited| exited.parent).or_else(|| process.lineage.first().copied());
             let site = parent.filter(|pid| *pid != facts.pid).and_then(|pid| self.names.of_process(pid));
             let exec = site.is_some_and(|site| runs_one_command(&site.command_line, &process.command_line));
             return Remedy::StartParentInGroup { parent: site.and_then(|site| site.place.clone()), exec };
         }
-        if facts.is_command() && is_child && site.is_none_or(|site| site.place.is_none()) {
+        // The command may be written in any language.
+        let is_rusts =
+            |site: &ResolvedCallSite| site.place.as_ref().is_some_and(|place| place.file.ends_with(".rs"));
+        if facts.is_command() && is_child && !site.is_some_and(is_rusts) {
             return Remedy::EndBeforeCommand;
         }
         if process.forked_without_exec || is_child && site.is_some_and(is_spawned_without_std) {
             return Remedy::KillAndWaitpid { pid };
+        }
+        if is_child && self.has_descendant_left(pid) {
+            return Remedy::KillAllOfChild { pid };
         }
         if is_child && site.is_some_and(|site| site.is_tokios) {
             return Remedy::KillTokioChild;
@@ -54,6 +66,13 @@ impl Evidence<'_> {
         }
         Remedy::StopWithParent
     }
+
+    /// Whether a process is left that another one has started, which is left too.
+    pub(super) fn has_descendant_left(&self, pid: i32) -> bool {
+        let is_below = |process: &&Process| !process.adopted && process.lineage.contains(&pid);
+        self.facts.processes.iter().filter(is_below).any(|process| process.class == Class::Leaked)
+    }
+
     /// The remedy for a process that a function of the C library started, which has its own way to end it.
     fn started_by_library(&self, process: &Process) -> Option<Remedy> {
         let pid = process.pid;

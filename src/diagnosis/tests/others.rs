@@ -72,6 +72,27 @@ fn what_mends_a_leak_fits_its_facts() {
     ] {
         assert_eq!(remedies, [expected]);
     }
+    // A command may be written in any language, and be the parent that an orphan had.
+    let of_command = |change: fn(&mut Process), names: Names| {
+        let mut process = asleep(CHILD);
+        change(&mut process);
+        remedies_of_leak(Facts { body: Body::OfCommand, ..returned(vec![process]) }, names)
+    };
+    let in_c = || {
+        let mut site = by_hand();
+        site.place.iter_mut().for_each(|place| place.file = "Modules/_posixsubprocess.c".to_owned());
+        names(vec![ResolvedCallSite { functions: functions(), ..site }])
+    };
+    assert_eq!(of_command(|_| (), in_c()), [Remedy::EndBeforeCommand]);
+    assert_eq!(of_command(|_| (), spawned()), [Remedy::KillAndWait]);
+    assert_eq!(of_command(orphan, names(vec![])), [Remedy::EndBeforeCommand]);
+    // A shell and the job that it waits for: to kill the shell alone would leave the job.
+    let mut job = asleep(CHILD + 1);
+    job.lineage = vec![CHILD, TEST];
+    assert_eq!(
+        remedies_of_leak(returned(vec![asleep(CHILD), job]), spawned()),
+        [Remedy::KillAllOfChild { pid: CHILD }]
+    );
 }
 
 #[test]

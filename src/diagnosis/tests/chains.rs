@@ -63,6 +63,19 @@ fn says_own(finding: &Finding) -> bool {
 }
 
 #[test]
+fn a_thread_of_the_harness_is_not_what_another_waits_for() {
+    let futex = || On::Futex { address: 8, place: None, shared: false, forever: true };
+    let mut signals = thread(TEST + 2, On::Read { fd: 9 });
+    signals.name = "childproof-sign".to_owned();
+    let test =
+        process(TEST, vec![thread(TEST, futex()), thread(TEST + 1, On::Read { fd: 3 }), signals], vec![]);
+    let found = verdict(hung(vec![test]), names(vec![]), Policy::new());
+    let waits = only(&found, |kind| matches!(kind, Kind::WaitsFor(_)));
+    let Kind::WaitsFor(WaitsFor { chain, .. }) = waits.kind else { panic!("{waits:?}") };
+    assert!(matches!(&chain[0].on, LinkOn::Threads { tids, .. } if *tids == [TEST + 1]), "{chain:?}");
+}
+
+#[test]
 fn a_wake_channel_is_never_the_cause() {
     // A server with its stdin held open by the test: that is the cause.
     let test = process(TEST, vec![thread(TEST, On::Child { pid: CHILD })], vec![write_end(4, PIPE)]);

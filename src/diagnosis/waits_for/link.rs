@@ -93,7 +93,10 @@ impl Evidence<'_> {
             matches!(other.on, On::Futex { .. }) && self.in_runtime(other)
                 || wake_channel::idles(self.facts, self.names, process, other)
         };
-        let others = process.tasks.iter().filter(|other| other.tid != tid && !idles(other));
+        // The harness's own thread sends no message.
+        let is_harness = |other: &Thread| other.name.starts_with("childproof-");
+        let others =
+            process.tasks.iter().filter(|other| other.tid != tid && !idles(other) && !is_harness(other));
         others.map(|other| other.tid).collect()
     }
 

@@ -3,6 +3,7 @@
 //! What threads wait for is inferred from the whole tree: the waker of one test's process may be another test's.
 
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use super::parents::ExitedParent;
 use super::verdict::{Inferred, Verdict, judge};
@@ -10,8 +11,9 @@ use super::{endings, stray};
 use crate::config::policy::{Fds, Settings};
 use crate::guard::facts::{Facts, Process};
 use crate::guard::failure::GuardFailure;
-use crate::guard::report_page::{Body, End, StrayFd};
+use crate::guard::report_page::{Body, End, HeldBy, StrayFd};
 use crate::guard::suite::Progress;
+use crate::proc::fds::Fd;
 use crate::recorder::call_site::{Names, ResolvedCallSite};
 
 /// The most bytes of a thread's name that the kernel keeps.
@@ -30,27 +32,42 @@ pub(crate) struct SuiteTest {
 
 /// The verdicts on a suite.
 pub(crate) struct SuiteVerdict {
-    /// In the order of the tests; `None` for those that did not end, and did not end the suite.
-    pub(crate) tests: Vec<Option<Verdict>>,
+    /// In the order of the tests.
+    pub(crate) tests: Vec<Result<Verdict, NotJudged>>,
     /// What no test is charged with.
-    pub(crate) suite: Verdict,
+    pub(crate) suite: Result<Verdict, NotJudged>,
     /// The test that ended the suite, by its timeout or by a call.
     pub(crate) ended_by: Option<usize>,
 }
 
-/// Judges a suite. `timed_out` is the test that exceeded its timeout first.
+/// Why there is no verdict on a test, or on what no test is charged with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotJudged {
+    /// It did not end, and did not end the suite.
+    NotEnded,
+    /// It has left something that might have been gone at the end of its grace, but the suite ended before.
+    WithinGrace,
+    /// The fds that count could not be counted, since the suite was killed.
+    FdsNotCounted,
+    /// Something was left when the suite was killed, and nothing shows whether a running test needed it.
+    MayBeNeeded,
+}
+
+/// Judges a suite that was requested at `requested`, by the monotonic clock. `timed_out` is the test that exceeded its timeout first.
 pub(crate) fn conclude(
     name: &str,
     settings: &Settings,
     tests: &[SuiteTest],
     timed_out: Option<usize>,
-    facts: Facts,
-    names: Names,
+    requested: Duration,
+    (facts, names): (Facts, Names),
 ) -> SuiteVerdict {
     let inferred = Inferred::from(&facts, &names);
     let owners = Owners::find(tests, &facts, &names, &inferred.exited);
     let ended_by = ended_by(tests, timed_out, &facts, &names, &owners);
-    let suite = Suite { tests, facts: &facts, names: &names, inferred: &inferred, owners: &owners, ended_by };
+    let over = requested + facts.ran;
+    let suite =
+        Suite { tests, facts: &facts, names: &names, inferred: &inferred, owners: &owners, ended_by, over };
     let verdicts = (0..tests.len()).map(|number| suite.test(number)).collect();
     SuiteVerdict { tests: verdicts, suite: suite.rest(name, settings), ended_by }
 }
@@ -159,27 +176,29 @@ struct Suite<'a> {
     inferred: &'a Inferred,
     owners: &'a Owners,
     ended_by: Option<usize>,
+    /// A time, by the monotonic clock, at which the suite was not over yet.
+    over: Duration,
 }
 
 impl Suite<'_> {
     /// The verdict on one test.
-    fn test(&self, number: usize) -> Option<Verdict> {
+    fn test(&self, number: usize) -> Result<Verdict, NotJudged> {
         let test = &self.tests[number];
         let facts = self.facts;
         let mut own = Facts { pid: facts.pid, session: facts.session, ..clean() };
         match &test.progress {
-            Progress::Waiting => return None,
-            Progress::Running { .. } if !facts.cut && self.ended_by != Some(number) => return None,
-            Progress::Running { since, .. } => {
+            Progress::Running { since, .. } if facts.cut || self.ended_by == Some(number) => {
                 (own.body, own.end, own.cut) = (Body::Unfinished, facts.end.clone(), facts.cut);
                 (own.ran, own.time) = (*since, *since);
             }
-            Progress::Ended { body, time } => {
+            Progress::Waiting | Progress::Running { .. } => return Err(NotJudged::NotEnded),
+            Progress::Ended { body, time, .. } => {
                 own.body = body.clone();
                 own.body_time = Some(*time);
                 (own.ran, own.time) = (*time, *time);
             }
         }
+        let body = own.clone();
         self.add_share(&mut own, Some(number));
         if facts.returned_child.is_some_and(|pid| self.owner_of_pid(pid) == Some(number)) {
             own.returned_children = facts.returned_children;
@@ -189,17 +208,72 @@ impl Suite<'_> {
             own.processes.splice(0..0, self.process_with(tid, &test.name));
             // In a process of its own, the thread of a test has the number of the process.
             let names = self.names_of(&own, Some(number), Some(tid));
-            return Some(self.judge(&test.name, &test.settings, own, names));
+            return Ok(self.judge(&test.name, &test.settings, own, names));
         }
+        let verdict = self.judge_ended(test, own, number);
+        match self.why_not_judged(test, &verdict) {
+            Some(_) if !body.are_clean() => Ok(self.judge_ended(test, body, number)),
+            Some(why) => Err(why),
+            None => Ok(verdict),
+        }
+    }
+
+    fn judge_ended(&self, test: &SuiteTest, own: Facts, number: usize) -> Verdict {
         if own.are_clean() {
-            return Some(Verdict::clean(&test.name, own));
+            return Verdict::clean(&test.name, own);
         }
         let names = self.names_of(&own, Some(number), None);
-        Some(self.judge(&test.name, &test.settings, own, names))
+        self.judge(&test.name, &test.settings, own, names)
+    }
+
+    /// Whether the suite was killed, and so did not record what it left.
+    fn is_killed(&self) -> bool {
+        self.facts.end == End::TimedOut
+    }
+
+    /// Why the verdict on a test that has ended is not certain: the suite was killed before the test's grace was over, or
+    /// before its fds were counted.
+    fn why_not_judged(&self, test: &SuiteTest, verdict: &Verdict) -> Option<NotJudged> {
+        let Progress::Ended { at, .. } = test.progress else { return None };
+        if !(self.is_killed() || self.facts.cut) {
+            return None;
+        }
+        if verdict.failed() {
+            return (at + test.settings.grace > self.over).then_some(NotJudged::WithinGrace);
+        }
+        let has_all = match test.settings.fds {
+            Fds::Off => true,
+            Fds::Pipes => self.are_pipes_known(),
+            Fds::All => false,
+        };
+        (self.is_killed() && !has_all).then_some(NotJudged::FdsNotCounted)
+    }
+
+    /// The process of the suite, as it was before it was killed.
+    fn process(&self) -> Option<&Process> {
+        self.facts.processes.iter().find(|process| process.is_test)
+    }
+
+    /// Whether the pipes of the suite could be read, and the calls that made them.
+    fn are_pipes_known(&self) -> bool {
+        let fds = self.process().and_then(|process| process.fds.as_ref());
+        let is_recorded = |fd: &Fd| fd.pipe().is_none_or(|ino| self.names.of_inode(ino).is_some());
+        fds.is_some_and(|fds| fds.iter().all(is_recorded))
+    }
+
+    /// The pipes of a suite that was killed. It has not recorded them itself.
+    fn pipes(&self) -> Vec<StrayFd> {
+        let fds = self.process().filter(|_| self.is_killed()).map(Process::known_fds).unwrap_or_default();
+        let pipes = fds.iter().filter_map(|fd| {
+            let ino = fd.pipe()?;
+            let Fd { fd, target, access, cloexec, .. } = fd.clone();
+            Some(StrayFd { fd, target, ino, key: ino, access, cloexec, held_by: HeldBy::Table })
+        });
+        pipes.collect()
     }
 
     /// The verdict on what no test is charged with.
-    fn rest(&self, name: &str, settings: &Settings) -> Verdict {
+    fn rest(&self, name: &str, settings: &Settings) -> Result<Verdict, NotJudged> {
         let facts = self.facts;
         let mut own = Facts {
             pid: facts.pid,
@@ -230,30 +304,34 @@ impl Suite<'_> {
             (own.body, own.end) = (Body::Passed, End::Exited { code: 0 });
         }
         if own.are_clean() {
-            return Verdict::clean(name, own);
+            return Ok(Verdict::clean(name, own));
         }
         let names = self.names_of(&own, None, None);
-        self.judge(name, settings, own, names)
+        let verdict = self.judge(name, settings, own, names);
+        let Facts { survivors, mounts, processes, strays, .. } = &verdict.facts;
+        let is_about_these = survivors.is_empty() && mounts.is_empty();
+        let is_about_these = is_about_these && !(processes.is_empty() && strays.is_empty());
+        // They may be those of a test that ran.
+        let may_be_needed = verdict.failed() && is_about_these && (self.is_killed() || facts.cut);
+        if may_be_needed { Err(NotJudged::MayBeNeeded) } else { Ok(verdict) }
     }
 
     /// Adds the processes, fds and calls that an owner is charged with.
     fn add_share(&self, own: &mut Facts, owner: Option<usize>) {
         let facts = self.facts;
         let is_own = |process: &&Process| !process.is_test && self.owners.of_process(process.pid) == owner;
-        // At a timeout, and when the run is cut, all are killed: those of tests that run had no time to be stopped.
-        let is_over = facts.end != End::TimedOut && !facts.cut;
-        if is_over || own.body == Body::Unfinished {
-            own.processes = facts.processes.iter().filter(is_own).cloned().collect();
-        }
+        own.processes = facts.processes.iter().filter(is_own).cloned().collect();
         // The suite looks for all that one of its tests looks for.
         let counts = |stray: &StrayFd| match owner.map(|number| self.tests[number].settings.fds) {
             Some(Fds::Off) => false,
             Some(Fds::Pipes) => stray::is_pipe(stray),
             Some(Fds::All) | None => true,
         };
-        let strays = facts.strays.iter().filter(|stray| counts(stray));
+        let pipes = self.pipes();
+        let strays = facts.strays.iter().chain(&pipes).filter(|stray| counts(stray));
         let strays = strays.filter(|stray| self.owners.of_fd(self.names, stray.key) == owner);
-        own.strays = strays.cloned().collect();
+        // A test that runs may still close them.
+        own.strays = strays.filter(|_| own.body != Body::Unfinished).cloned().collect();
         own.stray_count = own.strays.len() as u32;
         let calls = facts.call_sites.iter().zip(&self.names.call_sites);
         let calls = calls.filter(|(_, site)| self.owners.of_call(site) == owner);
@@ -278,7 +356,7 @@ impl Suite<'_> {
 
     /// The process of the suite with the threads of one test, that of its body first.
     fn process_with(&self, tid: i32, name: &str) -> Option<Process> {
-        let suite = self.facts.processes.iter().find(|process| process.is_test)?;
+        let suite = self.process()?;
         let kernel_name = kernel_name(name);
         let is_own = |thread: &&crate::proc::waits::Thread| thread.tid == tid || thread.name == kernel_name;
         let mut tasks: Vec<_> = suite.tasks.iter().filter(is_own).cloned().collect();

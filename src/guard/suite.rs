@@ -36,6 +36,12 @@ struct TestPage {
     body: BodyPage,
 }
 
+impl TestPage {
+    fn begin(&self) -> Duration {
+        Duration::from_nanos(self.begin_nanos.load(Ordering::Relaxed))
+    }
+}
+
 /// The tests of one round, in the order in which they start.
 #[derive(Clone, Copy)]
 pub(crate) struct Table(&'static [TestPage]);
@@ -44,8 +50,16 @@ pub(crate) struct Table(&'static [TestPage]);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
     Waiting,
-    Running { tid: Pid, since: Duration },
-    Ended { body: Body, time: Duration },
+    Running {
+        tid: Pid,
+        since: Duration,
+    },
+    /// `at` is when the body returned, by the monotonic clock.
+    Ended {
+        body: Body,
+        time: Duration,
+        at: Duration,
+    },
 }
 
 impl Table {
@@ -76,10 +90,13 @@ impl Table {
         let Some(page) = self.0.get(number) else { return Progress::Waiting };
         match page.state.load(Ordering::Acquire) {
             WAITING => Progress::Waiting,
-            ENDED => Progress::Ended { body: page.body.get(), time: page.body.time().unwrap_or_default() },
+            ENDED => {
+                let time = page.body.time().unwrap_or_default();
+                Progress::Ended { body: page.body.get(), time, at: page.begin() + time }
+            }
             _ => {
-                let begin = page.begin_nanos.load(Ordering::Relaxed);
-                let since = Duration::from_nanos(sys::monotonic_nanos().saturating_sub(begin));
+                let now = Duration::from_nanos(sys::monotonic_nanos());
+                let since = now.saturating_sub(page.begin());
                 Progress::Running { tid: page.tid.load(Ordering::Relaxed), since }
             }
         }

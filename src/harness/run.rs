@@ -380,7 +380,7 @@ impl Run {
             return match suite.result_of(self, index) {
                 shared::TestResult::Judged(verdict) => self.finish(entry, *verdict, "", round),
                 shared::TestResult::NotBegunBeforeCut => Ok(self.pass_over_as_cut(&name)),
-                shared::TestResult::NotRun(reason) => Ok(self.pass_over(&name, &reason)),
+                shared::TestResult::NotJudged(reason) => Ok(self.pass_over(&name, &reason)),
             };
         }
         if signals::cut_by().is_some() {
@@ -471,8 +471,8 @@ impl Run {
         self.pass_over(name, "the run was cut before it began")
     }
 
-    /// Records that a selected test is not run.
-    fn pass_over(&self, name: &str, reason: &str) -> Completion {
+    /// Records that a selected test is not run, or not judged.
+    pub(super) fn pass_over(&self, name: &str, reason: &str) -> Completion {
         self.write_json(|| ignored_line(name));
         self.write_junit(|junit| junit.skipped(name, reason));
         Completion::ignored_with(reason)

@@ -17,7 +17,7 @@ use super::run::{FAILED_BEFORE, Run, layout, names, observe, slow_line};
 use super::serial;
 use crate::config::options::Options;
 use crate::config::policy::{Fds, Policy, Settings, ThreadedFork};
-use crate::diagnosis::suite::{SuiteTest, conclude};
+use crate::diagnosis::suite::{NotJudged, SuiteTest, conclude};
 use crate::diagnosis::{self, Verdict};
 use crate::guard::client::{ForkServer, SLOW};
 use crate::guard::facts::Facts;
@@ -27,6 +27,7 @@ use crate::guard::report_page::Body;
 use crate::guard::suite::{self, Progress, SuiteProcess, Table};
 use crate::guard::test_process::TestProcess;
 use crate::proc::process::Stat;
+use crate::recorder::call_site::Names;
 use crate::report::text;
 use crate::sys;
 use crate::sys::lock::lock;
@@ -108,8 +109,8 @@ pub(super) enum TestResult {
     Judged(Box<Verdict>),
     /// The run was cut before the test began.
     NotBegunBeforeCut,
-    /// It did not run to its end, and another reason is reported.
-    NotRun(String),
+    /// It did not run to its end, or that cannot be judged; this is why.
+    NotJudged(String),
 }
 
 /// One round of a suite.
@@ -123,7 +124,8 @@ pub(super) struct Round {
 struct Ended {
     /// By the index of the body.
     tests: HashMap<usize, TestResult>,
-    suite: Verdict,
+    /// The error says why it cannot be judged.
+    suite: Result<Verdict, String>,
     output: String,
 }
 
@@ -137,7 +139,7 @@ impl Round {
     /// The result of a test. The first call runs the suite, and all others wait for its end.
     pub(super) fn result_of(&self, run: &Run, index: usize) -> TestResult {
         let result = self.ended(run).tests.get(&index).cloned();
-        result.unwrap_or_else(|| TestResult::NotRun("it is no test of the suite".to_owned()))
+        result.unwrap_or_else(|| TestResult::NotJudged("it is no test of the suite".to_owned()))
     }
 
     /// Prints what the tests have printed, if it was captured.
@@ -165,6 +167,7 @@ impl Round {
         let base = run.policy_with(&Policy::new()).settle();
         let job = Job { index: suite::JOB, name: NAME.to_owned(), settings: settings(base, &tests) };
         let clocks = Clocks::default();
+        let requested = Duration::from_nanos(sys::monotonic_nanos());
         let (facts, output) = thread::scope(|scope| {
             scope.spawn(|| clocks.watch(&run.server, shared.table, &tests, run));
             let observed = observe(&run.server, &job, None, run.options.no_capture, &run.captures, &|| ());
@@ -174,10 +177,15 @@ impl Round {
         drop(turns);
         let timed_out = *lock(&clocks.timed_out);
         let (supervisor, is_held) = (facts.session, !facts.kept.is_empty());
-        let mut ended = judge(&job, &self.tests, &tests, shared.table, timed_out, facts, output);
+        let tests: Vec<SuiteTest> =
+            (0..).zip(tests).map(|(number, test)| test.with(shared.table.progress(number))).collect();
+        let names = names(&job, &facts);
+        let mut ended = judge(&job, &self.tests, &tests, timed_out, requested, (facts, names), output);
         if is_held && !ended.keeps() {
             run.server.kill_held(supervisor);
-            ended.suite.facts.set_killed();
+            if let Ok(suite) = &mut ended.suite {
+                suite.facts.set_killed();
+            }
         }
         ended
     }
@@ -187,52 +195,54 @@ impl Round {
 fn judge(
     job: &Job,
     indices: &[usize],
-    tests: &[Planned],
-    table: Table,
+    tests: &[SuiteTest],
     timed_out: Option<usize>,
-    facts: Facts,
+    requested: Duration,
+    (facts, names): (Facts, Names),
     output: String,
 ) -> Ended {
-    let tests: Vec<SuiteTest> = tests
-        .iter()
-        .enumerate()
-        .map(|(number, test)| SuiteTest {
-            name: test.name.clone(),
-            path: test.path.clone(),
-            settings: test.settings.clone(),
-            progress: table.progress(number),
-        })
-        .collect();
     let is_cut = facts.cut;
     let has_ended_itself = facts.body == Body::Passed;
-    let names = names(job, &facts);
-    let verdict = conclude(&job.name, &job.settings, &tests, timed_out, facts, names);
+    let verdict = conclude(&job.name, &job.settings, tests, timed_out, requested, (facts, names));
     let by =
         verdict.ended_by.and_then(|number| tests.get(number)).map(|test| format!(", by `{}`", test.name));
     let by = by.unwrap_or_default();
-    let result = |verdict: Option<Verdict>, test: &SuiteTest| match (verdict, &test.progress) {
-        (Some(verdict), _) => TestResult::Judged(Box::new(verdict)),
-        (None, Progress::Waiting) if is_cut => TestResult::NotBegunBeforeCut,
-        (None, Progress::Waiting) if has_ended_itself => TestResult::NotRun(FAILED_BEFORE.to_owned()),
-        (None, Progress::Waiting) => TestResult::NotRun(format!("the suite was ended before it began{by}")),
-        (None, _) => TestResult::NotRun(format!("the suite was ended while it ran{by}")),
+    let why = |why: NotJudged, progress: Option<&Progress>| match (why, progress) {
+        (NotJudged::WithinGrace, _) => {
+            format!("not judged: the suite was ended{by} before the grace of what it has left was over")
+        }
+        (NotJudged::FdsNotCounted, _) => {
+            format!("not judged: the suite was ended{by} before the fds that it has left were counted")
+        }
+        (NotJudged::MayBeNeeded, _) => {
+            format!("not judged: the suite was ended{by}, and a test that ran may have needed what was left")
+        }
+        (NotJudged::NotEnded, Some(Progress::Waiting)) if has_ended_itself => FAILED_BEFORE.to_owned(),
+        (NotJudged::NotEnded, Some(Progress::Waiting)) => format!("the suite was ended before it began{by}"),
+        (NotJudged::NotEnded, _) => format!("the suite was ended while it ran{by}"),
     };
-    let results = verdict.tests.into_iter().zip(&tests).map(|(verdict, test)| result(verdict, test));
-    Ended { tests: indices.iter().copied().zip(results).collect(), suite: verdict.suite, output }
+    let result = |verdict: Result<Verdict, NotJudged>, test: &SuiteTest| match (verdict, &test.progress) {
+        (Ok(verdict), _) => TestResult::Judged(Box::new(verdict)),
+        (Err(_), Progress::Waiting) if is_cut => TestResult::NotBegunBeforeCut,
+        (Err(reason), progress) => TestResult::NotJudged(why(reason, Some(progress))),
+    };
+    let results = verdict.tests.into_iter().zip(tests).map(|(verdict, test)| result(verdict, test));
+    let tests = indices.iter().copied().zip(results).collect();
+    Ended { tests, suite: verdict.suite.map_err(|reason| why(reason, None)), output }
 }
 
 impl Ended {
     /// Whether what was stopped fails a test or the suite itself.
     fn keeps(&self) -> bool {
         let keeps = |result: &TestResult| matches!(result, TestResult::Judged(verdict) if verdict.keeps());
-        self.suite.keeps() || self.tests.values().any(keeps)
+        self.suite.as_ref().is_ok_and(Verdict::keeps) || self.tests.values().any(keeps)
     }
 
     /// The suite could not be run.
     fn unguarded(failure: GuardFailure) -> Ended {
         let settings = Policy::new().settle();
         let suite = diagnosis::conclude(NAME, &settings, Facts::unguarded(failure), Default::default());
-        Ended { tests: HashMap::new(), suite, output: String::new() }
+        Ended { tests: HashMap::new(), suite: Ok(suite), output: String::new() }
     }
 }
 
@@ -249,6 +259,10 @@ impl Run {
     /// The result of the suite itself.
     fn suite_itself(&self, suite: &Round, round: u64) -> Result<Completion, Failed> {
         let Ended { suite: verdict, output, .. } = suite.ended(self);
+        let verdict = match verdict {
+            Ok(verdict) => verdict,
+            Err(reason) => return Ok(self.pass_over(NAME, reason)),
+        };
         self.record(verdict, output, round);
         if verdict.failed() {
             self.failed.store(true, Ordering::Release);
@@ -271,6 +285,11 @@ impl Planned {
         let entry = run.entries.get(index)?;
         let settings = run.policy_with(&entry.policy()).settle();
         Some(Planned { name: entry.name(), path: entry.path(), settings })
+    }
+
+    fn with(self, progress: Progress) -> SuiteTest {
+        let Planned { name, path, settings } = self;
+        SuiteTest { name, path, settings, progress }
     }
 }
 

@@ -117,6 +117,37 @@ fn a_timeout_is_that_of_one_test() {
     assert_eq!(tests["(suite)"]["outcome"], "passed", "{}", ran.all());
 }
 
+/// The others have ended before, and what they have left is theirs.
+#[childproof::test]
+fn what_is_left_before_a_timeout_is_charged_or_not_judged() {
+    let (ran, tests) = run(&["--ignored", "ending::c_", "hangs", "--test-threads=1"]);
+    assert_eq!(ran.code, Some(101), "{}", ran.all());
+    for (test, outcome, causes) in [
+        ("c_leaks_a_process", "failed", &["leaked_process"][..]),
+        ("c_leaks_unseen", "passed", &[]),
+        ("c_leaves_a_pipe", "failed", &["stray_fd"]),
+        ("c_leaves_a_pipe_as_it_may", "passed", &[]),
+        ("c_leaves_what_may_end_yet", "ignored", &[]),
+        ("c_opens_what_is_not_counted", "ignored", &[]),
+        ("c_panics_and_leaves_what_may_end_yet", "failed", &["panicked"]),
+        ("hangs", "failed", &["timed_out"]),
+    ] {
+        let found = &tests[&format!("ending::{test}")];
+        assert_eq!(found["outcome"], outcome, "{test}: {found:#}\n{}", ran.all());
+        if outcome != "ignored" {
+            assert_eq!(found["causes"], serde_json::json!(causes), "{test}: {found:#}");
+        }
+    }
+    assert_eq!(tests["(suite)"]["outcome"], "ignored", "{}", ran.all());
+    for reason in [
+        "before the grace of what it has left was over",
+        "before the fds that it has left were counted",
+        "a test that ran may have needed what was left",
+    ] {
+        assert!(ran.stdout.contains(reason), "{reason}: {}", ran.all());
+    }
+}
+
 #[childproof::test]
 fn no_test_starts_after_a_failure_if_that_is_asked_for() {
     let (ran, tests) = run(&["meets", "panics", "--test-threads=1", "--fail-fast", "--skip=meets"]);

@@ -315,7 +315,7 @@ fn writes_every_key_of_the_schema() {
         fixture.run(target, &[tests, &["--json", json]].concat());
         text += &std::fs::read_to_string(&path).unwrap();
     }
-    assert_eq!(text.lines().count(), 17);
+    assert_eq!(text.lines().count(), 18);
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let names = |line: &Value| -> BTreeSet<String> { line.as_object().unwrap().keys().cloned().collect() };
     let mut seen = BTreeSet::new();
@@ -355,7 +355,8 @@ fn writes_every_key_of_the_schema() {
         let (_, value) = rows.iter().find(|(known, _)| *known == format!("{key}`")).unwrap();
         quoted(value).collect()
     };
-    let causes = crate::shapes::causes().chain(["cut", "left_mount", "unkillable", "unguarded"]);
+    let causes =
+        crate::shapes::causes().chain(["cut", "left_mount", "unused_allowance", "unkillable", "unguarded"]);
     assert_eq!(causes.collect::<BTreeSet<_>>(), values("causes[]"));
     let reasons = values("waits[].because");
     assert!(crate::waits::all_reasons().all(|reason| reasons.contains(reason)), "{reasons:?}");

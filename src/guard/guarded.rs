@@ -8,25 +8,27 @@
 //! If a library's constructor has started a process there, the net is a fork of that program.
 
 use std::ffi::{OsStr, OsString};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::{Child, Command};
 use std::time::Duration;
-
-use nix::libc;
 
 use super::command;
 use super::facts::Answer;
 use super::net;
 use super::origin;
 use crate::config::policy::{Fds, Policy};
-use crate::sys::channel::Channel;
+use crate::sys::channel::{Channel, Message};
 use crate::sys::lifeline::Lifeline;
 use crate::sys::wire::{Wire, wire_struct};
 use crate::sys::{self, Fork, Mask, Pid};
 
-/// Set in a process that is to become a guard: the number and the inode of its socket, and the pid of its owner.
+/// Set in a process that is to become a guard: the pid of its owner, and the abstract name of the socket that the owner
+/// listens at (unix(7)).
 const VARIABLE: &str = "CHILDPROOF_GUARD";
 /// How long each side waits for the other at the start.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -64,15 +66,17 @@ impl Guard {
         grace: Duration,
     ) -> io::Result<Guard> {
         let (slot, theirs) = Channel::pair()?;
-        // Not one of 0, 1 and 2, even if those are closed.
-        let theirs = sys::dup_above(theirs.as_raw_fd(), 3)?;
-        let socket = sys::fd_identity(theirs.as_raw_fd()).ok_or(io::ErrorKind::NotFound)?;
-        guard.env(VARIABLE, format!("{} {} {}", theirs.as_raw_fd(), socket.ino, std::process::id()));
-        sys::pass_on(&mut guard, theirs.as_raw_fd());
+        // The guard asks for its socket. If it inherited that, std would have to run code between fork and exec, and would
+        // then wait for the end of each fork that another thread makes meanwhile.
+        let name = format!("childproof-{:016x}", RandomState::new().hash_one(std::process::id()));
+        let listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
+        listener.set_nonblocking(true)?;
+        guard.env(VARIABLE, format!("{} {name}", std::process::id()));
         let net = guard.spawn()?;
-        drop((theirs, guard));
         let pidfd = sys::pidfd_open(net.id() as sys::Pid)?;
         let mut started = Guard { slot, net, pidfd, lifeline: None };
+        started.admit(&listener)?.send(&[], &[theirs.as_fd()])?;
+        drop((theirs, listener));
         let owner = sys::pidfd_open(std::process::id() as sys::Pid)?;
         let arguments = arguments.iter().map(|argument| argument.as_bytes().to_vec()).collect();
         let request = Request { program: program.as_bytes().to_vec(), arguments, grace };
@@ -82,6 +86,18 @@ impl Guard {
         started.slot.send(&[], &[watch.as_fd()])?;
         started.lifeline = Some(lifeline);
         Ok(started)
+    }
+
+    /// Waits until the guard has connected.
+    fn admit(&self, listener: &UnixListener) -> io::Result<Channel> {
+        loop {
+            sys::any_readable([listener.as_fd(), self.pidfd.as_fd()], Some(PATIENCE));
+            let guest = OwnedFd::from(listener.accept()?.0);
+            // Any process of the machine may connect.
+            if sys::peer_pid(&guest) == Some(self.net.id() as Pid) {
+                return Ok(Channel::from_fd(guest));
+            }
+        }
     }
 
     /// Receives the next message of the guard, at most until `limit` has passed; `None` if it is gone.
@@ -122,19 +138,23 @@ impl Drop for Guard {
 
 /// Becomes a guard if this process was started for that. Called before the constructors of the program.
 pub(super) fn take_over() {
-    let Some((socket, owner)) = ordered() else { return };
-    // No process of the command may see it. The number is free again for the command's own fds.
-    sys::remove_env(VARIABLE);
-    // Before the socket gets another number: what is open now was inherited for the command.
+    let Some((owner, name)) = ordered() else { return };
+    // What is open now was inherited for the command.
     origin::remember();
-    let Ok(slot) = sys::dup_above(socket, 3) else { sys::exit_now(1) };
-    drop(sys::own(socket));
-    let slot = Channel::from_fd(slot);
-    if !is_requested(&slot, owner) {
-        sys::exit_now(1);
-    }
-    let received = slot.receive().ok().flatten();
-    let request = received.and_then(|(bytes, mut fds)| Some((Request::decode(&bytes)?, fds.pop()?)));
+    // A value that leaked into another process's environment names no socket.
+    let connected = SocketAddr::from_abstract_name(name).and_then(|at| UnixStream::connect_addr(&at));
+    let Ok(connected) = connected else { return };
+    // No process of the command may see it.
+    sys::remove_env(VARIABLE);
+    let first = Channel::from_fd(connected.into());
+    let slot = match sent(&first, owner) {
+        Some((_, mut fds)) => fds.pop().and_then(|slot| sys::dup_above(slot.as_raw_fd(), 3).ok()),
+        None => None,
+    };
+    drop(first);
+    let Some(slot) = slot.map(Channel::from_fd) else { sys::exit_now(1) };
+    let request =
+        sent(&slot, owner).and_then(|(bytes, mut fds)| Some((Request::decode(&bytes)?, fds.pop()?)));
     let (Some((request, owner)), Ok(mask)) = (request, Mask::current()) else { sys::exit_now(1) };
     let mut program = Command::new(OsString::from_vec(request.program));
     program.args(request.arguments.into_iter().map(OsString::from_vec));
@@ -164,28 +184,26 @@ fn become_fork() {
     }
 }
 
-/// Waits for the request of the owner, as long as that lives: if it dies before, a fork of it may keep the socket from
-/// EOF.
-fn is_requested(slot: &Channel, owner: Pid) -> bool {
+/// Receives a message of the owner, as long as that lives: if it dies before, a fork of it may keep the socket from EOF.
+fn sent(socket: &Channel, owner: Pid) -> Option<Message> {
     let pidfd = sys::pidfd_open(owner).ok();
     // As long as it is the parent, its pid has not been reused. 0 if it is in another PID namespace.
     match (nix::unistd::getppid().as_raw(), pidfd) {
         (parent, Some(pidfd)) if parent == owner => {
-            sys::any_readable([slot.as_fd(), pidfd.as_fd()], Some(PATIENCE));
-            sys::readable(slot, Some(Duration::ZERO))
+            sys::any_readable([socket.as_fd(), pidfd.as_fd()], Some(PATIENCE));
         }
-        (0, _) => sys::readable(slot, Some(PATIENCE)),
-        _ => sys::readable(slot, Some(Duration::ZERO)),
+        (0, _) => {
+            sys::readable(socket, Some(PATIENCE));
+        }
+        _ => {}
     }
+    let is_there = sys::readable(socket, Some(Duration::ZERO));
+    if is_there { socket.receive().ok().flatten() } else { None }
 }
 
-/// The fd of the owner's socket and the owner's pid, if this process is to become a guard. A value that leaked into
-/// another process's environment does not name a socket of this inode.
-fn ordered() -> Option<(RawFd, Pid)> {
+/// The owner's pid and the name of its socket, if this process is to become a guard.
+fn ordered() -> Option<(Pid, String)> {
     let order = std::env::var(VARIABLE).ok()?;
-    let mut words = order.split(' ');
-    let (number, inode): (RawFd, u64) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-    let owner = words.next()?.parse().ok()?;
-    let found = sys::fd_identity(number)?;
-    (found.kind == libc::S_IFSOCK && found.ino == inode).then_some((number, owner))
+    let (owner, name) = order.split_once(' ')?;
+    Some((owner.parse().ok()?, name.to_owned()))
 }

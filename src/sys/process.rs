@@ -5,7 +5,7 @@
 use std::ffi::{c_int, c_long, c_void};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 use std::time::{Duration, Instant};
 
@@ -375,16 +375,4 @@ pub(crate) fn exec_below(
     // SAFETY: the fork has one thread, and the closure makes system calls alone.
     unsafe { command.pre_exec(prepare) };
     command.exec()
-}
-
-/// `fcntl(fd, F_SETFD, 0)` in the child: passes an fd of this process on to the program that a command starts,
-/// and to no other program.
-pub(crate) fn pass_on(command: &mut std::process::Command, fd: RawFd) {
-    use std::os::unix::process::CommandExt;
-    let pass_on = move || {
-        // SAFETY: reads no memory of ours.
-        check(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }).map(drop)
-    };
-    // SAFETY: the closure makes one system call, which is async-signal-safe.
-    unsafe { command.pre_exec(pass_on) };
 }

@@ -12,7 +12,7 @@ use nix::libc;
 
 use super::Words;
 use super::fd::own;
-use super::process::check;
+use super::process::{Pid, check};
 
 /// `getsockopt(SOL_SOCKET, name)` — the value of an int option.
 pub(crate) fn socket_option(socket: &OwnedFd, name: c_int) -> Option<i32> {
@@ -32,6 +32,17 @@ pub(crate) fn has_timeout(socket: &OwnedFd, name: c_int) -> Option<bool> {
     // SAFETY: the kernel writes at most `size` bytes, which `value` has, and any bytes are a timeval.
     check(unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, at, &raw mut size) }).ok()?;
     Some((value.tv_sec, value.tv_usec) != (0, 0))
+}
+
+/// `getsockopt(SO_PEERCRED)` — the process at the other end of a unix socket when it connected.
+pub(crate) fn peer_pid(socket: &OwnedFd) -> Option<Pid> {
+    let mut value = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut size = mem::size_of_val(&value) as libc::socklen_t;
+    let at = (&raw mut value).cast::<c_void>();
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
+    // SAFETY: the kernel writes at most `size` bytes, which `value` has.
+    check(unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, at, &raw mut size) }).ok()?;
+    Some(value.pid)
 }
 
 /// `socketpair(AF_UNIX, SOCK_SEQPACKET)` — two ends that preserve message boundaries, both close-on-exec.

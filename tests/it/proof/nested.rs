@@ -48,7 +48,7 @@ fn lifeline_zero_orphans_across_100_trials() {
     let fixture = fixture();
     let moments = (0..100).map(|trial| Duration::from_micros(600) * trial).collect();
     let longest = each(moments, |moment| {
-        let held = Held::start(&fixture.command("lifelined", &["0", "stay"]));
+        let held = Held::start(&fixture.command("lifelined", &["0"]));
         thread::sleep(moment);
         let begin = Instant::now();
         send(held.run.pid(), Signal::SIGKILL);

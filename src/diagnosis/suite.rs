@@ -200,6 +200,7 @@ impl Suite<'_> {
         }
         let body = own.clone();
         self.add_share(&mut own, Some(number));
+        self.add_threads(&mut own, Some(number));
         if facts.returned_child.is_some_and(|pid| self.owner_of_pid(pid) == Some(number)) {
             own.returned_children = facts.returned_children;
             own.returned_child = facts.returned_child;
@@ -286,13 +287,12 @@ impl Suite<'_> {
             unseen: facts.unseen,
             unchecked: facts.unchecked,
             unrecorded: facts.unrecorded,
-            threads: facts.threads,
-            running: facts.running.clone(),
             mounts: facts.mounts.clone(),
             limits: facts.limits.clone(),
             ..clean()
         };
         self.add_share(&mut own, None);
+        self.add_threads(&mut own, None);
         // More fds were left than are listed.
         own.stray_count += facts.stray_count.saturating_sub(facts.strays.len() as u32);
         if facts.returned_child.is_some_and(|pid| self.owner_of_pid(pid).is_none()) {
@@ -348,6 +348,18 @@ impl Suite<'_> {
         own.mapped.clone_from(&facts.mapped);
         own.contended.clone_from(&facts.contended);
         own.unrecorded = facts.unrecorded;
+    }
+
+    /// Adds the threads that still ran at the end of the suite. A thread without a name has that of its test.
+    fn add_threads(&self, own: &mut Facts, owner: Option<usize>) {
+        let all = &self.facts.running;
+        let running = all.iter().filter(|thread| self.owners.of_thread(&thread.name) == owner);
+        own.running = running.cloned().collect();
+        own.threads = own.running.len() as u32;
+        if owner.is_none() {
+            // More were running than are listed.
+            own.threads += self.facts.threads.saturating_sub(all.len() as u32);
+        }
     }
 
     fn owner_of_pid(&self, pid: i32) -> Option<usize> {

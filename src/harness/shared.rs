@@ -6,12 +6,13 @@
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, Condvar, Mutex, Once, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use libtest_mimic::{Completion, Failed, Trial};
 
+use super::capture;
 use super::entries::{Entries, Entry};
 use super::run::{FAILED_BEFORE, Run, layout, names, observe, slow_line};
 use super::serial;
@@ -35,11 +36,17 @@ use crate::sys::lock::lock;
 /// The name of the suite in reports: what no test is charged with is charged to it.
 pub(super) const NAME: &str = "(suite)";
 
+/// Printed once if a test denies threads.
+const HOW_THREADS_ARE_JUDGED: &str = "childproof: with --shared, `threads = \"deny\"` finds the threads that still run at \
+                                      the end of the suite, and charges those that have the name of their test to it";
+
 /// What harness and suite agree on before anything is forked.
 pub(super) struct Shared {
     table: Table,
     threads: usize,
     fail_fast: bool,
+    /// Whether it was said how threads are judged.
+    has_said: Once,
 }
 
 impl Shared {
@@ -53,7 +60,12 @@ impl Shared {
         let tests = entries.registered.len() + entries.added.len();
         let table = Table::new(tests).map_err(|error| format!("`--shared` has no memory: {error}"))?;
         let threads = options.threads.or_else(|| thread::available_parallelism().ok().map(Into::into));
-        Ok(Shared { table, threads: threads.unwrap_or(1), fail_fast: options.fail_fast })
+        Ok(Shared {
+            table,
+            threads: threads.unwrap_or(1),
+            fail_fast: options.fail_fast,
+            has_said: Once::new(),
+        })
     }
 
     /// Runs the suite that this process was forked for.
@@ -163,9 +175,14 @@ impl Round {
                 return Ended::unguarded(GuardFailure::WaitForSerialKey { error: error.into() });
             }
         };
+        if tests.iter().any(|test| test.settings.deny_threads) {
+            shared.has_said.call_once(|| {
+                let _ = writeln!(io::stderr(), "{HOW_THREADS_ARE_JUDGED}");
+            });
+        }
         shared.table.fill(&self.tests);
         let base = run.policy_with(&Policy::new()).settle();
-        let job = Job { index: suite::JOB, name: NAME.to_owned(), settings: settings(base, &tests) };
+        let job = Job { index: suite::JOB, name: NAME.to_owned(), settings: settings(base.clone(), &tests) };
         let clocks = Clocks::default();
         let requested = Duration::from_nanos(sys::monotonic_nanos());
         let (facts, output) = thread::scope(|scope| {
@@ -180,7 +197,7 @@ impl Round {
         let tests: Vec<SuiteTest> =
             (0..).zip(tests).map(|(number, test)| test.with(shared.table.progress(number))).collect();
         let names = names(&job, &facts);
-        let mut ended = judge(&job, &self.tests, &tests, timed_out, requested, (facts, names), output);
+        let mut ended = judge(&base, &self.tests, &tests, timed_out, requested, (facts, names), output);
         if is_held && !ended.keeps() {
             run.server.kill_held(supervisor);
             if let Ok(suite) = &mut ended.suite {
@@ -193,7 +210,7 @@ impl Round {
 
 /// Judges a suite, and each of its tests.
 fn judge(
-    job: &Job,
+    base: &Settings,
     indices: &[usize],
     tests: &[SuiteTest],
     timed_out: Option<usize>,
@@ -203,7 +220,7 @@ fn judge(
 ) -> Ended {
     let is_cut = facts.cut;
     let has_ended_itself = facts.body == Body::Passed;
-    let verdict = conclude(&job.name, &job.settings, tests, timed_out, requested, (facts, names));
+    let verdict = conclude(NAME, base, tests, timed_out, requested, (facts, names));
     let by =
         verdict.ended_by.and_then(|number| tests.get(number)).map(|test| format!(", by `{}`", test.name));
     let by = by.unwrap_or_default();
@@ -226,7 +243,14 @@ fn judge(
         (Err(_), Progress::Waiting) if is_cut => TestResult::NotBegunBeforeCut,
         (Err(reason), progress) => TestResult::NotJudged(why(reason, Some(progress))),
     };
-    let results = verdict.tests.into_iter().zip(tests).map(|(verdict, test)| result(verdict, test));
+    let mut verdicts = verdict.tests;
+    let mut errors: Vec<&mut Verdict> =
+        verdicts.iter_mut().flatten().filter(|verdict| verdict.facts.body == Body::Error).collect();
+    // The output does not show which test wrote which error.
+    if let [only] = &mut errors[..] {
+        only.add_output(&output, capture::limit());
+    }
+    let results = verdicts.into_iter().zip(tests).map(|(verdict, test)| result(verdict, test));
     let tests = indices.iter().copied().zip(results).collect();
     Ended { tests, suite: verdict.suite.map_err(|reason| why(reason, None)), output }
 }
@@ -321,6 +345,8 @@ fn settings(base: Settings, tests: &[Planned]) -> Settings {
             false if base.threaded_fork == ThreadedFork::Allow => ThreadedFork::Warn,
             false => base.threaded_fork,
         },
+        deny_unwaited: all().any(|settings| settings.deny_unwaited),
+        deny_threads: all().any(|settings| settings.deny_threads),
         serial: None,
         ..base.clone()
     }

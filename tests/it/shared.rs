@@ -117,6 +117,33 @@ fn a_timeout_is_that_of_one_test() {
     assert_eq!(tests["(suite)"]["outcome"], "passed", "{}", ran.all());
 }
 
+#[childproof::test]
+fn zombies_and_threads_count_where_they_are_denied() {
+    let outcomes = |tests: &BTreeMap<String, Value>| -> Vec<(String, String)> {
+        let failed = tests.iter().filter(|(_, test)| test["outcome"] == "failed");
+        failed.map(|(name, test)| (name.clone(), test["causes"].to_string())).collect()
+    };
+    let failed = |name: &str, cause: &str| (format!("counted::{name}"), format!("[\"{cause}\"]"));
+    let (ran, tests) = run(&["--ignored", "counted::", "--skip=returns"]);
+    let expected = [failed("denies_a_thread", "threads"), failed("denies_a_zombie", "unwaited")];
+    assert_eq!(outcomes(&tests), expected, "{}", ran.all());
+    assert!(ran.stdout.contains(&place("zombie")), "{}", ran.all());
+    assert_eq!(ran.stderr.matches("childproof: with --shared, `threads = \"deny\"` finds").count(), 1);
+    let json = scratch().join("all.json");
+    let fixture = Fixture::build("leaky");
+    let mut command = fixture.command("shared", &["--ignored", "counted::leaves_a_zombie", "--shared"]);
+    let ran = Ran::of(command.env("CHILDPROOF_UNWAITED", "deny").arg("--json").arg(&json));
+    assert_eq!(ran.code, Some(101), "{}", ran.all());
+    assert!(ran.stdout.contains("LEAK  counted::leaves_a_zombie"), "{}", ran.all());
+}
+
+#[childproof::test]
+fn the_error_that_one_body_returned_is_shown_with_it() {
+    let (ran, tests) = run(&["--ignored", "counted::returns", "counted::leaves"]);
+    let finding = tests["counted::returns_an_error"]["findings"].to_string();
+    assert!(finding.contains("words of the error"), "{finding}\n{}", ran.all());
+}
+
 /// The others have ended before, and what they have left is theirs.
 #[childproof::test]
 fn what_is_left_before_a_timeout_is_charged_or_not_judged() {

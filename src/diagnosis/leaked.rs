@@ -8,6 +8,7 @@ use super::verdict::Note;
 use crate::config::policy::{Level, Settings};
 use crate::guard::facts::{Class, Facts, Process};
 use crate::guard::report_page::End;
+use crate::proc::process::SYMBOLIZER;
 use crate::recorder::call_site::Names;
 
 /// Adds the findings about leaked processes outside of `allowed`, and about forked children that returned
@@ -87,10 +88,17 @@ pub(super) fn leaked(facts: &Facts) -> impl Iterator<Item = &Process> {
 }
 
 /// The leaked processes that the policy allows.
-pub(super) fn allowed(facts: &Facts, settings: &Settings) -> Vec<i32> {
-    let allowed =
-        leaked(facts).filter(|process| settings.processes == Level::Allow || is_allowed(process, settings));
-    allowed.map(|process| process.pid).collect()
+pub(super) fn allowed(facts: &Facts, settings: &Settings, names: &Names) -> Vec<i32> {
+    let is_allowed = |process: &&Process| {
+        settings.processes == Level::Allow || is_allowed(process, settings) || is_sanitizers(process, names)
+    };
+    leaked(facts).filter(is_allowed).map(|process| process.pid).collect()
+}
+
+/// Whether a sanitizer has started a process to read lines for its report. Its fork is a raw system call, so the recorder
+/// does not see it.
+fn is_sanitizers(process: &Process, names: &Names) -> bool {
+    process.comm == SYMBOLIZER && names.of_process(process.pid).is_none()
 }
 
 fn is_allowed(process: &Process, settings: &Settings) -> bool {

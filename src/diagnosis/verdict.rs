@@ -254,7 +254,7 @@ pub(super) fn judge(
 ) -> Verdict {
     let notes = notes(&facts, &names, settings);
     let used = leaked::used(&facts, settings);
-    let allowed = leaked::allowed(&facts, settings);
+    let allowed = leaked::allowed(&facts, settings, &names);
     let Inferred { stuck, inherited, unwatched, exited } = inferred;
     let evidence = Evidence {
         facts: &facts,

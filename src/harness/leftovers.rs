@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::config::policy::{self, Level};
 use crate::config::registry;
 use crate::diagnosis::allows;
-use crate::proc::process::{Stat, command_line};
+use crate::proc::process::{SYMBOLIZER, Stat, command_line};
 use crate::proc::tree::Tree;
 use crate::recorder::call_site::Names;
 #[cfg(feature = "sites")]
@@ -114,7 +114,9 @@ impl Run {
                     && (stat.sid == self.process.sid || stat.sid == stat.pid || started.contains(&stat.sid))
         };
         let left = tree.processes().filter(|stat| stat.pid != self.process.pid && !stat.is_zombie());
-        let left = left.filter(|stat| is_own(stat) && !is_before(stat));
+        // A sanitizer keeps its symbolizer to the end.
+        let is_sanitizers = |stat: &Stat| stat.comm == SYMBOLIZER && !started.contains(&stat.pid);
+        let left = left.filter(|stat| is_own(stat) && !is_before(stat) && !is_sanitizers(stat));
         let with_lines = left.map(|stat| (stat.clone(), command_line(stat.pid)));
         let is_denied = |(stat, line): &(Stat, Vec<String>)| {
             let line = if line.is_empty() { stat.comm.clone() } else { line.join(" ") };

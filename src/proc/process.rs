@@ -17,6 +17,10 @@ pub(crate) const GUARD: &CStr = c"childproof";
 /// The name of a guard that stays with processes which it has stopped and kept.
 pub(crate) const KEPT: &CStr = c"childproof-kept";
 
+/// The name of the program that a sanitizer starts to read lines of code. (The kernel cuts that of
+/// `llvm-symbolizer-14` to this one.)
+pub(crate) const SYMBOLIZER: &str = "llvm-symbolizer";
+
 /// Set after a fork until the first exec (`PF_FORKNOEXEC`, include/linux/sched.h).
 const PF_FORKNOEXEC: u64 = 0x40;
 /// Set for kernel threads (`PF_KTHREAD`).

@@ -48,6 +48,13 @@ pub(crate) fn is_of_harness(paths: &[String]) -> bool {
     (has("childproof::guard::") || has("childproof::harness::")) && !has("childproof::lifeline::")
 }
 
+/// Whether a sanitizer created a pipe to its symbolizer, which it keeps open until the process ends. Debug information
+/// has its functions without their paths.
+pub(crate) fn is_sanitizers(functions: &[String]) -> bool {
+    let of_sanitizer = ["__sanitizer", "StartSymbolizerSubprocess"];
+    functions.iter().any(|function| of_sanitizer.iter().any(|name| function.contains(name)))
+}
+
 /// Whether a process was started by tokio.
 pub(crate) fn is_process(paths: &[String]) -> bool {
     created_by(paths, &["tokio::process"])
@@ -68,7 +75,7 @@ pub(crate) fn waits(paths: &[String], name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_of_harness, is_own_socket, is_waker, waits};
+    use super::{is_of_harness, is_own_socket, is_sanitizers, is_waker, waits};
 
     fn owned(paths: &[&str]) -> Vec<String> {
         paths.iter().map(|path| (*path).to_owned()).collect()
@@ -134,6 +141,14 @@ mod tests {
         ] {
             assert_eq!(is_of_harness(&owned(paths)), expected, "{paths:?}");
         }
+    }
+
+    #[test]
+    fn a_pipe_is_of_a_sanitizer_if_that_has_started_its_symbolizer() {
+        let with_lines = ["pipe", "CreateTwoHighNumberedPipes", "StartSymbolizerSubprocess", "a::b"];
+        let without = ["pipe", "_ZN11__sanitizer17SymbolizerProcess25StartSymbolizerSubprocessEv", "a::b"];
+        assert!(is_sanitizers(&owned(&with_lines)) && is_sanitizers(&owned(&without)));
+        assert!(!is_sanitizers(&owned(&["pipe", "std::io::pipe", "a::sanitizer::b"])));
     }
 
     #[test]

@@ -279,6 +279,7 @@ fn resolved(site: &CallSite, resolver: &mut Resolver<'_>) -> ResolvedCallSite {
         .or_else(|| frames.iter().position(is_users))
         .or_else(|| frames.iter().position(|frame| frame.line.file.is_none() && is_named_by_user(frame)));
     let best = at.and_then(|at| frames.get(at));
+    let functions: Vec<String> = frames.iter().filter_map(|frame| frame.line.function.clone()).collect();
     let above = frames.get(at.map_or(frames.len(), |at| at + 1)..).unwrap_or_default();
     ResolvedCallSite {
         call: site.call.clone(),
@@ -294,13 +295,14 @@ fn resolved(site: &CallSite, resolver: &mut Resolver<'_>) -> ResolvedCallSite {
         place: best.and_then(|frame| place(frame, here)),
         function: best.and_then(|frame| frame.line.function.clone()),
         callers: own(above, CALLERS, here),
-        functions: frames.iter().filter_map(|frame| frame.line.function.clone()).collect(),
         of_runtime: match site.call.as_str() {
             "eventfd" => runtimes::is_waker(&paths),
             _ => runtimes::is_own_socket(&paths),
         },
         is_kept: site.call == "socketpair" && runtimes::is_kept_socket(&paths)
-            || runtimes::is_of_harness(&paths),
+            || runtimes::is_of_harness(&paths)
+            || runtimes::is_sanitizers(&functions),
+        functions,
         is_tokios: runtimes::is_process(&paths),
         stack: match full {
             true => frames.iter().skip_while(is_recorder).map(|frame| describe(frame, here)).collect(),

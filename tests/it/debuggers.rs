@@ -81,3 +81,31 @@ fn gdb_stops_in_a_body() {
         }
     }
 }
+
+/// The same with lldb.
+#[childproof::test(timeout = "180s")]
+fn lldb_stops_in_a_body() {
+    if !Command::new("lldb").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        println!("skipped: lldb is not installed");
+        return;
+    }
+    for target in ["whole", "stock"] {
+        let like = command(target, &[]);
+        let (file, line) = marked("// PANIC")
+            .rsplit_once(':')
+            .map(|(file, line)| (file.to_owned(), line.to_owned()))
+            .unwrap();
+        let mut lldb = Command::new("lldb");
+        lldb.args(["--batch", "--no-lldbinit", "-o", &format!("breakpoint set --file {file} --line {line}")]);
+        lldb.args(["-o", "run", "-o", "bt", "-o", "kill", "--"]).arg(Fixture::build("team").binary(target));
+        lldb.args(["bodies::panics_first", "--exact", "--nocapture"]);
+        lldb.current_dir(root().join("tests/fixtures/team/crates/a"));
+        for (name, _) in like.get_envs().filter(|(_, value)| value.is_none()) {
+            lldb.env_remove(name);
+        }
+        let ran = Ran::of(lldb.env("CHILDPROOF_DEBUG", "1").env_remove("DEBUGINFOD_URLS"));
+        let stopped = ran.stdout.lines().find(|line| line.contains("frame #0") && line.contains("b::fails"));
+        let body = ran.stdout.lines().find(|line| line.contains("bodies::panics_first"));
+        assert!(stopped.is_some() && body.is_some(), "{target}\n{}", ran.all());
+    }
+}

@@ -104,3 +104,71 @@ int posix_spawnp(pid_t *p, const char *f, const posix_spawn_file_actions_t *a, c
         assert_eq!(calls, 2, "{}", ran.all());
     }
 }
+
+/// Builds `tests/fixtures/sanitized` with a sanitizer; `None` where there is no nightly toolchain.
+fn sanitized(sanitizer: &str) -> Option<Vec<Value>> {
+    let nightly = Command::new("rustup").args(["run", "nightly", "rustc", "--version"]).output();
+    if !nightly.is_ok_and(|output| output.status.success()) {
+        println!("skipped: no nightly toolchain is installed");
+        return None;
+    }
+    // The standard library is not built with it, which rustc must be told.
+    let flags = format!("-Zsanitizer={sanitizer} -Cunsafe-allow-abi-mismatch=sanitizer");
+    let host = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let built = Command::new("rustup")
+        .args(["run", "nightly", "cargo", "test", "--no-run", "--quiet", "--message-format=json"])
+        .args(["--target", &host])
+        .current_dir(root().join("tests/fixtures/sanitized"))
+        .env("CARGO_TARGET_DIR", root().join("target/fixtures").join(sanitizer))
+        .env("RUSTFLAGS", flags)
+        .env_remove("CARGO")
+        .env_remove("RUSTC")
+        .output()
+        .unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let lines = String::from_utf8_lossy(&built.stdout).into_owned();
+    let messages = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    Some(messages.filter(|message| message["executable"].is_string()).collect())
+}
+
+/// The standard library is not built with it, so ThreadSanitizer reports races of its own in libtest.
+fn sanitizes(sanitizer: &str, found: &[(&str, &str)]) {
+    let Some(binaries) = sanitized(sanitizer) else { return };
+    let like = Fixture::build("strangers").command("stock", &[]);
+    for target in ["harness", "stock"] {
+        let binary = binaries.iter().find(|message| message["target"]["name"] == target).unwrap();
+        let run = |test: &str| {
+            let mut command = Command::new(binary["executable"].as_str().unwrap());
+            for (name, _) in like.get_envs().filter(|(_, value)| value.is_none()) {
+                command.env_remove(name);
+            }
+            Ran::of(command.args([test, "--exact", "--nocapture"]))
+        };
+        for (test, words) in found {
+            let ran = run(test);
+            assert!(ran.all().contains(words), "{target} {test}: no {words:?} in\n{}", ran.all());
+            for charged in ["left 1 process", "pipe end", "without a guard left"] {
+                assert!(!ran.all().contains(charged), "{target} {test}\n{}", ran.all());
+            }
+        }
+        assert!(run("passes").stdout.contains("1 passed; 0 failed"), "{target}");
+        let ran = run("leaks_a_process");
+        assert!(ran.all().contains("LEAK  leaks_a_process"), "{target}\n{}", ran.all());
+    }
+}
+
+#[childproof::test(timeout = "900s")]
+#[ignore = "some minutes: builds all dependencies by a nightly toolchain"]
+fn what_address_sanitizer_finds_fails_its_test_and_its_symbolizer_is_not_charged() {
+    let found = [
+        ("uses_after_free", "ERROR: AddressSanitizer: heap-use-after-free"),
+        ("leaks_memory", "ERROR: LeakSanitizer: detected memory leaks"),
+    ];
+    sanitizes("address", &found);
+}
+
+#[childproof::test(timeout = "900s")]
+#[ignore = "some minutes: builds all dependencies by a nightly toolchain"]
+fn what_thread_sanitizer_finds_is_shown_and_its_symbolizer_is_not_charged() {
+    sanitizes("thread", &[("races", "WARNING: ThreadSanitizer: data race")]);
+}

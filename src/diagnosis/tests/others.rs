@@ -28,6 +28,16 @@ fn a_leaked_child_is_named_with_its_line() {
     assert_eq!(found.allow, [Allowance::Process { glob: "sleep *".to_owned() }]);
 }
 
+/// Its fork is a raw system call, and no call of the user's.
+#[test]
+fn a_sanitizers_symbolizer_is_no_leak_unless_the_test_has_started_it() {
+    let symbolizer = || Process { comm: "llvm-symbolizer".to_owned(), ..asleep(CHILD) };
+    let of_sanitizer = verdict(returned(vec![symbolizer()]), names(vec![]), Policy::new());
+    assert!(!of_sanitizer.failed(), "{:?}", of_sanitizer.findings);
+    let spawned = names(vec![site(ResourceKind::Process, "posix_spawnp", CHILD as u64)]);
+    assert!(verdict(returned(vec![symbolizer()]), spawned, Policy::new()).failed());
+}
+
 #[test]
 fn what_mends_a_leak_fits_its_facts() {
     let by_hand = || site(ResourceKind::Process, "posix_spawnp", CHILD as u64);

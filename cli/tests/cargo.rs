@@ -213,6 +213,45 @@ fn a_test_that_leaks_fails_under_nextest() {
     assert!(stderr(&output).contains("1 passed, 1 failed"), "{}", stderr(&output));
 }
 
+/// The block of the README that begins with the name of this file, written to it.
+fn write_block(project: &Project, file: &str) {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md")).unwrap();
+    let mut blocks = readme.split("```toml\n").filter_map(|block| block.split("```").next());
+    let is_ours =
+        |block: &&str| block.starts_with(&format!("# {file}\n")) && block.contains("childproof\", \"run");
+    let block = blocks.find(is_ours).unwrap_or_else(|| panic!("no block for {file} in the README"));
+    let to = project.path().join(file);
+    fs::create_dir_all(to.parent().unwrap()).unwrap();
+    fs::write(to, block).unwrap();
+}
+
+#[test]
+fn a_runner_in_the_configuration_of_a_project_guards_every_call() {
+    let project = Project::new();
+    write_block(&project, ".cargo/config.toml");
+    let output = project.run(&["test", "--lib"]);
+    let report = stderr(&output).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(!output.status.success(), "{report}");
+    assert!(report.contains("The test `tests::unit_leaks` started it."), "{report}");
+}
+
+#[test]
+fn a_wrapper_script_of_nextest_guards_each_test() {
+    if !is_installed("cargo-nextest") {
+        println!("skipped: cargo-nextest is not installed");
+        return;
+    }
+    let project = Project::new();
+    write_block(&project, ".config/nextest.toml");
+    let output = project.run(&["nextest", "run", "--no-fail-fast", "--lib"]);
+    let report = stderr(&output);
+    let ended = |how: &str, test: &str| {
+        report.lines().any(|line| line.trim_start().starts_with(how) && line.ends_with(test))
+    };
+    assert!(ended("FAIL", "tests::unit_leaks"), "{report}");
+    assert!(ended("PASS", "tests::unit_is_clean"), "{report}");
+}
+
 #[test]
 fn the_same_without_it_is_as_before() {
     let project = Project::new();

@@ -226,13 +226,13 @@ fn judge(
     let by = by.unwrap_or_default();
     let why = |why: NotJudged, progress: Option<&Progress>| match (why, progress) {
         (NotJudged::WithinGrace, _) => {
-            format!("not judged: the suite was ended{by} before the grace of what it has left was over")
+            format!("the suite was ended{by} before the grace of what it has left was over")
         }
         (NotJudged::FdsNotCounted, _) => {
-            format!("not judged: the suite was ended{by} before the fds that it has left were counted")
+            format!("the suite was ended{by} before the fds that it has left were counted")
         }
         (NotJudged::MayBeNeeded, _) => {
-            format!("not judged: the suite was ended{by}, and a test that ran may have needed what was left")
+            format!("the suite was ended{by}, and a test that ran may have needed what was left")
         }
         (NotJudged::NotEnded, Some(Progress::Waiting)) if has_ended_itself => FAILED_BEFORE.to_owned(),
         (NotJudged::NotEnded, Some(Progress::Waiting)) => format!("the suite was ended before it began{by}"),

@@ -120,6 +120,8 @@ pub(crate) enum LinkOn {
         alone: bool,
         own: Vec<i32>,
         others: Vec<i32>,
+        /// Processes that do not belong to the test have the other side, too.
+        outside: bool,
     },
     /// Data or room in a named FIFO that is open; the same of its other end. `outside`: other processes have it.
     Fifo {

@@ -196,7 +196,7 @@ fn an_open_fifo_is_told_with_its_other_end() {
 
 #[test]
 fn a_child_that_asks_at_its_terminal_waits_for_the_test() {
-    let hang = |writes: bool| {
+    let hang_with = |writes: bool, outside: Option<&str>| {
         let on = if writes { On::Write { fd: 0 } } else { On::Read { fd: 0 } };
         let asks = child(on, vec![file(0, "/dev/pts/4")]);
         let waits = test(On::Child { pid: CHILD }, vec![file(3, "/dev/ptmx")]);
@@ -204,7 +204,10 @@ fn a_child_that_asks_at_its_terminal_waits_for_the_test() {
         facts.contended.terminals = vec![Terminal {
             index: 4,
             waiters: vec![waiter(CHILD, Some(0))],
-            masters: vec![holder(TEST, 3)],
+            masters: [holder(TEST, 3)]
+                .into_iter()
+                .chain(outside.map(|name| FdHolder { outside: Some(name.to_owned()), ..holder(9, 8) }))
+                .collect(),
             slaves: vec![holder(CHILD, 0)],
             foreground: None,
             to_master: None,
@@ -213,6 +216,9 @@ fn a_child_that_asks_at_its_terminal_waits_for_the_test() {
         }];
         wait(facts, names(vec![]))
     };
+    let hang = |writes| hang_with(writes, None);
+    let (waits, _) = hang_with(false, Some("sshd"));
+    assert!(matches!(waits.chain[1].on, LinkOn::Terminal { outside: true, .. }), "{waits:?}");
     let (waits, remedies) = hang(false);
     assert_eq!(
         (waits.ring, remedies),

@@ -162,8 +162,19 @@ impl Evidence<'_> {
         let is_master = path.ends_with("ptmx");
         let other_side = known.map(|terminal| if is_master { &terminal.slaves } else { &terminal.masters });
         let (own, others) = inside(process, other_side.into_iter().flatten());
+        let outside = other_side.is_some_and(|ends| ends.iter().any(|end| end.outside.is_some()));
         let index = known.map(|terminal| terminal.index);
-        is_terminal.then(|| LinkOn::Terminal { fd, path: path.clone(), index, writes, alone, own, others })
+        let alone = alone && !outside;
+        is_terminal.then(|| LinkOn::Terminal {
+            fd,
+            path: path.clone(),
+            index,
+            writes,
+            alone,
+            own,
+            others,
+            outside,
+        })
     }
 
     /// A wait at a named FIFO that is open.

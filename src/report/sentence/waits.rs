@@ -211,7 +211,7 @@ impl Clause<'_> {
         let holders: Vec<String> = own.into_iter().chain(others).chain(outside).collect();
         let holders = match holders.is_empty() {
             true => "no process that was found".to_owned(),
-            false => only(facts).to_owned() + &enumerate(&holders),
+            false => enumerate(&holders),
         };
         let path = escape::text(path);
         match writes {
@@ -242,7 +242,7 @@ impl Clause<'_> {
 
     /// A wait at one side of a terminal.
     fn at_terminal(&self, link: &Link) -> String {
-        let LinkOn::Terminal { fd, path, index, writes, alone, own, others } = &link.on else {
+        let LinkOn::Terminal { fd, path, index, writes, alone, own, others, outside } = &link.on else {
             return String::new();
         };
         let is_master = path.ends_with("ptmx");
@@ -261,7 +261,7 @@ impl Clause<'_> {
         let have = if own.is_some() || target.is_none() && others.len() > 1 { "have" } else { "has" };
         let others = (!others.is_empty()).then(|| self.named(others));
         let holders: Vec<String> = own.into_iter().chain(target.or(others)).collect();
-        let only = only(self.facts());
+        let only = if *outside { "" } else { "only " };
         let does = if *writes { "writes to" } else { "reads from" };
         let begin = format!("{does} the {end} `{name}`, fd {fd}");
         match (writes, holders.is_empty()) {
@@ -293,9 +293,9 @@ impl Clause<'_> {
         let alive: Vec<i32> =
             children.filter(|child| child.class != Class::Unwaited).map(|child| child.pid).collect();
         match alive.len() {
-            count @ 1..=CHILDREN if self.is_last => {
-                let (noun, runs) = if count == 1 { ("child", "runs") } else { ("children", "run") };
-                format!("{polls}, while its {noun} {} {runs}", self.named(&alive))
+            1 if self.is_last => format!("{polls}; its living child is {}", self.named(&alive)),
+            2..=CHILDREN if self.is_last => {
+                format!("{polls}; its living children are {}", self.named(&alive))
             }
             _ => polls.to_owned(),
         }
@@ -393,11 +393,6 @@ impl Clause<'_> {
         };
         pids.iter().map(name).collect::<Vec<_>>().join(", ")
     }
-}
-
-/// What else is open may be in a process that could not be read.
-fn only(facts: &Facts) -> &'static str {
-    if facts.contended.unreadable > 0 { "" } else { "only " }
 }
 
 /// The thread of a link.

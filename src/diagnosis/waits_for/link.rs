@@ -66,7 +66,10 @@ impl Evidence<'_> {
             kind: self.names.awaited.get(&thread.tid).cloned(),
             path: memory.map_or_else(String::new, |memory| memory.path.clone()),
             others: others.iter().filter(|other| other.outside.is_none()).map(|other| other.pid).collect(),
-            outside: memory.is_none() || others.iter().any(|other| other.outside.is_some()),
+            // Other processes may map it that could not be read.
+            outside: memory.is_none()
+                || self.facts.contended.unreadable > 0
+                || others.iter().any(|other| other.outside.is_some()),
         }
     }
 

@@ -13,6 +13,7 @@ use nix::libc;
 
 use super::command;
 use super::facts::{Answer, Facts};
+use super::guarded_run::EXITING;
 use super::keep;
 use super::kill;
 use super::messages::{Hello, Job, Request, SlotRequest};
@@ -276,7 +277,7 @@ impl ForkServer {
     ) -> Result<Facts, GuardFailure> {
         let begin = Instant::now();
         let settings = &job.settings;
-        let beyond = settings.grace + kill::LIMIT + PATIENCE;
+        let beyond = settings.grace + EXITING + kill::LONGEST + PATIENCE;
         let mut limit = settings.timeout.map(|limit| limit + beyond);
         let (mut slow, mut is_traced) = (Some(SLOW), false);
         let mut silence = Silence { until: SILENCE, is_asked: false };

@@ -45,7 +45,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 const LEAST_GRACE: Duration = Duration::from_millis(10);
 
 /// How much longer than the grace a process may take for an exit that it began within the grace.
-const EXITING: Duration = Duration::from_secs(10);
+pub(super) const EXITING: Duration = Duration::from_secs(10);
 /// How often it is checked whether such a process is gone: the kernel reports that to its parent alone.
 const EXITING_AGAIN: Duration = Duration::from_millis(5);
 

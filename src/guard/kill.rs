@@ -25,11 +25,13 @@ use crate::proc::process::{self, Stat};
 use crate::proc::tree::Tree;
 use crate::sys::{self, Children, Pid};
 
-/// Time limit until all processes of a tree are dead.
+/// Time limit until all processes of a tree are dead, unless they are [`STARVED`].
 pub(crate) const LIMIT: Duration = Duration::from_secs(5);
-/// How much longer processes may take that have taken the signal and are exiting: that needs nothing but the CPU, which a
-/// loaded machine gives them late.
-const EXITING: Duration = Duration::from_secs(20);
+/// How much longer it may take where all that is left needs nothing but the CPU, which a loaded machine gives late: to the
+/// processes that have taken the signal, and to this one, which lists them.
+const STARVED: Duration = Duration::from_secs(10);
+/// The longest time that a kill takes.
+pub(crate) const LONGEST: Duration = LIMIT.saturating_add(STARVED);
 const PASS: u16 = 10;
 /// How long a pass may take to stop the tree before it kills the stopped processes.
 const STOP: Duration = Duration::from_secs(2);
@@ -57,7 +59,8 @@ pub(crate) fn kill_seen_below(root: Pid, seen: Tree) -> Killed {
 
 fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
     let mut killed = Killed::default();
-    let deadline = Instant::now() + LIMIT;
+    let begin = Instant::now();
+    let last = begin + LONGEST;
     // Hundreds of running processes would leave little CPU time to this one.
     let _raised = sys::raise_priority();
     mounts::uncover_proc();
@@ -65,7 +68,7 @@ fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
         // Stop all of them first: a survivor would see EOF or EPIPE and print a misleading error, and a
         // forking process would replace those that are killed.
         let is_whole;
-        (tree, is_whole) = stop::stop_all(root, except, tree, deadline.min(Instant::now() + STOP));
+        (tree, is_whole) = stop::stop_all(root, except, tree, last.min(Instant::now() + STOP));
         let alive: Vec<&Stat> =
             tree.below(root, except).into_iter().filter(|stat| !stat.is_zombie()).collect();
         let others = groups_of_others(&tree, root, except);
@@ -74,12 +77,12 @@ fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
         if !sys::has_children() || alive.is_empty() && !except.is_empty() {
             return killed;
         }
-        wait_for_deaths(&others, except, watched, deadline);
+        wait_for_deaths(&others, except, watched, begin + LIMIT);
         if !sys::has_children() {
             return killed;
         }
-        let is_late = |stat: &Stat| !is_as_good_as_gone(stat) || Instant::now() >= deadline + EXITING;
-        if Instant::now() >= deadline && (alive.is_empty() || alive.iter().any(|stat| is_late(stat))) {
+        let is_over = begin.elapsed() >= LONGEST;
+        if is_over || begin.elapsed() >= LIMIT && !alive.iter().all(|stat| is_as_good_as_gone(stat)) {
             let why = |pid: Pid| refused.iter().find(|(refused, _)| *refused == pid).map(|(_, error)| error);
             killed.survivors = alive.iter().map(|stat| survivor(stat, why(stat.pid))).collect();
             if killed.survivors.is_empty() {

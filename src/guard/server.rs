@@ -237,7 +237,7 @@ impl Server {
 
     /// Waits for the supervisors to exit, kills what they could not, and cleans up.
     fn wind_down(mut self) -> ServeOutcome {
-        let until = Instant::now() + kill::LIMIT + Duration::from_secs(2);
+        let until = Instant::now() + kill::LONGEST + Duration::from_secs(2);
         while self.supervisors.iter().any(|live| !keep::stays(live.pid)) {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {

@@ -75,10 +75,16 @@ impl Channel {
         let mut message = Vec::new();
         let mut fds = Vec::new();
         let mut packet = [0; PACKET];
+        let mut was_reset = false;
         loop {
             let mut tag = [MORE];
             let (length, received) = match sys::receive(&self.0, [&mut tag, &mut packet]) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+                // The other end was closed with something unread in it. What it had sent before comes with the next call:
+                // the error is returned once, and first (`unix_release_sock`, net/unix/af_unix.c).
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset && !was_reset => {
+                    was_reset = true;
+                    continue;
+                }
                 result => result?,
             };
             // Channels send no empty packets.
@@ -101,5 +107,27 @@ impl AsFd for Channel {
 impl AsRawFd for Channel {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+    use super::Channel;
+
+    #[test]
+    fn what_was_sent_before_a_close_is_received_also_if_something_was_not_read() {
+        let (one, other) = Channel::pair().unwrap();
+        one.send(b"question", &[]).unwrap();
+        other.send(b"answer", &[]).unwrap();
+        drop(other);
+        let (answer, _) = one.receive().unwrap().unwrap();
+        assert_eq!(answer, b"answer");
+        assert!(one.receive().unwrap().is_none());
+        let (one, other) = Channel::pair().unwrap();
+        one.send(b"question", &[]).unwrap();
+        drop(other);
+        assert!(one.receive().unwrap().is_none());
     }
 }

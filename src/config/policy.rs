@@ -365,7 +365,7 @@ const VARIABLES_ONLY: [(&str, Option<Choice>); 6] = [
     ("debug", None),
     ("shared", Some(SWITCH)),
     ("keep", Some(SWITCH)),
-    ("require", None),
+    ("require", Some(SWITCH)),
 ];
 
 /// The name of the variable for an argument.
@@ -398,6 +398,13 @@ fn misspelt_variable(name: &str) -> Option<String> {
     if let Some(known) = of_a_test.map(|argument| argument.name).find(|known| variable(known) == name) {
         let place = "is set in a test's attribute, in `childproof::policy!` or in a `Policy`";
         return Some(format!("unknown variable `{name}`: `{known}` {place}"));
+    }
+    let begins = |known: &&str| {
+        let rest = argument.strip_prefix(&*known.to_uppercase());
+        rest.is_some_and(|rest| rest.starts_with('_'))
+    };
+    if let Some(known) = variables().filter(begins).max_by_key(|known| known.len()) {
+        return Some(format!("unknown variable `{name}`: `{}` is probably meant", variable(known)));
     }
     values::nearest(&argument.to_lowercase(), variables(), |length| (length / 3).min(2))?;
     let known: Vec<String> = variables().map(str::to_uppercase).collect();
@@ -453,6 +460,11 @@ pub(crate) fn from_environment(get: impl Fn(&str) -> Option<OsString>) -> Result
     })
 }
 
+/// Whether all tests of a target are to run in one process.
+pub(crate) fn is_shared(get: impl Fn(&str) -> Option<OsString>) -> bool {
+    get("CHILDPROOF_SHARED").is_some_and(|value| value == "1")
+}
+
 /// Whether bodies run in the process that a debugger has started: `CHILDPROOF_DEBUG` is set, and not to `0`.
 pub(crate) fn is_debug(get: impl Fn(&str) -> Option<OsString>) -> bool {
     get("CHILDPROOF_DEBUG").is_some_and(|value| !value.is_empty() && value != "0")
@@ -485,6 +497,8 @@ mod tests {
             "THREAD",
             "THREADED_FORKS",
             "PROCESS",
+            "TIMEOUT_SECS",
+            "ALLOW_PROCESS_X",
         ] {
             assert!(misspelt(&format!("CHILDPROOF_{name}")), "{name}");
         }

@@ -97,6 +97,17 @@ impl Test {
             (Ok(server), Ok(environment)) => (server, environment),
             (Err(error), _) | (_, Err(error)) => fail(&format!("error: {error}")),
         };
+        static SHARED: Once = Once::new();
+        if policy::is_shared(|name| std::env::var_os(name)) {
+            SHARED.call_once(|| {
+                // Written directly: libtest captures `eprint!`.
+                let _ = writeln!(
+                    std::io::stderr(),
+                    "childproof: `CHILDPROOF_SHARED` is for `harness = false` targets and has no effect here; \
+                     `cargo childproof test` runs the tests of this one on threads of one guarded process"
+                );
+            });
+        }
         static SIGNALS: Once = Once::new();
         SIGNALS.call_once(|| {
             signals::receive(|signal| stock_cut::cut(server, signal), || signals::inspect(server))

@@ -53,6 +53,19 @@ impl TargetNames {
         OsString::from_vec(filled).into()
     }
 
+    /// The first `{word}` of a path that stands for nothing.
+    pub(super) fn unknown(path: &Path) -> Option<String> {
+        let path = path.to_string_lossy();
+        let words = path.split('{').skip(1).filter_map(|rest| Some(rest.split_once('}')?.0));
+        let is_word = |word: &&str| {
+            !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+        };
+        words
+            .filter(is_word)
+            .find(|word| !["package", "binary"].contains(word))
+            .map(|word| format!("{{{word}}}"))
+    }
+
     /// Adds the target's names to a path: `report.xml` becomes `report-server-restarts.xml`.
     fn told_apart(&self, path: &Path, nth: usize) -> PathBuf {
         let mut name = path.file_stem().unwrap_or_default().to_owned();
@@ -131,6 +144,9 @@ mod tests {
         assert_eq!(filled("out/{binary}.json"), "out/server.json");
         assert_eq!(filled("{package}/{binary}/{binary}"), "shop/server/server");
         assert_eq!(filled("{name}/{}/{{binary}.xml"), "{name}/{}/{server.xml");
+        let unknown = |path: &str| TargetNames::unknown(Path::new(path));
+        assert_eq!(unknown("{binary}/{pkg}.xml").as_deref(), Some("{pkg}"));
+        assert_eq!(unknown("{package}/{}/{a b}/{{binary}.xml"), None);
         let odd = OsString::from_vec(b"\xff{binary}\xfe".to_vec());
         let filled = names().fill(Path::new(&odd));
         assert_eq!(filled.into_os_string(), OsString::from_vec(b"\xffserver\xfe".to_vec()));

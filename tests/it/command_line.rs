@@ -115,6 +115,11 @@ fn names_what_it_cannot_read_and_runs_nothing() {
     }
     for (name, value, expected) in [
         ("RUST_TEST_THREADS", "0", "`RUST_TEST_THREADS`: expected a number"),
+        (
+            "XML_OUTPUT_FILE",
+            "/dev/null/{pkg}.xml",
+            "unknown `{pkg}` in `XML_OUTPUT_FILE=/dev/null/{pkg}.xml`: expected `{package}` or `{binary}`",
+        ),
         ("XML_OUTPUT_FILE", "/dev/null/all", "cannot write `XML_OUTPUT_FILE=/dev/null/all`: Not a directory"),
         ("RUST_TEST_SHUFFLE_SEED", "x", "`RUST_TEST_SHUFFLE_SEED`: expected a whole number"),
         ("CHILDPROOF_TIMEOUT", "5", "`5` for `CHILDPROOF_TIMEOUT`: expected a duration"),
@@ -134,6 +139,12 @@ fn names_what_it_cannot_read_and_runs_nothing() {
             "5s",
             "unknown variable `CHILDPROOF_TIMOUT`: expected one of CHILDPROOF_TIMEOUT, _GRACE, _PROCESSES,",
         ),
+        (
+            "CHILDPROOF_TIMEOUT_SECS",
+            "5",
+            "unknown variable `CHILDPROOF_TIMEOUT_SECS`: `CHILDPROOF_TIMEOUT` is probably meant",
+        ),
+        ("CHILDPROOF_REQUIRE", "yes", "`yes` for `CHILDPROOF_REQUIRE`: expected `0` or `1`"),
         ("CHILDPROOF_THREADS", "1", "`1` for `CHILDPROOF_THREADS`: expected `deny` or `allow`"),
     ] {
         let output = Ran::of(fixture.command("harness", &["nothing_at_all"]).env(name, value));
@@ -145,6 +156,16 @@ fn names_what_it_cannot_read_and_runs_nothing() {
             assert!((output.stdout + &output.stderr).contains(expected), "{name}");
         }
     }
+    // A stock target has no such mode.
+    let tests = ["nothing_at_all", "pipeline_waited_for"];
+    let ran = Ran::of(fixture.command("stock", &tests).env("CHILDPROOF_SHARED", "1"));
+    assert_eq!(ran.code, Some(0), "{}", ran.all());
+    assert_eq!(
+        ran.stderr.matches("`CHILDPROOF_SHARED` is for `harness = false` targets").count(),
+        1,
+        "{}",
+        ran.all()
+    );
     // Variables of other tools.
     for target in ["harness", "stock"] {
         let ran = Ran::of(fixture.command(target, &["nothing_at_all"]).env("CHILDPROOF_DEMO", "1"));
@@ -198,7 +219,7 @@ fn shuffles_repeats_and_stops_early() {
 fn keeps_the_files_of_several_targets_apart() {
     let fixture = leaky();
     let file = |name: &str| scratch().join(name);
-    let (json, junit) = (file("{binary}.json"), file("{binary}-{x}.xml"));
+    let (json, junit) = (file("{binary}.json"), file("{binary}-{}.xml"));
     for (target, test) in [("harness", "shapes::nothing_at_all"), ("reports", "passes")] {
         let arguments = [test, "--json", json.to_str().unwrap(), "--junit", junit.to_str().unwrap()];
         let ran = fixture.run(target, &arguments);
@@ -207,7 +228,7 @@ fn keeps_the_files_of_several_targets_apart() {
         Ran::of(command.env("XML_OUTPUT_FILE", file("{binary}.xml")));
     }
     for (target, test) in [("harness", "nothing_at_all"), ("reports", "passes")] {
-        for end in [".json", "-{x}.xml", ".xml"] {
+        for end in [".json", "-{}.xml", ".xml"] {
             let text = std::fs::read_to_string(file(&format!("{target}{end}"))).unwrap();
             assert!(text.contains(test), "{target}{end}\n{text}");
         }

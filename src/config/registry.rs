@@ -32,6 +32,8 @@ pub(crate) enum ArgumentPosition {
     Guard,
     /// `Harness::test_with(.., Policy::new()..)`
     Policy,
+    /// `childproof::policy!(..);`
+    Target,
 }
 
 /// The arguments of one attribute, as constants. A field that was not given is `None` or empty.
@@ -147,6 +149,11 @@ pub fn set_target_policy(attribute: &'static Attribute) {
 /// The policy of `childproof::policy!`, for all tests of the target.
 pub(crate) fn target_policy() -> Policy {
     TARGET.get().map(|attribute| attribute.policy()).unwrap_or_default()
+}
+
+/// How the arguments of the whole target are written.
+pub(crate) fn target_syntax() -> ArgumentSyntax {
+    ArgumentSyntax { position: ArgumentPosition::Target, has_arguments: TARGET.get().is_some() }
 }
 
 /// What `childproof::policy!` says of processes that unguarded tests leave.

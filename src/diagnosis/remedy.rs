@@ -233,6 +233,8 @@ pub(crate) enum Remedy {
         parent: Option<SourceLocation>,
         exec: bool,
     },
+    /// A program that the command itself has left behind.
+    WaitInCommand,
     /// `daemon(3)` forked the test itself.
     NoDaemonInBody {
         pid: i32,

@@ -293,6 +293,17 @@ impl Suite<'_> {
         };
         self.add_share(&mut own, None);
         self.add_threads(&mut own, None);
+        let mut settings = settings.clone();
+        if !settings.deny_threads {
+            // The name of a thread may be that of several tests: one that denies threads is not ignored.
+            let denies = |name: &str| {
+                let mut tests = self.tests.iter().filter(|test| test.settings.deny_threads);
+                tests.any(|test| kernel_name(&test.name) == name)
+            };
+            own.running.retain(|thread| denies(&thread.name));
+            own.threads = own.running.len() as u32;
+            settings.deny_threads = own.threads > 0;
+        }
         // More fds were left than are listed.
         own.stray_count += facts.stray_count.saturating_sub(facts.strays.len() as u32);
         if facts.returned_child.is_some_and(|pid| self.owner_of_pid(pid).is_none()) {
@@ -307,7 +318,7 @@ impl Suite<'_> {
             return Ok(Verdict::clean(name, own));
         }
         let names = self.names_of(&own, None, None);
-        let verdict = self.judge(name, settings, own, names);
+        let verdict = self.judge(name, &settings, own, names);
         let Facts { survivors, mounts, processes, strays, .. } = &verdict.facts;
         let is_about_these = survivors.is_empty() && mounts.is_empty();
         let is_about_these = is_about_these && !(processes.is_empty() && strays.is_empty());

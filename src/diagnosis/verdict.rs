@@ -18,6 +18,8 @@ pub(crate) struct Verdict {
     pub(crate) name: String,
     /// How the arguments of the test are written.
     pub(crate) syntax: ArgumentSyntax,
+    /// The arguments that the test has already and that can be given once.
+    pub(crate) given: Vec<&'static str>,
     pub(crate) facts: Facts,
     pub(crate) findings: Vec<Finding>,
     /// The leaked processes that the policy allows.
@@ -56,6 +58,8 @@ pub(crate) enum Note {
     FileSizeLimit { limit: Option<u64> },
     /// A glob of `allow_process` matches the program of a process that was left, without its arguments.
     NeedsArguments { glob: String, line: String },
+    /// It is a shared fixture, of the `Harness::shared` at this place.
+    SharedFixture { at: String },
     /// The message of a panic is not in the test's output.
     PanicUnseen,
 }
@@ -66,6 +70,7 @@ impl Verdict {
         Verdict {
             name: name.to_owned(),
             syntax: ArgumentSyntax { position: ArgumentPosition::Test, has_arguments: false },
+            given: Vec::new(),
             facts,
             findings: Vec::new(),
             allowed: Vec::new(),
@@ -165,9 +170,17 @@ impl Verdict {
         self
     }
 
+    /// Notes which arguments the test has itself, for those that would take their place.
+    fn note_given(&mut self, own: &Policy) {
+        let proposed = self.findings.iter().chain(&self.warnings).flat_map(|finding| &finding.allow);
+        let given = proposed.map(Allowance::argument).filter(|name| own.sets(name));
+        self.given = given.collect();
+    }
+
     /// Adds a finding on what the test's `own` arguments allow and it has not left. A test that failed may not have come
     /// to it.
     pub(crate) fn find_unused(&mut self, own: &Policy, level: Level) {
+        self.note_given(own);
         if level == Level::Allow || self.failed() {
             return;
         }

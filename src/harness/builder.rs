@@ -40,6 +40,8 @@ pub(super) struct SharedFixture {
     pub(super) name: String,
     /// Makes the command, and its address.
     pub(super) start: Box<dyn FnOnce() -> (Command, String)>,
+    /// Where it was added.
+    pub(super) place: &'static Location<'static>,
 }
 
 /// A test that was added by hand. Kept small: all of them are copied for every forked test.
@@ -102,12 +104,17 @@ impl Harness {
     ///     // ..
     /// }
     /// ```
+    #[track_caller]
     pub fn shared(
         mut self,
         name: impl Into<String>,
         start: impl FnOnce() -> (Command, String) + 'static,
     ) -> Self {
-        self.shared.push(SharedFixture { name: name.into(), start: Box::new(start) });
+        self.shared.push(SharedFixture {
+            name: name.into(),
+            start: Box::new(start),
+            place: Location::caller(),
+        });
         self
     }
 

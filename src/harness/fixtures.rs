@@ -24,6 +24,7 @@ mod guarded {
     use std::io::{self, Write};
     use std::os::fd::{AsFd, RawFd};
     use std::os::unix::process::CommandExt;
+    use std::panic::Location;
     use std::time::{Duration, Instant};
 
     use nix::libc;
@@ -33,9 +34,9 @@ mod guarded {
     use super::super::run::{judge, layout};
     use super::super::signals;
     use crate::config::options::Options;
-    use crate::config::policy::{self, Settings};
-    use crate::config::registry::{ArgumentPosition, ArgumentSyntax};
-    use crate::diagnosis::Verdict;
+    use crate::config::policy::{self, Policy, Settings};
+    use crate::config::registry;
+    use crate::diagnosis::{Note, Verdict};
     use crate::guard::command::GuardedCommand;
     use crate::guard::facts::{Answer, Facts};
     use crate::guard::messages::Job;
@@ -59,6 +60,8 @@ mod guarded {
         name: String,
         command: GuardedCommand,
         settings: Settings,
+        /// The line of `Harness::shared`.
+        place: &'static Location<'static>,
     }
 
     impl Fixtures {
@@ -67,6 +70,7 @@ mod guarded {
             all: Vec<SharedFixture>,
             entries: &Entries,
             options: &Options,
+            policy: &Policy,
         ) -> Result<Fixtures, String> {
             let mut fixtures = Fixtures::default();
             if all.is_empty() || !entries.iter().any(|entry| entry.runs(options)) {
@@ -77,8 +81,8 @@ mod guarded {
                             started"
                     .to_owned());
             }
-            let settings = options.policy.clone().settle();
-            for SharedFixture { name, start } in all {
+            let settings = options.policy.clone().over(policy).over(&registry::target_policy()).settle();
+            for SharedFixture { name, start, place } in all {
                 let is_known = fixtures.0.iter().any(|fixture| fixture.name == name);
                 let is_word = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
                 if name.is_empty() || is_known || !name.chars().all(is_word) {
@@ -95,7 +99,7 @@ mod guarded {
                 let mask = Mask::current().map_err(|error| failed(error.to_string()))?;
                 let command = GuardedCommand::start(command, settings.clone(), mask, None, &fixtures.fds())
                     .map_err(|why| failed(failure::words(&why)))?;
-                let fixture = Fixture { name: name.clone(), command, settings };
+                let fixture = Fixture { name: name.clone(), command, settings, place };
                 match fixture.answer(ANSWER) {
                     Some(Answer::Started { .. }) => fixtures.0.push(fixture),
                     Some(Answer::NotStarted { error }) => {
@@ -128,8 +132,9 @@ mod guarded {
     impl Fixture {
         fn end(&self, options: &Options, write: &dyn Fn(&Verdict)) -> bool {
             let name = &self.name;
+            let at = format!("{}:{}", self.place.file(), self.place.line());
             let say = |what: &str| {
-                let _ = writeln!(io::stderr(), "childproof: the shared fixture `{name}` {what}");
+                let _ = writeln!(io::stderr(), "childproof: the shared fixture `{name}` {what} ({at})");
             };
             let over = self.over(Duration::ZERO);
             let is_early = over.is_some();
@@ -157,7 +162,8 @@ mod guarded {
             let job =
                 Job { index: u64::MAX, name: format!("shared {name}"), settings: self.settings.clone() };
             let mut verdict = judge(&job, *facts);
-            verdict.syntax = ArgumentSyntax { position: ArgumentPosition::CommandLine, has_arguments: false };
+            verdict.syntax = registry::target_syntax();
+            verdict.notes.push(Note::SharedFixture { at });
             if !verdict.failed() {
                 return false;
             }

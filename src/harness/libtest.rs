@@ -38,6 +38,21 @@ thread_local! {
     static IS_BODY: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Says once that `CHILDPROOF_SHARED` is for other targets.
+fn say_that_shared_has_no_effect() {
+    static SAID: Once = Once::new();
+    if policy::is_shared(|name| std::env::var_os(name)) {
+        SAID.call_once(|| {
+            // Written directly: libtest captures `eprint!`.
+            let _ = writeln!(
+                std::io::stderr(),
+                "childproof: `CHILDPROOF_SHARED` is for `harness = false` targets and has no effect here; \
+                 `cargo childproof test` runs the tests of this one on threads of one guarded process"
+            );
+        });
+    }
+}
+
 impl Test {
     /// Runs the test under guard if libtest called its function, and returns whether it did. If not, the
     /// function continues with its body.
@@ -97,17 +112,7 @@ impl Test {
             (Ok(server), Ok(environment)) => (server, environment),
             (Err(error), _) | (_, Err(error)) => fail(&format!("error: {error}")),
         };
-        static SHARED: Once = Once::new();
-        if policy::is_shared(|name| std::env::var_os(name)) {
-            SHARED.call_once(|| {
-                // Written directly: libtest captures `eprint!`.
-                let _ = writeln!(
-                    std::io::stderr(),
-                    "childproof: `CHILDPROOF_SHARED` is for `harness = false` targets and has no effect here; \
-                     `cargo childproof test` runs the tests of this one on threads of one guarded process"
-                );
-            });
-        }
+        say_that_shared_has_no_effect();
         static SIGNALS: Once = Once::new();
         SIGNALS.call_once(|| {
             signals::receive(|signal| stock_cut::cut(server, signal), || signals::inspect(server))

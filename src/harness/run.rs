@@ -95,11 +95,11 @@ impl Harness {
         }
         let (registered, added) = (&entries.registered[..], &entries.added[..]);
         let is_debug = policy::is_debug(|name| std::env::var_os(name));
-        let fixtures = match (!options.list).then(|| Fixtures::start(shared, &entries, &options)).transpose()
-        {
-            Ok(fixtures) => fixtures.unwrap_or_default(),
-            Err(message) => return say(&format!("error: {message}\n"), 2),
-        };
+        let fixtures =
+            match (!options.list).then(|| Fixtures::start(shared, &entries, &options, &policy)).transpose() {
+                Ok(fixtures) => fixtures.unwrap_or_default(),
+                Err(message) => return say(&format!("error: {message}\n"), 2),
+            };
         let suite =
             match (options.shared && !options.list).then(|| Shared::new(&entries, &options)).transpose() {
                 Ok(suite) => suite,
@@ -200,6 +200,15 @@ struct Files {
 impl Files {
     /// Opens the files of the options, and stores the resolved paths in them; the error is a message.
     fn open(options: &mut Options, names: &TargetNames) -> Result<Files, String> {
+        let json = options.json.iter().map(|path| ("--json ", path));
+        for (option, path) in json.chain(options.junit.iter().map(|(option, path)| (*option, path))) {
+            if let Some(word) = TargetNames::unknown(path) {
+                let path = path.display();
+                return Err(format!(
+                    "error: unknown `{word}` in `{option}{path}`: expected `{{package}}` or `{{binary}}`\n"
+                ));
+            }
+        }
         let json = options.json.as_mut().map(|path| {
             *path = outputs::resolve("--json ", path, names);
             let opened = File::create(&*path);

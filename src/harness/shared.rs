@@ -18,6 +18,7 @@ use super::run::{FAILED_BEFORE, Run, layout, names, observe, slow_line};
 use super::serial;
 use crate::config::options::Options;
 use crate::config::policy::{Fds, Policy, Settings, ThreadedFork};
+use crate::config::registry;
 use crate::diagnosis::suite::{NotJudged, SuiteTest, conclude};
 use crate::diagnosis::{self, Verdict};
 use crate::guard::client::{ForkServer, SLOW};
@@ -220,7 +221,7 @@ fn judge(
 ) -> Ended {
     let is_cut = facts.cut;
     let has_ended_itself = facts.body == Body::Passed;
-    let verdict = conclude(NAME, base, tests, timed_out, requested, (facts, names));
+    let mut verdict = conclude(NAME, base, tests, timed_out, requested, (facts, names));
     let by =
         verdict.ended_by.and_then(|number| tests.get(number)).map(|test| format!(", by `{}`", test.name));
     let by = by.unwrap_or_default();
@@ -243,6 +244,9 @@ fn judge(
         (Err(_), Progress::Waiting) if is_cut => TestResult::NotBegunBeforeCut,
         (Err(reason), progress) => TestResult::NotJudged(why(reason, Some(progress))),
     };
+    if let Ok(suite) = &mut verdict.suite {
+        suite.syntax = registry::target_syntax();
+    }
     let mut verdicts = verdict.tests;
     let mut errors: Vec<&mut Verdict> =
         verdicts.iter_mut().flatten().filter(|verdict| verdict.facts.body == Body::Error).collect();

@@ -38,6 +38,7 @@ pub(super) fn code(syntax: ArgumentSyntax, all: &[&Allowance]) -> String {
     match syntax.position {
         ArgumentPosition::Test => format!("#[childproof::test({})]", arguments()),
         ArgumentPosition::Guard => format!("#[childproof::guard({})]", arguments()),
+        ArgumentPosition::Target => format!("childproof::policy!({});", arguments()),
         ArgumentPosition::CommandLine => {
             all.iter().filter_map(|allow| option(allow)).collect::<Vec<_>>().join(" ")
         }
@@ -47,6 +48,18 @@ pub(super) fn code(syntax: ArgumentSyntax, all: &[&Allowance]) -> String {
             format!("test_with(.., {policy}{calls}, ..)")
         }
     }
+}
+
+/// The arguments of the test that some of these take the place of, as a note behind the code; empty if there are none.
+pub(super) fn replaced(given: &[&'static str], all: &[&Allowance]) -> String {
+    let mut names: Vec<String> = Vec::new();
+    for name in all.iter().map(|allow| allow.argument()).filter(|name| given.contains(name)) {
+        let name = format!("`{name}`");
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if names.is_empty() { String::new() } else { format!(" in place of its own {}", names.join(" and ")) }
 }
 
 /// The option of `childproof run` for an argument, if there is one. An option that allows every process is

@@ -40,6 +40,6 @@ pub(crate) fn text(left: &[Leftover<'_>], is_denied: bool, layout: Layout) -> St
         out += &format!("  and {}\n", plural(left.len() - LISTED, "more process"));
     }
     out += "\n  fix: write `#[childproof::test]` in place of `#[test]`: then the test that leaves it fails, and it is killed.\n";
-    out += "  allow: childproof::policy!(unguarded = \"allow\")\n";
+    out += "  allow: childproof::policy!(unguarded = \"allow\");\n";
     format!("\n{}\n", finish(&out, layout.width))
 }

@@ -7,8 +7,8 @@ use super::allow;
 use super::escape;
 use super::failure;
 use super::words::{
-    a_kind_of_socket, a_socket, address, duration, enumerate, fds, for_subject, list, plural, process,
-    process_name, rough, signal_name,
+    a_kind_of_socket, a_socket, address, duration, enumerate, fds, for_subject, list, pipe_end, plural,
+    process, process_name, rough, signal_name,
 };
 use crate::diagnosis::{
     Allowance, Child, CodePlace, CreatedBy, Creator, Ending, Finding, InheritedEnd, Kind, Note, SocketRole,
@@ -16,7 +16,6 @@ use crate::diagnosis::{
 };
 use crate::guard::facts::{EvidenceLimit, Facts, LeftMount, Unrecorded};
 use crate::guard::report_page::HeldBy;
-use crate::proc::fds::end;
 use crate::proc::mounts::PROC_PATH;
 use crate::proc::threads::Running;
 use crate::recorder::call_site::SourceLocation;
@@ -166,6 +165,7 @@ pub(super) fn note(note: &Note) -> String {
         Note::NeedsArguments { glob, line } => format!(
             "`allow_process = \"{glob}\"` must match the whole command line, `{line}`: \"{glob} *\" does"
         ),
+        Note::SharedFixture { at } => format!("`Harness::shared` starts it, at {at}"),
         Note::PanicUnseen => "the message of the panic is not in its output: the body has a panic hook of its own, has \
                               closed or redirected stderr, or could not write: it has set `RLIMIT_FSIZE`, or has \
                               filled the file system of the run's `TMPDIR`, and its output is caught in a file \
@@ -273,7 +273,7 @@ fn inherited(
     others: usize,
 ) -> String {
     let ends: Vec<String> =
-        ends.iter().map(|held| format!("{} ({} end)", held.fd, end(held.access))).collect();
+        ends.iter().map(|held| format!("{} ({} end)", held.fd, pipe_end(held.access))).collect();
     let more = have_it_too(others);
     format!(
         "pid {} has pipe:[{pipe}] as fd {} because it was created without O_CLOEXEC, {}.{more}",

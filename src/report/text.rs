@@ -286,7 +286,7 @@ impl Text {
             // Some of them have no option for a command.
             if !all.is_empty() && !code.is_empty() {
                 let label = self.styled(Style::new().bold(), label);
-                self.line(&format!("  {label} {code}"));
+                self.line(&format!("  {label} {code}{}", allow::replaced(&verdict.given, &all)));
             }
         }
     }

@@ -2,11 +2,20 @@
 
 use std::time::Duration;
 
+use nix::libc;
+
 use super::escape;
 use crate::guard::facts::{Facts, Process};
 use crate::guard::report_page::Body;
+use crate::proc::fds::end;
 use crate::proc::sockets::{PeerUnknown, Socket};
 use crate::recorder::call_site::SourceLocation;
+
+/// The end of a pipe that an access mode stands for, before the word "end".
+pub(super) fn pipe_end(access: i32) -> &'static str {
+    // A FIFO that was opened so.
+    if access == libc::O_RDWR { "read and write" } else { end(access) }
+}
 
 /// Replaces the words for a test in a sentence by those for a command, if the subject is one. Quoted text is
 /// unchanged.

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{Fixture, Run, alive, scratch, until};
+use crate::support::{Fixture, Run, alive, root, scratch, until};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -57,6 +57,9 @@ fn has_a_report_of_its_own_where_it_leaks() {
     assert!(text.contains("3 passed; 0 failed"), "{text}");
     assert!(text.contains("LEAK  shared server   SIGTERM (15) after "), "{text}");
     assert!(text.contains("`sleep 86399` was still running 200 ms after the command ended"), "{text}");
+    assert!(text.contains("allow: childproof::policy!(allow_process = \"sleep *\");\n"), "{text}");
+    assert!(text.contains("fix: orphaned: the command has left it behind."), "{text}");
+    assert!(text.contains(&format!("note: `Harness::shared` starts it, at {}", place())), "{text}");
     let lines = fs::read_to_string(json).unwrap();
     let line: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
     assert_eq!(
@@ -65,6 +68,24 @@ fn has_a_report_of_its_own_where_it_leaks() {
         "{lines}"
     );
     run.assert_nothing_left(SOON);
+}
+
+/// The line that starts the server.
+fn place() -> String {
+    let source = fs::read_to_string(root().join("tests/fixtures/team/crates/c/tests/shared.rs")).unwrap();
+    let at = source.lines().position(|line| line.ends_with("// MARK server")).unwrap();
+    format!("crates/c/tests/shared.rs:{}", at + 1)
+}
+
+#[childproof::test]
+fn has_the_policy_of_the_target() {
+    for variable in ["SHARED_ALLOWS", "CHILDPROOF_ALLOW_PROCESS"] {
+        let mut run =
+            start(&["has_the_address"], &[("SHARED_SCRIPT", "sleep 86399 & wait"), (variable, "sleep *")]);
+        let text = run.finish();
+        assert_eq!(run.code(), Some(0), "{variable}: {text}");
+        run.assert_nothing_left(SOON);
+    }
 }
 
 #[childproof::test]

@@ -124,8 +124,13 @@ fn zombies_and_threads_count_where_they_are_denied() {
         failed.map(|(name, test)| (name.clone(), test["causes"].to_string())).collect()
     };
     let failed = |name: &str, cause: &str| (format!("counted::{name}"), format!("[\"{cause}\"]"));
-    let (ran, tests) = run(&["--ignored", "counted::", "--skip=returns"]);
-    let expected = [failed("denies_a_thread", "threads"), failed("denies_a_zombie", "unwaited")];
+    let (ran, tests) = run(&["--ignored", "counted::", "--skip=returns", "--skip=opens"]);
+    let expected = [
+        // Two tests have names that begin alike.
+        ("(suite)".to_owned(), "[\"threads\"]".to_owned()),
+        failed("a_thread_is_denied", "threads"),
+        failed("denies_a_zombie", "unwaited"),
+    ];
     assert_eq!(outcomes(&tests), expected, "{}", ran.all());
     assert!(ran.stdout.contains(&place("zombie")), "{}", ran.all());
     assert_eq!(ran.stderr.matches("childproof: with --shared, `threads = \"deny\"` finds").count(), 1);
@@ -135,6 +140,16 @@ fn zombies_and_threads_count_where_they_are_denied() {
     let ran = Ran::of(command.env("CHILDPROOF_UNWAITED", "deny").arg("--json").arg(&json));
     assert_eq!(ran.code, Some(101), "{}", ran.all());
     assert!(ran.stdout.contains("LEAK  counted::leaves_a_zombie"), "{}", ran.all());
+}
+
+/// The suite has no attribute that could allow it.
+#[childproof::test]
+fn what_no_test_is_charged_with_is_allowed_for_the_target() {
+    let (ran, tests) = run(&["--ignored", "counted::opens"]);
+    assert_eq!(tests["(suite)"]["causes"], serde_json::json!(["stray_fd"]), "{}", ran.all());
+    assert!(ran.stdout.contains("allow: childproof::policy!(fds = \"off\");\n"), "{}", ran.all());
+    assert!(ran.stdout.contains("(FIFO)  read and write end; other end: the same fd"), "{}", ran.all());
+    assert!(ran.stdout.contains(", which is both ends, before the test ends"), "{}", ran.all());
 }
 
 #[childproof::test]

@@ -131,6 +131,7 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
         Remedy::EndForkWithParent => {
             of.leaked(kind, |process| process.adopted && process.forked_without_exec)
         }
+        Remedy::WaitInCommand => facts.is_command() && of.leaked(kind, |process| process.adopted),
         Remedy::StartParentInGroup { .. } => of.leaked(kind, |process| process.adopted),
         Remedy::KillAndWaitpid { pid } => of.process(*pid, |process| {
             let is_spawned = || evidence.names.of_process(*pid).is_some_and(is_spawned_without_std);

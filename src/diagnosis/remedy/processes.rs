@@ -29,20 +29,19 @@ impl Evidence<'_> {
         }
         if process.adopted && !by_test {
             let parent = self.exited.iter().find(|exited| exited.orphan == pid);
+            let site = parent.and_then(|exited| self.names.of_process(exited.parent));
+            let known = parent.map(|exited| exited.parent).or_else(|| process.lineage.first().copied());
+            // Its parent may have been the command itself.
+            if facts.is_command() && known.is_none_or(|pid| pid == facts.pid) && site.is_none() {
+                return Remedy::WaitInCommand;
+            }
             if parent.is_some_and(|exited| exited.parent == process.pgid) {
                 return Remedy::KillParentsGroup { pgid: process.pgid };
             }
             if process.forked_without_exec {
                 return Remedy::EndForkWithParent;
             }
-            // Its parent may have been the command itself.
-            let is_parent_unknown =
-                parent.is_none() && process.lineage.first().is_none_or(|pid| *pid == facts.pid);
-            if facts.is_command() && is_parent_unknown {
-                return Remedy::EndBeforeCommand;
-            }
-            let parent = parent.map(|exited| exited.parent).or_else(|| process.lineage.first().copied());
-            let site = parent.filter(|pid| *pid != facts.pid).and_then(|pid| self.names.of_process(pid));
+            let site = known.filter(|pid| *pid != facts.pid).and_then(|pid| self.names.of_process(pid));
             let exec = site.is_some_and(|site| runs_one_command(&site.command_line, &process.command_line));
             return Remedy::StartParentInGroup { parent: site.and_then(|site| site.place.clone()), exec };
         }

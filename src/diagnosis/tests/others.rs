@@ -95,7 +95,7 @@ fn what_mends_a_leak_fits_its_facts() {
     };
     assert_eq!(of_command(|_| (), in_c()), [Remedy::EndBeforeCommand]);
     assert_eq!(of_command(|_| (), spawned()), [Remedy::KillAndWait]);
-    assert_eq!(of_command(orphan, names(vec![])), [Remedy::EndBeforeCommand]);
+    assert_eq!(of_command(orphan, names(vec![])), [Remedy::WaitInCommand]);
     // A shell and the job that it waits for: to kill the shell alone would leave the job.
     let mut job = asleep(CHILD + 1);
     job.lineage = vec![CHILD, TEST];

@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
+use nix::libc;
+
 use super::{LISTED, Text, UNKNOWN, unknown_line};
 use crate::diagnosis::{Holder, Stray, Verdict};
 use crate::guard::facts::{Class, Facts, Process};
-use crate::proc::fds::{Fd, end};
+use crate::proc::fds::Fd;
 use crate::proc::sockets::{Peer, Socket};
 use crate::recorder::call_site::ResolvedCallSite;
-use crate::report::words::{not_among, plural, queue, unknown_peer};
+use crate::report::words::{not_among, pipe_end, plural, queue, unknown_peer};
 use crate::report::{escape, sentence};
 
 /// The most pipes that are listed with their ends.
@@ -198,7 +200,7 @@ fn end_lines(verdict: &Verdict, pipe: u64) -> Vec<String> {
     let only = |reads: bool| holders.iter().filter(|(_, fd, _)| fd.reads() == reads).count() == 1;
     let mut lines = Vec::new();
     for (pid, fd, outside) in holders.iter().take(LISTED) {
-        let mut line = format!("{:<5} end  {pid} fd {}", end(fd.access), fd.fd);
+        let mut line = format!("{:<5} end  {pid} fd {}", pipe_end(fd.access), fd.fd);
         if let Some(outside) = outside {
             let _ = write!(line, " `{}`, {}", escape::text(outside), not_among(facts));
         }
@@ -256,7 +258,7 @@ fn socket_line(facts: &Facts, socket: &Socket) -> String {
     if let Peer::Socket { ino } = socket.peer
         && let Some(count) = facts.socket(ino).and_then(|peer| peer.queued).filter(|count| *count > 0)
     {
-        let _ = write!(line, ", {count} at the other end");
+        let _ = write!(line, ", {} queued at the other end", plural(count as usize, "byte"));
     }
     line
 }
@@ -307,7 +309,7 @@ pub(super) fn pipe_line(fd: &Fd, holders: &[Holder], facts: &Facts) -> String {
         "{}  {}  {} end{}; {}",
         fd.fd,
         fd.target,
-        end(fd.access),
+        pipe_end(fd.access),
         no_cloexec(fd.fd, fd.cloexec),
         other_end(fd.access, holders, facts)
     )
@@ -325,7 +327,7 @@ fn stray_line(stray: &Stray, facts: &Facts) -> String {
         sentence::keeper(&fd.held_by, fd.fd).map_or_else(String::new, |keeper| format!("; {keeper}"));
     if stray.is_pipe() {
         let others = other_end(fd.access, &stray.holders, facts);
-        format!("{}  {}  {} end{cloexec}; {others}{keeper}", fd.fd, fd.target, end(fd.access))
+        format!("{}  {}  {} end{cloexec}; {others}{keeper}", fd.fd, fd.target, pipe_end(fd.access))
     } else {
         let socket = stray
             .socket
@@ -360,7 +362,9 @@ fn other_end(access: i32, holders: &[Holder], facts: &Facts) -> String {
         }
         names.join(", ")
     };
-    let mut text = if other.is_empty() {
+    let mut text = if other.is_empty() && access == libc::O_RDWR {
+        "other end: the same fd".to_owned()
+    } else if other.is_empty() {
         "other end: closed, or held outside the test".to_owned()
     } else {
         format!("other end: {}", list(&other))

@@ -11,12 +11,12 @@ use super::{CALLERS, LISTED, Text, unknown_line};
 use crate::diagnosis::{Cause, Holder, Relation, Verdict, is_daemon};
 use crate::guard::facts::{Class, Process};
 use crate::guard::report_page::End;
-use crate::proc::fds::{Fd, end};
+use crate::proc::fds::Fd;
 use crate::proc::signals::Ended;
 use crate::proc::waits::{On, Thread};
 use crate::recorder::call_site::{ResolvedCallSite, SourceLocation};
 use crate::report::escape;
-use crate::report::words::{long, process_name, signal_name};
+use crate::report::words::{long, pipe_end, process_name, signal_name};
 
 impl Text {
     /// The tree of leaked processes below the test.
@@ -185,7 +185,7 @@ impl Text {
     /// The numbers by which a process has pipes: each stands below, with both ends.
     fn pipes_in_short(&mut self, fds: &[Fd], indent: &str) {
         let held = fds.iter().filter(|fd| fd.pipe().is_some()).take(LISTED);
-        let held = held.map(|fd| format!("{} {} end of {}", fd.fd, end(fd.access), fd.target));
+        let held = held.map(|fd| format!("{} {} end of {}", fd.fd, pipe_end(fd.access), fd.target));
         let held: Vec<String> = held.collect();
         if !held.is_empty() {
             self.line(&format!("  {indent}fds of pipes: {}", held.join(", ")));

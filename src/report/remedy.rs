@@ -430,9 +430,8 @@ fn of_processes(remedy: &Remedy) -> Option<String> {
             in_brackets("", parent.as_ref()),
             if *exec { ", or let the parent `exec` it" } else { "" }
         ),
-        Remedy::WaitInCommand => "orphaned: the command has left it behind. Run it in the foreground, by `exec` if the command \
-                                  is a shell, or let the command end it and `wait` for it, also after SIGTERM."
-            .to_owned(),
+        Remedy::WaitInCommand => "orphaned: the command has left it behind. Run it in the foreground, by `exec` in a shell, \
+                                  or let the command end it and `wait` for it, also after SIGTERM.".to_owned(),
         Remedy::NoDaemonInBody { pid } => format!(
             "`daemon` forked the test itself, which runs on as pid {pid}: call it in a child process, never in the body, \
              and end that process before the test ends."
@@ -498,10 +497,7 @@ fn close_fds(close: &CloseFds) -> String {
         (_, Some(other)) => format!(
             "close fd {fd} and fd {other}, the ends of one pipe, before the test ends: drop their owners."
         ),
-        (Some(libc::O_RDWR), None) => format!(
-            "close fd {fd}, which is both ends, before the test ends: as long as it is open, a reader would never see EOF \
-             and a writer would never get EPIPE."
-        ),
+        (Some(libc::O_RDWR), None) => format!("close fd {fd}, which is both ends, before the test ends."),
         (Some(access), None) => {
             let (this, effect) = match access {
                 libc::O_RDONLY => ("read", "a writer to this pipe would never get EPIPE"),

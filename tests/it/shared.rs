@@ -149,7 +149,7 @@ fn what_no_test_is_charged_with_is_allowed_for_the_target() {
     assert_eq!(tests["(suite)"]["causes"], serde_json::json!(["stray_fd"]), "{}", ran.all());
     assert!(ran.stdout.contains("allow: childproof::policy!(fds = \"off\");\n"), "{}", ran.all());
     assert!(ran.stdout.contains("(FIFO)  read and write end; other end: the same fd"), "{}", ran.all());
-    assert!(ran.stdout.contains(", which is both ends, before the test ends"), "{}", ran.all());
+    assert!(ran.stdout.contains(", which is both ends, before the test ends."), "{}", ran.all());
 }
 
 #[childproof::test]

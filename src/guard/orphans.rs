@@ -230,10 +230,7 @@ impl Survey {
             let parent = above.first().copied().ok_or(Refusal::NoTrace)?;
             return Err(Refusal::HasParent(Ancestor::of(parent)));
         }
-        let mut traces = self.traces(stat);
-        if traces.is_empty() && stat.state == 'T' {
-            traces.push(Trace::Kept);
-        }
+        let traces = self.traces(stat);
         if traces.is_empty() {
             let started = self.started(stat.pid);
             let is_read = started.program.is_some() && started.environment.is_some();
@@ -242,10 +239,17 @@ impl Survey {
                 false => Refusal::Unreadable(process::effective_uid(stat.pid)),
             });
         }
-        match self.of_same_run(stat) {
+        // With a guard of its own it is a harness, which ends by itself.
+        match self.guard_below(stat).or_else(|| self.of_same_run(stat)) {
             Some(other) => Err(Refusal::RunGoesOn(Ancestor::of(other))),
             None => Ok(self.root(stat, traces)),
         }
+    }
+
+    /// A guard that a process has for what it runs, and that does not only stay with what was kept.
+    fn guard_below(&self, stat: &Stat) -> Option<&Stat> {
+        let is_running = |stat: &&Stat| is_guard(stat) && !keeps(stat) && kept_by(&[stat]).is_none();
+        self.tree.below(stat.pid, &[]).into_iter().find(is_running)
     }
 
     /// What shows that a test, or what ran it, has started a process.
@@ -490,6 +494,35 @@ mod tests {
         );
         assert!(survey.orphan_with(30).is_ok());
         assert!(matches!(survey.orphan_with(20), Err(Refusal::HasParent(parent)) if parent.pid == 10));
+    }
+
+    #[test]
+    fn a_harness_is_left_alone_whoever_has_started_it() {
+        let lines = [
+            Line(1, 0, 1, 1, "init"),
+            Line(20, 1, 20, 20, "a-1234"),
+            Line(21, 20, 21, 21, "()"),
+            Line(22, 21, 22, 22, "childproof"),
+            Line(30, 22, 30, 22, "a-1234"),
+            // Nothing guards what this one runs.
+            Line(40, 1, 40, 40, "b-1234"),
+        ];
+        let survey = survey(&lines, &[(20, OF_CARGO), (40, &[("CARGO_MANIFEST_DIR", "/w/b")])]);
+        assert!(matches!(survey.orphan_with(20), Err(Refusal::RunGoesOn(guard)) if guard.pid == 21));
+        assert!(survey.orphan_with(40).is_ok());
+    }
+
+    #[test]
+    fn a_stopped_process_that_nothing_shows_to_be_a_tests_is_no_orphan() {
+        let stat =
+            Stat { state: 'T', ..survey(&[Line(40, 1, 39, 28, "vim")], &[]).tree.get(40).unwrap().clone() };
+        let mut survey = survey(&[Line(1, 0, 1, 1, "init")], &[]);
+        survey.tree = Tree::of([survey.tree.get(1).unwrap().clone(), stat]);
+        survey.started.insert(
+            40,
+            Started { program: Some(PathBuf::from("/usr/bin/vim")), environment: Some([].into()) },
+        );
+        assert_eq!(survey.orphan_with(40), Err(Refusal::NoTrace));
     }
 
     #[test]

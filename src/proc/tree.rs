@@ -171,11 +171,13 @@ impl Tree {
     ///
     /// No process is older than its parent, or than the ancestor that adopted it. If the snapshot says otherwise, the
     /// parent had exited before its number was given to the one in the snapshot: the processes of a fork bomb get the
-    /// number of an unrelated process's parent within a second where `pid_max` is 32768.
+    /// number of an unrelated process's parent within a second where `pid_max` is 32768. `root` itself is usually this
+    /// process, whose number is not given to another.
     pub(crate) fn below(&self, root: Pid, except: &[Pid]) -> Vec<&Stat> {
         let mut children: HashMap<Pid, Vec<&Stat>> = HashMap::new();
         for stat in self.processes.values() {
-            if self.get(stat.ppid).is_none_or(|parent| parent.start_ticks <= stat.start_ticks) {
+            let is_younger = |parent: &Stat| parent.start_ticks <= stat.start_ticks;
+            if stat.ppid == root || self.get(stat.ppid).is_none_or(is_younger) {
                 children.entry(stat.ppid).or_default().push(stat);
             }
         }

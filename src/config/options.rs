@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use childproof_values as values;
 use clap::builder::{PossibleValuesParser, ValueParser};
@@ -186,6 +186,13 @@ impl Options {
     }
 }
 
+/// The name of the test binary, as it was called.
+fn program() -> String {
+    let called = std::env::args_os().next().map(PathBuf::from);
+    let name = called.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
+    name.unwrap_or_else(|| "test".to_owned())
+}
+
 #[allow(clippy::too_many_lines, reason = "one table, an option after the other")]
 fn command() -> Command {
     let flag = |name: &'static str, help: &'static str| {
@@ -200,14 +207,14 @@ fn command() -> Command {
         .args_override_self(true)
         .about("Runs tests, each in its own guarded process tree.")
         .no_binary_name(false)
-        .override_usage("[OPTIONS] [FILTER]...")
+        .override_usage(format!("{} [OPTIONS] [FILTER]...", program()))
         .after_help(
             "A filter selects the tests whose name contains it, or is it with --exact.\n\
              Environment: CHILDPROOF_TIMEOUT, _GRACE, _FDS, _PROCESSES, _UNUSED_ALLOWANCES, _UNWAITED, _THREADS,\n\
              CHILDPROOF_THREADED_FORK, CHILDPROOF_ALLOW_PROCESS, CHILDPROOF_ALLOW_CREATED_BY,\n\
              CHILDPROOF_BACKTRACE=full, CHILDPROOF_TRACE=fds, CHILDPROOF_SHARED=1,\n\
-             CHILDPROOF_KEEP=1, RUST_TEST_THREADS, RUST_TEST_NOCAPTURE,\n\
-             RUST_TEST_SHUFFLE, RUST_TEST_SHUFFLE_SEED, XML_OUTPUT_FILE.",
+             CHILDPROOF_KEEP=1, CHILDPROOF_DEBUG=1, CHILDPROOF_REQUIRE=1,\n\
+             RUST_TEST_THREADS, RUST_TEST_NOCAPTURE, RUST_TEST_SHUFFLE, RUST_TEST_SHUFFLE_SEED, XML_OUTPUT_FILE.",
         )
         .arg(
             Arg::new("filter")

@@ -388,6 +388,19 @@ fn writes_every_key_of_the_schema() {
     }
 }
 
+#[childproof::test]
+fn help_names_the_program_and_the_variables() {
+    let fixture = leaky();
+    let ran = fixture.run("harness", &["--help"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.all());
+    let name = fixture.binary("harness").file_name().unwrap().to_string_lossy().into_owned();
+    for part in
+        [&format!("Usage: {name} [OPTIONS] [FILTER]..."), "CHILDPROOF_REQUIRE=1", "CHILDPROOF_DEBUG=1"]
+    {
+        assert!(ran.stdout.contains(part), "no {part:?} in\n{}", ran.all());
+    }
+}
+
 /// The JSON contains everything that the report says.
 #[childproof::test]
 fn writes_as_json_what_the_report_says() {

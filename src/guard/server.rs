@@ -237,13 +237,19 @@ impl Server {
 
     /// Waits for the supervisors to exit, kills what they could not, and cleans up.
     fn wind_down(mut self) -> ServeOutcome {
-        let until = Instant::now() + kill::LONGEST + Duration::from_secs(2);
-        while self.supervisors.iter().any(|live| !keep::stays(live.pid)) {
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+        let begin = Instant::now();
+        let until = begin + kill::LONGEST + Duration::from_secs(2);
+        // The others exit at once, and nothing is read for them.
+        let begin_to_ask = begin + Duration::from_secs(1);
+        while !self.supervisors.is_empty() {
+            let now = Instant::now();
+            if now >= until
+                || now >= begin_to_ask && self.supervisors.iter().all(|live| keep::stays(live.pid))
+            {
                 break;
             }
-            sys::readable(&self.children, Some(left));
+            let next = if now < begin_to_ask { begin_to_ask } else { until };
+            sys::readable(&self.children, Some(next.saturating_duration_since(now)));
             self.reap_supervisors();
         }
         self.supervisors.retain(|live| keep::stays(live.pid));

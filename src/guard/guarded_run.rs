@@ -374,10 +374,7 @@ impl<'a> GuardedRun<'a> {
             let exiting = below.filter(|stat| !stat.is_zombie() && stat.is_exiting()).cloned();
             (now + EXITING, exiting.collect())
         });
-        exiting.retain(|stat| {
-            let is_same = |now: &Stat| now.start_ticks == stat.start_ticks && !now.is_zombie();
-            Stat::read(stat.pid).as_ref().is_some_and(is_same)
-        });
+        exiting.retain(|stat| stat.again().is_some_and(|now| !now.is_zombie()));
         let is_awaited = !exiting.is_empty() && now < *until;
         if is_awaited {
             self.deadline = Some(now + EXITING_AGAIN);

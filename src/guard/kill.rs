@@ -103,8 +103,7 @@ fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
 
 /// Whether a process is gone, or will be as soon as it gets the CPU.
 fn is_as_good_as_gone(stat: &Stat) -> bool {
-    let now = Stat::read(stat.pid).filter(|now| now.start_ticks == stat.start_ticks);
-    now.is_none_or(|now| now.is_zombie() || needs_only_cpu(&now))
+    stat.again().is_none_or(|now| now.is_zombie() || needs_only_cpu(&now))
 }
 
 /// Whether a process is exiting and waits for nothing. (A tracer may hold one that exits, for as long as it likes.)
@@ -157,8 +156,7 @@ fn signal_all(root: Pid, alive: &[&Stat]) -> (Vec<OwnedFd>, Vec<(Pid, io::Error)
 /// Opens a process, if it still is the same process.
 pub(super) fn pin(stat: &Stat) -> Option<OwnedFd> {
     let pidfd = sys::pidfd_open(stat.pid).ok()?;
-    let still = Stat::read(stat.pid).is_some_and(|now| now.start_ticks == stat.start_ticks);
-    still.then_some(pidfd)
+    stat.again().map(|_| pidfd)
 }
 
 /// The process groups with a member that must not be killed: `root` itself, processes at or below `except`,

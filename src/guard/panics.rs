@@ -90,9 +90,9 @@ fn print(info: &PanicHookInfo<'_>, name: Name) {
         }
         Some(_) => {
             let backtrace = short(&Backtrace::force_capture().to_string());
-            let _ = write!(text, "stack backtrace:\n{backtrace}{}", Note::Full.text());
+            let _ = write!(text, "stack backtrace:\n{backtrace}{}", COULD_PRINT_ALL_OF_IT);
         }
-        None if !HAS_PRINTED.swap(true, Ordering::Relaxed) => text.push_str(Note::Short.text()),
+        None if !HAS_PRINTED.swap(true, Ordering::Relaxed) => text.push_str(COULD_PRINT_A_BACKTRACE),
         None => {}
     }
     // In one call, so that another process's output does not part it.
@@ -100,21 +100,10 @@ fn print(info: &PanicHookInfo<'_>, name: Name) {
 }
 
 /// How std says what else it could print.
-enum Note {
-    Short,
-    Full,
-}
-
-impl Note {
-    fn text(&self) -> &'static str {
-        match self {
-            Note::Short => "note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace\n",
-            Note::Full => {
-                "note: Some details are omitted, run with `RUST_BACKTRACE=full` for a verbose backtrace.\n"
-            }
-        }
-    }
-}
+const COULD_PRINT_A_BACKTRACE: &str =
+    "note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace\n";
+const COULD_PRINT_ALL_OF_IT: &str =
+    "note: Some details are omitted, run with `RUST_BACKTRACE=full` for a verbose backtrace.\n";
 
 /// Shortens a backtrace as std does for a panic: its own frames and those that called the body are left out.
 fn short(backtrace: &str) -> String {

@@ -91,6 +91,11 @@ impl Stat {
         matches!(self.state, 'Z' | 'X' | 'x')
     }
 
+    /// Reads the process again. `None` if it is gone, or its number was given to another.
+    pub(crate) fn again(&self) -> Option<Stat> {
+        Stat::read(self.pid).filter(|now| now.start_ticks == self.start_ticks)
+    }
+
     /// Whether the process has begun to exit, or was killed: none of its threads runs code of its own any more. The
     /// exit itself takes a while, for the memory that is freed.
     pub(crate) fn is_exiting(&self) -> bool {

@@ -155,7 +155,7 @@ impl Tree {
 
     /// Whether a process of the snapshot still exists. Another one may have its number by now.
     fn is_there(&self, pid: Pid) -> bool {
-        self.get(pid).is_some_and(|was| Stat::read(pid).is_some_and(|now| now.start_ticks == was.start_ticks))
+        self.get(pid).and_then(Stat::again).is_some()
     }
 
     /// Every process of the snapshot, in no order.

@@ -12,6 +12,9 @@ use crate::support::{Fixture, Run, as_user};
 /// From the end of the body to the end of the run, on CPUs that nothing else uses. PLATFORM.md has the measured times.
 const LIMIT: Duration = Duration::from_secs(5);
 
+/// The same for a bomb of 1000 processes and a guard without privilege, whose share is a thousandth of the CPUs.
+const LIMIT_WITHOUT_SHARE: Duration = Duration::from_secs(10);
+
 /// A user without other processes, so that only the bomb counts towards its process limit.
 const USER: u32 = 64_011;
 
@@ -25,15 +28,15 @@ fn runs(fixture: &Fixture, body: &str) -> Vec<(&'static str, Command)> {
     vec![("root", own), ("an ordinary user", as_user(USER, fixture, "harness", &arguments))]
 }
 
-/// Runs a body to the end of its run, which must follow soon after the body's own end.
+/// Runs a body to the end of its run, which must follow within a limit after the body's own end.
 #[track_caller]
-fn verdict(mut run: Run, what: &str) -> String {
+fn verdict(mut run: Run, limit: Duration, what: &str) -> String {
     run.wait_for("over");
     let begin = Instant::now();
     let text = run.finish();
     let took = begin.elapsed();
     println!("{what}: {took:.2?} from the end of the body to the verdict");
-    assert!(took < LIMIT, "{what}: {took:?}\n{text}");
+    assert!(took < limit, "{what}: {took:?}\n{text}");
     assert!(!text.contains("could not be killed"), "{what}\n{text}");
     run.assert_nothing_left(Duration::from_secs(2));
     text
@@ -44,7 +47,7 @@ fn verdict(mut run: Run, what: &str) -> String {
 fn of_processes_that_never_sleep_comes_soon() {
     let fixture = Fixture::build("victim");
     for (user, command) in runs(&fixture, "bodies::bombs::leaves_spinners") {
-        let text = verdict(Run::spawn(command), &format!("500 processes that run, {user}"));
+        let text = verdict(Run::spawn(command), LIMIT, &format!("500 processes that run, {user}"));
         assert!(text.contains("left 500 processes"), "{text}");
         // In the state before they were stopped.
         assert!(text.contains(" R, age "), "{text}");
@@ -59,7 +62,7 @@ fn of_a_process_beside_those_that_never_sleep_is_not_late() {
     for (user, command) in runs(&fixture, "bodies::bombs::leaves_a_late_process_beside_spinners") {
         let mut run = Run::spawn(command);
         let late = run.wait_for("late");
-        let text = verdict(run, &format!("a process beside 500 that run, {user}"));
+        let text = verdict(run, LIMIT, &format!("a process beside 500 that run, {user}"));
         assert!(text.contains(&late), "pid {late} passed\n{text}");
     }
 }
@@ -73,7 +76,9 @@ fn of_a_refilling_fork_bomb_comes_soon() {
     for count in ["200", "1000"] {
         for (user, mut command) in runs(&fixture, "bodies::bombs::leaves_a_bomb") {
             command.env("VICTIM_BOMB_LIMIT", count);
-            let text = verdict(Run::spawn(command), &format!("a bomb of {count}, {user}"));
+            let is_without_share = count == "1000" && user == "an ordinary user";
+            let limit = if is_without_share { LIMIT_WITHOUT_SHARE } else { LIMIT };
+            let text = verdict(Run::spawn(command), limit, &format!("a bomb of {count}, {user}"));
             assert!(text.contains("leaves_a_bomb ... FAILED"), "{text}");
         }
     }

@@ -620,7 +620,8 @@ fn setuid_setpriv() -> PathBuf {
     setuid
 }
 
-/// Killing only the supervisor's own children would make others of their children its children, forever.
+/// Killing only the supervisor's own children would make others of their children its children, until the guard gives up
+/// and says so.
 #[childproof::test(timeout = "180s")]
 fn daemons_with_heirs_are_killed_within_the_limit() {
     let fixture = victim();
@@ -630,7 +631,7 @@ fn daemons_with_heirs_are_killed_within_the_limit() {
         assert_fails(target, &run, &text, "leaves_daemons_with_heirs", "after the test ended");
         assert!(!text.contains("could not be killed"), "{target}\n{text}");
         println!("{target}: run with heirs took {:?}", run.took());
-        assert!(run.took() < Duration::from_secs(3), "{target} took {:?}", run.took());
+        assert!(run.took() < Duration::from_secs(10), "{target} took {:?}", run.took());
     }
 }
 

@@ -34,6 +34,9 @@ const SETTLING: Duration = Duration::from_millis(5);
 /// How many processes a new thread stops. It takes 2 ms for that in an unoptimised build.
 const PART: usize = 128;
 
+/// At most so many numbers are tried, which takes less time than to list a thousand processes.
+const GIVEN: Pid = 8192;
+
 /// How many processes of a crowd are read, to find a group of many.
 const SAMPLE: usize = 8;
 
@@ -179,23 +182,16 @@ impl Below {
 ///
 /// An ordinary process cannot raise its own priority. It runs for some 2 ms at once after a sleep, and then has to wait
 /// until each other thread had as much: a second or two among a thousand. A new thread has not had its share yet. So
-/// everything is stopped by several new threads, each of which has done its part before its share is used up.
+/// everything is stopped by several new threads, each of which has done its part before its share is used up. For the same
+/// reason `/proc` is not listed if that can be avoided: it takes a share of its own for a thousand processes.
 pub(crate) fn calm(root: Pid) -> bool {
     if has_lowered_group(root) {
         return true;
     }
+    let candidates = candidates(root);
     thread::scope(|scope| {
         // A limit on processes may leave no room for a thread.
-        let _ = thread::Builder::new().spawn_scoped(scope, || {
-            let pids: Vec<Pid> = listed().map(|(pid, _)| pid).collect();
-            for part in pids.chunks(PART) {
-                let part = part.to_vec();
-                let again = part.clone();
-                if thread::Builder::new().spawn_scoped(scope, move || stop_part(root, &part)).is_err() {
-                    stop_part(root, &again);
-                }
-            }
-        });
+        let _ = thread::Builder::new().spawn_scoped(scope, || stop_among(root, &candidates));
     });
     false
 }
@@ -221,6 +217,31 @@ fn has_lowered_group(root: Pid) -> bool {
     // All of them: what a group shares is not the time of one process.
     stopped.iter().for_each(|(_, pidfd)| drop(sys::pidfd_send_signal(pidfd, libc::SIGCONT)));
     is_lowered
+}
+
+/// The pids that the processes below `root` may have: those that were given since `root` was started, or all that are in
+/// use, if those are too many or the numbers have begun anew. (If they have since passed `root` again, some are missing.
+/// What is not stopped here is found later.)
+fn candidates(root: Pid) -> Vec<Pid> {
+    match process::last_pid() {
+        Some(last) if last > root && last - root <= GIVEN => (root + 1..=last).collect(),
+        _ => listed().map(|(pid, _)| pid).collect(),
+    }
+}
+
+/// Stops those of these processes that are below `root`, the last ones first, in a new thread for each part.
+fn stop_among(root: Pid, pids: &[Pid]) {
+    if pids.len() <= PART {
+        return stop_part(root, pids);
+    }
+    let (first, last) = pids.split_at(pids.len() / 2);
+    thread::scope(|scope| {
+        let spawned = thread::Builder::new().spawn_scoped(scope, || stop_among(root, first));
+        stop_among(root, last);
+        if spawned.is_err() {
+            stop_among(root, first);
+        }
+    });
 }
 
 /// Stops those of these processes that are below `root`.
@@ -406,5 +427,26 @@ mod tests {
         parent.wait().unwrap();
         assert_ne!(state, 'T');
         assert_eq!(opened, [false, true]);
+    }
+
+    #[test]
+    fn among_the_candidates_what_is_below_is_stopped() {
+        let script = "sleep 1000 & echo; read line; kill -9 $!; wait";
+        let stdout = Stdio::piped();
+        let mut parent =
+            Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).stdout(stdout).spawn().unwrap();
+        // It has forked once this arrives.
+        std::io::Read::read_exact(&mut parent.stdout.take().unwrap(), &mut [0]).unwrap();
+        let root = parent.id() as i32;
+        // Several parts, as if more had been started.
+        let mut pids = super::candidates(root);
+        pids.extend(i32::MAX - 1000..i32::MAX);
+        super::stop_among(root, &pids);
+        let tree = super::Tree::read();
+        let below: Vec<char> = tree.below(root, &[]).iter().map(|stat| stat.state).collect();
+        let own = tree.get(root).unwrap().state == 'T';
+        drop(parent.stdin.take());
+        parent.wait().unwrap();
+        assert_eq!((below, own), (vec!['T'], false));
     }
 }

@@ -360,6 +360,12 @@ pub(crate) fn running_threads() -> Option<usize> {
     text.split(' ').nth(3)?.split('/').next()?.parse().ok()
 }
 
+/// The pid that was given last (proc_loadavg(5)).
+pub(crate) fn last_pid() -> Option<Pid> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.trim_ascii_end().rsplit(' ').next()?.parse().ok()
+}
+
 /// The effective uid of a process, from `/proc/PID/status`.
 pub(crate) fn effective_uid(pid: Pid) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

@@ -553,7 +553,7 @@ fn a_test_that_never_ends_is_ended() {
         in_every_target(body, |target, run, text| {
             assert_fails(target, run, text, body, "HUNG");
             let took = run.took();
-            assert!(took < Duration::from_secs(4), "{target} {body} took {took:?}");
+            assert!(took < Duration::from_secs(15), "{target} {body} took {took:?}");
         });
     }
 }
@@ -647,7 +647,7 @@ fn a_refilling_fork_bomb_is_killed_within_its_limit() {
         assert!(!text.contains("could not be killed"), "{target}\n{text}");
         let took = run.took();
         println!("{target}: run with a bomb took {took:?}, 0.2 s of which are the grace");
-        assert!(took < Duration::from_secs(6), "{target} took {took:?}");
+        assert!(took < Duration::from_secs(15), "{target} took {took:?}");
     }
 }
 

@@ -26,7 +26,7 @@ use crate::guard::command::{GuardedCommand, close_given_fds};
 use crate::guard::facts::{Answer, EvidenceLimit, Facts, Unrecorded};
 use crate::guard::failure::ScratchFailure;
 use crate::guard::report_page::{Body, End};
-use crate::guard::scratch::RunDirectory;
+use crate::guard::scratch::{self, RunDirectory};
 use crate::proc::process::{self, Stat};
 use crate::proc::tree::Tree;
 use crate::recorder::call_site::Names;
@@ -136,13 +136,20 @@ pub struct Received {
 pub struct Scratch(RunDirectory);
 
 impl Scratch {
-    /// Takes a directory that exists.
+    /// Creates one in this directory, or in that for temporary files. If nothing removes it, since the guard is killed as a
+    /// whole, the next one that is created there does.
     ///
     /// # Errors
     ///
-    /// If it cannot be opened.
-    pub fn new(path: &Path) -> io::Result<Scratch> {
-        RunDirectory::existing(path).map(Scratch).map_err(in_words)
+    /// If it cannot be created.
+    pub fn create(above: Option<&Path>) -> io::Result<Scratch> {
+        let chosen = above.map_or_else(RunDirectory::choose, RunDirectory::choose_in);
+        chosen.and_then(RunDirectory::make_private).map(Scratch).map_err(in_words)
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        self.0.path()
     }
 
     /// Removes the directory with its contents, and nothing that is mounted in it or is in its place. It is no error if it
@@ -153,6 +160,20 @@ impl Scratch {
     /// If something in it cannot be removed.
     pub fn remove(&self) -> io::Result<()> {
         self.0.remove().map_err(in_words)
+    }
+}
+
+/// The directory of another guard, which this process and its guard use. Nothing removes it meanwhile but that guard.
+pub struct InUse(#[expect(dead_code, reason = "held")] scratch::InUse);
+
+impl InUse {
+    /// Takes the directory that is created by [`Scratch::create`].
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be locked.
+    pub fn new(path: &Path) -> io::Result<InUse> {
+        scratch::InUse::new(path).map(InUse)
     }
 }
 

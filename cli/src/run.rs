@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::mem::{self, ManuallyDrop};
+use std::mem;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -12,7 +12,6 @@ use childproof::__engine::{
     Ending, Event, Guarded, Inherited, Outcome, Policy, Received, Report, Scratch, end_by, over_environment,
     preload, stop_by,
 };
-use tempfile::TempDir;
 
 use crate::FAILED;
 use crate::options::{RecordOption, Run};
@@ -294,21 +293,19 @@ impl Followed {
     }
 }
 
-/// A directory of this tool, which is removed on drop. Commands know its path and may mount something over it, so it is not
-/// removed by its path, as `TempDir` does.
+/// A directory of this tool, which is removed on drop.
 pub(crate) struct OwnDirectory {
-    directory: ManuallyDrop<TempDir>,
     pub(crate) scratch: Scratch,
 }
 
 impl OwnDirectory {
-    pub(crate) fn new(directory: TempDir) -> io::Result<OwnDirectory> {
-        let scratch = Scratch::new(directory.path())?;
-        Ok(OwnDirectory { directory: ManuallyDrop::new(directory), scratch })
+    /// Creates one in this directory, or in that for temporary files.
+    pub(crate) fn create(above: Option<&Path>) -> io::Result<OwnDirectory> {
+        Scratch::create(above).map(|scratch| OwnDirectory { scratch })
     }
 
     pub(crate) fn path(&self) -> &Path {
-        self.directory.path()
+        self.scratch.path()
     }
 }
 
@@ -392,13 +389,7 @@ fn record_in_scratch(
     record: Record,
     options: &Run,
 ) -> Result<(OwnDirectory, Recorder), String> {
-    let mut scratch = tempfile::Builder::new();
-    scratch.prefix("childproof-");
-    let scratch = match &options.scratch {
-        Some(directory) => scratch.tempdir_in(directory),
-        None => scratch.tempdir(),
-    };
-    let scratch = scratch.and_then(OwnDirectory::new);
+    let scratch = OwnDirectory::create(options.scratch.as_deref());
     let scratch = scratch.map_err(|error| format!("no directory for the recorder: {error}"))?;
     let recorder = Recorder::prepare(scratch.path(), command, record).map_err(|why| why.to_string())?;
     recorder.attach(command);

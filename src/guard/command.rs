@@ -80,7 +80,9 @@ impl GuardedCommand {
             Fork::Child => {
                 drop(slot);
                 close(others);
-                let code = hold(theirs, harness, mask, command, &settings, await_tool);
+                // While the command runs.
+                let sweep = || scratch.into_iter().for_each(RunDirectory::sweep_beside);
+                let code = hold(theirs, harness, mask, command, &settings, sweep, await_tool);
                 if let Some(scratch) = scratch {
                     let _ = scratch.remove();
                 }
@@ -171,14 +173,16 @@ impl Drop for GuardedCommand {
     }
 }
 
-/// Runs the net: forks the supervisor, and kills all remaining processes if the supervisor is killed. Calls `last`
-/// with the lifeline and the pidfd of the tool when nothing of the command is left. Returns the exit code.
+/// Runs the net: forks the supervisor, and kills all remaining processes if the supervisor is killed. Calls `beside` once
+/// the supervisor starts the command, and `last` with the lifeline and the pidfd of the tool when nothing of the command is
+/// left. Returns the exit code.
 pub(super) fn hold(
     slot: Channel,
     harness: OwnedFd,
     mask: Mask,
     command: Command,
     settings: &Settings,
+    beside: impl FnOnce(),
     last: impl FnOnce(&Watch, &OwnedFd),
 ) -> i32 {
     // The command shares session and process group with the tool, and with other processes that a shell
@@ -221,6 +225,7 @@ pub(super) fn hold(
     drop((slot, gate, command));
     leave_terminal(TITLE, None, false);
     drop(held);
+    beside();
     let code = follow(supervisor, &children, &lifeline, &harness).unwrap_or(1);
     if sys::has_children() {
         kill::kill_below(pid, &[]);

@@ -163,7 +163,7 @@ pub(super) fn take_over() {
         become_fork();
     }
     // Its exit tells the owner that the guard is gone: a fork of the owner may keep the socket from EOF.
-    sys::exit_now(command::hold(slot, owner, mask, program, &settings, |_, _| {}))
+    sys::exit_now(command::hold(slot, owner, mask, program, &settings, || {}, |_, _| {}))
 }
 
 /// Continues in a fork. This process stays the parent of what the constructors of libraries have started: it is not of

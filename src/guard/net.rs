@@ -162,6 +162,7 @@ impl Net {
 
     /// Keeps a fork server running until the run is over: starts another one after each that was killed.
     fn watch(mut self, then: &ChildEntry<'_>) -> ServeOutcome {
+        let mut has_swept = false;
         loop {
             self.servers += 1;
             let server = match sys::fork() {
@@ -172,6 +173,10 @@ impl Net {
                     return ServeOutcome::Done(self.end());
                 }
             };
+            if !std::mem::replace(&mut has_swept, true) {
+                // While the first test runs.
+                self.directory.sweep_beside();
+            }
             match self.follow(server) {
                 Ended::Killed => {}
                 Ended::Over => return ServeOutcome::Done(self.end()),

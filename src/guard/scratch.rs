@@ -4,13 +4,19 @@
 //! directories without permissions, more levels than there are fds. So files are removed through open
 //! directories, one name at a time, never across a mount and never through a symlink; mounts are detached
 //! first. A path is only used to find the parent of the run's directory, which must still be the same one.
+//!
+//! What a killed guard has left is removed by a later run: see [`sweep`].
+
+mod sweep;
 
 use std::ffi::{CStr, CString, OsStr};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
 use std::{mem, process};
 
 use nix::errno::Errno;
@@ -18,6 +24,9 @@ use nix::fcntl::{OFlag, renameat};
 use nix::libc;
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
+
+#[cfg(feature = "__engine")]
+pub(crate) use sweep::InUse;
 
 use super::facts::LeftMount;
 use super::failure::{PathError, ScratchFailure, ScratchOperation};
@@ -32,15 +41,21 @@ pub(crate) struct RunDirectory {
     above: (u64, u64, Option<u64>),
     /// Its own device and inode, once it exists.
     own: Option<[u64; 2]>,
+    /// Locked as long as a process has it. `None` if it cannot be locked: then it is never swept.
+    lock: Option<Arc<OwnedFd>>,
 }
 
 impl RunDirectory {
     /// Chooses a path below `TMPDIR` and creates nothing yet: the process that removes the directory must
     /// know the path first.
     pub(crate) fn choose() -> Result<RunDirectory, ScratchFailure> {
+        RunDirectory::choose_in(&std::env::temp_dir())
+    }
+
+    /// Chooses a path in this directory.
+    pub(crate) fn choose_in(above: &Path) -> Result<RunDirectory, ScratchFailure> {
         // The name cannot be predicted: the kernel seeds the state.
-        let name = format!("childproof-{:016x}", RandomState::new().hash_one(process::id()));
-        RunDirectory::at(std::env::temp_dir().join(name))
+        RunDirectory::at(above.join(sweep::name(RandomState::new().hash_one(process::id()))))
     }
 
     /// The directory with this path.
@@ -48,34 +63,38 @@ impl RunDirectory {
         let above = path.parent().unwrap_or(Path::new("/"));
         let found = sys::open_directory(above).and_then(|fd| sys::status(&fd));
         let found = found.map_err(ScratchFailure::of(ScratchOperation::UseParent, above))?;
-        Ok(RunDirectory { above: identity(&found), own: None, path })
-    }
-
-    /// A directory that exists.
-    #[cfg(feature = "__engine")]
-    pub(crate) fn existing(path: &Path) -> Result<RunDirectory, ScratchFailure> {
-        let mut directory = RunDirectory::at(path.to_owned())?;
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-        let found = directory
-            .open_above()
-            .and_then(|above| sys::status(&sys::open_beneath(&above, &directory.name(), flags)?));
-        let found = found.map_err(ScratchFailure::of(ScratchOperation::UseParent, path))?;
-        directory.own = Some([found.device, found.inode]);
-        Ok(directory)
+        Ok(RunDirectory { above: identity(&found), own: None, lock: None, path })
     }
 
     /// Creates the directory, searchable but not listable: a test that changes its user still reaches its own
     /// directory.
-    pub(crate) fn make(mut self) -> Result<RunDirectory, ScratchFailure> {
+    pub(crate) fn make(self) -> Result<RunDirectory, ScratchFailure> {
+        self.make_with(0o711)
+    }
+
+    /// Creates the directory for this user alone.
+    #[cfg(feature = "__engine")]
+    pub(crate) fn make_private(self) -> Result<RunDirectory, ScratchFailure> {
+        self.make_with(0o700)
+    }
+
+    fn make_with(mut self, mode: u32) -> Result<RunDirectory, ScratchFailure> {
         let made = self.open_above().and_then(|above| {
             mkdirat(&above, self.name().as_c_str(), Mode::S_IRWXU)?;
-            let fd = sys::open_beneath(&above, &self.name(), OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-            sys::change_mode(&fd, 0o711)?;
-            sys::status(&fd)
+            let fd = open_to_read(&above, &self.name())?;
+            let is_locked = sys::lock_shared(&fd).is_ok();
+            // Only now it may be swept.
+            sys::change_mode(&fd, if is_locked { mode | sweep::LOCKED } else { mode })?;
+            Ok((sys::status(&fd)?, is_locked.then(|| Arc::new(fd))))
         });
-        let made = made.map_err(ScratchFailure::of(ScratchOperation::Make, &self.path))?;
-        self.own = Some([made.device, made.inode]);
+        let (made, lock) = made.map_err(ScratchFailure::of(ScratchOperation::Make, &self.path))?;
+        (self.own, self.lock) = (Some([made.device, made.inode]), lock);
         Ok(self)
+    }
+
+    #[cfg(feature = "__engine")]
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Removes it with its contents. It is no error if it does not exist.
@@ -210,6 +229,11 @@ impl Scratch {
         self.run.remove_if_empty();
     }
 
+    /// The fd with the lock of the run's directory, which no test may have; -1 if there is none.
+    pub(super) fn lock(&self) -> RawFd {
+        self.run.lock.as_ref().map_or(-1, |lock| lock.as_raw_fd())
+    }
+
     /// Removes the directory; returns a handle on its parent.
     fn remove_with(&self, removal: &mut Removal) -> Result<OwnedFd, ScratchFailure> {
         let above = self.run.open(removal);
@@ -239,6 +263,10 @@ struct Removal {
     relocated: u64,
     /// Device and inode of the directory itself, if known.
     own: Option<[u64; 2]>,
+    /// Mounts stay, with the directories that they are in.
+    spares_mounts: bool,
+    /// When it ends, whatever is left.
+    until: Option<Instant>,
 }
 
 /// A directory that is being emptied.
@@ -353,6 +381,9 @@ impl Removal {
 
     fn empty(&mut self, level: &Level<'_>) -> io::Result<()> {
         loop {
+            if self.until.is_some_and(|until| Instant::now() >= until) {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             let entries = sys::next_entries(level.fd.as_fd())?;
             if entries.is_empty() {
                 return Ok(());
@@ -399,7 +430,7 @@ impl Removal {
     fn detach(&mut self, directory: &OwnedFd, name: &CStr, path: &Path) -> io::Result<bool> {
         let root = sys::open_mounted(directory, name)?;
         let id = sys::mount_of(&root)?;
-        if id == sys::mount_of(directory)? {
+        if self.spares_mounts || id == sys::mount_of(directory)? {
             return Ok(false);
         }
         let all = Mount::all();

@@ -457,9 +457,9 @@ impl Supervisor {
 
     /// What a fork must do to become a test process without traces of the harness.
     fn process_entry(&self, open: [RawFd; 3]) -> sys::ProcessEntry<'_> {
-        let [slot, ours, theirs, children, lifeline, harness] = self.private_fds();
+        let [slot, ours, theirs, children, lifeline, harness, directory] = self.private_fds();
         let RunContext { mask, title, comm, .. } = &self.context;
-        let close = [slot, ours, children, lifeline, harness, open[0], open[1], open[2]];
+        let close = [slot, ours, children, lifeline, harness, directory, open[0], open[1], open[2]];
         sys::ProcessEntry::new(self.pid, close, theirs, mask, title, comm, self.before)
     }
 
@@ -469,7 +469,7 @@ impl Supervisor {
     }
 
     /// The supervisor's fds, which do not belong to a test.
-    fn private_fds(&self) -> [RawFd; 6] {
+    fn private_fds(&self) -> [RawFd; 7] {
         [
             self.slot.as_raw_fd(),
             self.job_socket.ours.as_raw_fd(),
@@ -477,6 +477,7 @@ impl Supervisor {
             self.children.as_raw_fd(),
             self.context.lifeline.as_fd().as_raw_fd(),
             self.context.harness.as_raw_fd(),
+            self.scratch.lock(),
         ]
     }
 }

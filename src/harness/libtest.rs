@@ -17,7 +17,7 @@ use crate::guard::test_process::judge;
 use crate::harness::capture::Pool;
 use crate::harness::failures::{self, Failures};
 use crate::harness::run::{IS_DEBUG, NEEDS_JUNIT, guard, join, layout, say_that_no_xml_is_written};
-use crate::harness::{signals, stock_cut};
+use crate::harness::{serial, signals, stock_cut};
 use crate::proc::process::Stat;
 use crate::report::failure;
 use crate::report::text::{self, Layout};
@@ -236,6 +236,8 @@ fn start() -> Result<ForkServer, String> {
         format!("{NEEDS_JUNIT}, and {NEEDS_A_HARNESS}")
     });
     let server = ForkServer::exec(Takeover::Late, runs_one_test(arguments().skip(1)));
+    // While the fork server starts.
+    serial::sweep();
     HARNESS.store(std::process::id(), Ordering::Relaxed);
     sys::at_exit(end);
     server.map_err(|failure| format!("cannot start the fork server: {}", failure::words(&failure)))

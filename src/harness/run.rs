@@ -273,7 +273,7 @@ fn run_for_debugger(entries: &Entries, order: &[usize], options: &Options) -> Ex
 
 /// Starts the fork server in the way that is safe here.
 fn start(run: &dyn Fn(&TestProcess), others: &[RawFd]) -> Result<ForkServer, GuardFailure> {
-    match Stat::of_self().map(|stat| stat.threads) {
+    let server = match Stat::of_self().map(|stat| stat.threads) {
         Some(1) => ForkServer::fork(run, others),
         threads => {
             let threads =
@@ -284,7 +284,10 @@ fn start(run: &dyn Fn(&TestProcess), others: &[RawFd]) -> Result<ForkServer, Gua
             );
             ForkServer::exec(Takeover::Early, false)
         }
-    }
+    };
+    // While the fork server starts.
+    serial::sweep();
+    server
 }
 
 /// The state that all tests of one run share.

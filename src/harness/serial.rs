@@ -3,7 +3,8 @@
 //! Under nextest each test has a harness of its own, so a lock inside one process would not exclude other
 //! tests. The lock is a file lock, which the kernel releases when its holder dies. The supervisor holds it
 //! too: if the harness of a test is killed, the next test waits until the supervisor has killed all of the
-//! first one's processes. The holder removes the file, and the next waiter creates a new one.
+//! first one's processes. The holder removes the file, and the next waiter creates a new one. If all of these processes
+//! are killed, the file stays, and the next run removes it.
 //!
 //! Another user could create a lock with a known name first, or put something else in its place. So it lies
 //! in a directory that belongs to this user and is open to no other, at a place where no other user can
@@ -23,6 +24,7 @@ use nix::sys::stat::{Mode, fstatat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::signals;
+use crate::sys;
 
 /// The right of a test to run. Others with the same key wait until it is dropped.
 pub(crate) struct Turn {
@@ -68,6 +70,31 @@ pub(crate) fn wait(key: &str) -> io::Result<Turn> {
     binaries.hash(&mut hasher);
     let name = CString::new(format!("{:016x}", hasher.finish()))?;
     turn(&directories(binaries), &name)
+}
+
+/// Removes the files of locks that no process holds: all of their holders were killed.
+pub(crate) fn sweep() {
+    if let Ok(binary) = std::env::current_exe() {
+        directories(binary.parent().unwrap_or(Path::new("/"))).iter().for_each(|path| drop(sweep_in(path)));
+    }
+}
+
+fn sweep_in(path: &Path) -> io::Result<()> {
+    let directory = open_existing(path)?;
+    while let Some(names) = Some(sys::next_entries(directory.as_fd())?).filter(|names| !names.is_empty()) {
+        for entry in names {
+            let name = entry.name;
+            let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+            let Ok(file) = openat(&directory, name.as_c_str(), flags, Mode::empty()) else { continue };
+            // As any other holder: a process that waits for it meanwhile creates a new file.
+            let Ok(lock) = Flock::lock(File::from(file), FlockArg::LockExclusiveNonblock) else { continue };
+            if lock.metadata()?.is_file() && is_at(&lock, &directory, &name)? {
+                let directory = directory.try_clone()?;
+                drop(Turn { directory, path: path.to_owned(), name, lock });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The candidates for a lock's directory. All processes of a user must choose the same one, so the first does
@@ -139,44 +166,51 @@ fn turn_in(path: &Path, name: &CString) -> io::Result<Turn> {
     }
 }
 
-/// Opens a lock's directory, and creates it if needed. It must belong to this user, be open to no other, and
-/// not be a symlink.
+/// Opens a lock's directory, and creates it if needed.
 fn open(path: &Path) -> io::Result<OwnedFd> {
-    let refuse = |why: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     loop {
         match fs::DirBuilder::new().mode(0o700).create(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let directory = match nix::fcntl::open(path, flags, Mode::empty()) {
-            Ok(directory) => File::from(directory),
-            Err(Errno::ENOENT) => continue,
-            Err(Errno::ENOTDIR | Errno::ELOOP) => {
-                let owner = fs::symlink_metadata(path)
-                    .map_or_else(|_| "another user".to_owned(), |found| format!("user {}", found.uid()));
-                return refuse(format!("{owner} has put something there that is no directory: remove it"));
-            }
-            // It may belong to another user.
-            Err(Errno::EACCES) => {
-                let owner = fs::symlink_metadata(path)?.uid();
-                return refuse(format!("it belongs to user {owner} and cannot be read: remove it"));
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let found = directory.metadata()?;
-        let user = nix::unistd::geteuid().as_raw();
-        if found.uid() != user {
-            return refuse(format!("it belongs to user {}, who may take every turn: remove it", found.uid()));
+        match open_existing(path) {
+            // The holder of a lock has just removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
         }
-        if found.mode() & 0o077 != 0 {
-            return refuse(format!(
-                "its mode is {:o}, and other users may take every turn: remove it",
-                found.mode() & 0o7777
-            ));
-        }
-        return Ok(directory.into());
     }
+}
+
+/// Opens a lock's directory. It must belong to this user, be open to no other, and not be a symlink.
+fn open_existing(path: &Path) -> io::Result<OwnedFd> {
+    let refuse = |why: String| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let directory = match nix::fcntl::open(path, flags, Mode::empty()) {
+        Ok(directory) => File::from(directory),
+        Err(Errno::ENOTDIR | Errno::ELOOP) => {
+            let owner = fs::symlink_metadata(path)
+                .map_or_else(|_| "another user".to_owned(), |found| format!("user {}", found.uid()));
+            return refuse(format!("{owner} has put something there that is no directory: remove it"));
+        }
+        // It may belong to another user.
+        Err(Errno::EACCES) => {
+            let owner = fs::symlink_metadata(path)?.uid();
+            return refuse(format!("it belongs to user {owner} and cannot be read: remove it"));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let found = directory.metadata()?;
+    let user = nix::unistd::geteuid().as_raw();
+    if found.uid() != user {
+        return refuse(format!("it belongs to user {}, who may take every turn: remove it", found.uid()));
+    }
+    if found.mode() & 0o077 != 0 {
+        return refuse(format!(
+            "its mode is {:o}, and other users may take every turn: remove it",
+            found.mode() & 0o7777
+        ));
+    }
+    Ok(directory.into())
 }
 
 /// Whether a file is still the one of this name: the previous holder may have removed it.

@@ -224,6 +224,38 @@ pub(crate) fn reopen_directory(directory: &OwnedFd) -> io::Result<OwnedFd> {
     open_beneath(directory, c".", OFlag::O_RDONLY | OFlag::O_DIRECTORY)
 }
 
+/// `flock(fd, LOCK_SH | LOCK_NB)` — locks an open file, together with others that lock it so. Forks share the lock; it is
+/// released when the last of them has closed the fd.
+pub(crate) fn lock_shared(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: reads no memory of ours.
+    check(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) }).map(drop)
+}
+
+/// `flock(fd, LOCK_EX | LOCK_NB)` — locks an open file that no other process has locked; else `EWOULDBLOCK`.
+pub(crate) fn lock_alone(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: reads no memory of ours.
+    check(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(drop)
+}
+
+/// `fstatfs(fd)` — whether the file system is of this machine alone, so that each lock on it is seen here. `false` for
+/// unknown ones.
+pub(crate) fn is_local(fd: &OwnedFd) -> io::Result<bool> {
+    /// tmpfs, ramfs, ext, XFS, Btrfs, F2FS, ZFS, bcachefs, overlayfs (linux/magic.h, and OpenZFS).
+    const LOCAL: [u32; 9] = [
+        0x0102_1994,
+        0x8584_58f6,
+        0xef53,
+        0x5846_5342,
+        0x9123_683e,
+        0xf2f5_2010,
+        0x2fc1_2fc1,
+        0xca45_1a4e,
+        0x794c_7630,
+    ];
+    // The type has another width on each platform, and the numbers have 32 bits.
+    Ok(LOCAL.contains(&(nix::sys::statfs::fstatfs(fd)?.filesystem_type().0 as u32)))
+}
+
 /// `utimensat(fd)` — sets the modification time of an open file.
 pub(crate) fn set_modified(fd: &OwnedFd, seconds: i64, nanoseconds: i64) -> io::Result<()> {
     let time = nix::sys::time::TimeSpec::new(seconds, nanoseconds);

@@ -28,7 +28,7 @@ pub(crate) type Words = [u64; 4];
 /// The data that a fork of a supervisor needs on its way, prepared before the fork.
 pub(crate) struct ProcessEntry<'a> {
     supervisor: Pid,
-    close: [RawFd; 8],
+    close: [RawFd; 9],
     job_socket: RawFd,
     mask: &'a Mask,
     argv: usize,
@@ -66,7 +66,7 @@ impl<'a> ProcessEntry<'a> {
     /// The fds in `close` are closed at once, except -1; `job_socket` is closed when the job has arrived.
     pub(crate) fn new(
         supervisor: Pid,
-        close: [RawFd; 8],
+        close: [RawFd; 9],
         job_socket: RawFd,
         mask: &'a Mask,
         argv: &'a Argv,

@@ -40,6 +40,7 @@ mod speed;
 mod strangers;
 mod strays;
 mod support;
+mod swept;
 mod tidy;
 mod tools;
 mod turns;

@@ -21,7 +21,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use childproof::__engine::{Ending, Guarded, Outcome, Policy, over_environment};
+use childproof::__engine::{Ending, Guarded, InUse, Outcome, Policy, over_environment};
 use clap::{Arg, ArgMatches};
 
 use self::call::Call;
@@ -105,7 +105,7 @@ fn guarded(matches: &ArgMatches) -> Result<u8, String> {
     command.args(&arguments);
     let triples = runners::of_call(&cargo, &arguments)?;
     // From here to the start of the guard nothing would remove it.
-    let directory = tempfile::Builder::new().prefix("childproof-").tempdir().and_then(OwnDirectory::new);
+    let directory = OwnDirectory::create(None);
     let directory = directory.map_err(|error| format!("no directory for this call: {error}"))?;
     let own: Vec<String> = triples.keys().map(|triple| runners::variable(triple)).collect();
     for (triple, runner) in &triples {
@@ -175,8 +175,10 @@ pub(crate) fn run_one(arguments: &[OsString]) -> u8 {
         Ok(options) => options,
         Err(why) => return failed(why),
     };
-    // The guard of the call removes it, also if it has to kill the guard of this program.
+    // The guard of the call removes it, also if it has to kill the guard of this program. If that guard is killed, the
+    // next call removes it, and not before this program and its guard have ended.
     options.scratch = file.parent().map(Path::to_owned);
+    let _in_use = options.scratch.as_deref().map(InUse::new);
     if command.first().is_some_and(|program| is_doctest(program)) {
         options.leak_exit_code = call.doctest_exit_code;
     }

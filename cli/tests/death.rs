@@ -1,4 +1,5 @@
 //! Whenever the tool is killed with its whole process group, as `timeout -s KILL` does it, nothing that it started survives.
+//! If its guard is killed too, its directory is removed by the next run.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 
@@ -157,4 +158,111 @@ fn a_killed_cargo_childproof_nextest_leaves_nothing_100_times() {
         return;
     }
     cargo(NEXTEST, 100);
+}
+
+fn parent(pid: i32) -> i32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+/// The parent of a process, the parent of that, and so on.
+fn ancestors(pid: i32) -> Vec<i32> {
+    std::iter::successors(Some(parent(pid)), |pid| Some(parent(*pid))).take_while(|pid| *pid > 1).collect()
+}
+
+fn is_alive(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "waited {PATIENCE:?} for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn signal(name: &str, pid: i32) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
+    assert!(sent.unwrap().success());
+}
+
+/// Stops and kills processes of a guard, the topmost last.
+fn kill_all(processes: &[i32]) {
+    processes.iter().rev().for_each(|pid| signal("STOP", *pid));
+    processes.iter().for_each(|pid| signal("KILL", *pid));
+    until("the end of the guard", || processes.iter().all(|pid| !is_alive(*pid)));
+}
+
+/// The names in a directory.
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).unwrap().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Runs a command guarded, with this directory for temporary files.
+fn run_another(temporary: &Path) {
+    let mut other = Command::new(env!("CARGO_BIN_EXE_childproof"));
+    other.args(["run", "--", "true"]).env("TMPDIR", temporary).env_remove("LD_PRELOAD");
+    assert!(other.status().unwrap().success());
+}
+
+#[test]
+fn the_directory_of_a_killed_guard_goes_with_the_next_run() {
+    let directory = tempfile::tempdir().unwrap();
+    let (temporary, told) = (directory.path().join("tmp"), directory.path().join("told"));
+    fs::create_dir(&temporary).unwrap();
+    let mut tool = Command::new(env!("CARGO_BIN_EXE_childproof"));
+    let script = "echo $PPID > \"$TOLD.new\"; mv \"$TOLD.new\" \"$TOLD\"; exec sleep 3137";
+    tool.args(["run", "--", "sh", "-c", script]).env("TMPDIR", &temporary).env("TOLD", &told);
+    let mut tool = tool.env_remove("LD_PRELOAD").stderr(Stdio::null()).spawn().unwrap();
+    until("the command", || told.exists());
+    let own = names(&temporary);
+    assert_eq!(own.len(), 1, "{own:?}");
+    run_another(&temporary);
+    assert_eq!(names(&temporary), own, "of a guard that lives");
+    let supervisor: i32 = fs::read_to_string(&told).unwrap().trim().parse().unwrap();
+    let net = parent(supervisor);
+    assert_eq!(parent(net), tool.id() as i32);
+    let all = [supervisor, net, tool.id() as i32];
+    all.iter().rev().for_each(|pid| signal("STOP", *pid));
+    [net, tool.id() as i32].iter().for_each(|pid| signal("KILL", *pid));
+    tool.wait().unwrap();
+    run_another(&temporary);
+    assert_eq!(names(&temporary), own, "of a guard of which the supervisor lives");
+    signal("KILL", supervisor);
+    until("the end of the supervisor", || !is_alive(supervisor));
+    assert_eq!(names(&temporary), own);
+    run_another(&temporary);
+    assert_eq!(names(&temporary), Vec::<String>::new());
+}
+
+/// Cargo ends with the guard of the call, and what it has started as its runner does not.
+#[test]
+fn the_directory_of_a_call_stays_as_long_as_a_runner_uses_it() {
+    let project = Project::build();
+    let temporary = project.path().join("tmp");
+    fs::create_dir(&temporary).unwrap();
+    let mut call = project.command(TEST, "0").env("TMPDIR", &temporary).spawn().unwrap();
+    until("the helpers", || project.started().exists());
+    let runner = fs::read_dir("/proc").unwrap().flatten().find_map(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&line).into_owned();
+        let is_runner = line.contains(&*temporary.to_string_lossy()) && line.contains("\0__runner\0");
+        entry.file_name().to_str()?.parse::<i32>().ok().filter(|_| is_runner)
+    });
+    let runner = runner.unwrap();
+    let own = names(&temporary);
+    assert_eq!(own.len(), 1, "{own:?}");
+    // Cargo, and then the guard of the call.
+    kill_all(&ancestors(runner)[1..4]);
+    call.wait().unwrap();
+    run_another(&temporary);
+    assert_eq!(names(&temporary), own);
+    signal("KILL", runner);
+    until("a run that removes it, once the runner's guard has ended", || {
+        run_another(&temporary);
+        names(&temporary).is_empty()
+    });
 }

@@ -120,7 +120,7 @@ impl Place {
     fn new(name: &str) -> Place {
         let path = scratch().join(name);
         fs::create_dir(&path).unwrap();
-        // Everybody's, as /tmp is.
+        // As that of /tmp.
         set_mode(&path, 0o1777);
         Place(path)
     }

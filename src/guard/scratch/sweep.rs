@@ -5,8 +5,8 @@
 //! that share the lock, and a test closes its fd before its body. The kernel releases the lock of killed processes.
 //! tmpfiles.d(5) has the same rule, so systemd does not clean up a directory that is in use either.
 //!
-//! The directory for temporary files may be everybody's. So only a directory is opened, never what a symlink leads to or
-//! what is mounted there, and it must have a name, the owner and the mode that only a locked directory of a run has.
+//! Each user may create names in the directory for temporary files. So only a directory is opened, never what a symlink
+//! leads to or what is mounted there, and it must have the name, the owner and the mode of a directory that was locked.
 
 use std::ffi::CStr;
 use std::io;

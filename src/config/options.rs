@@ -1,5 +1,6 @@
 //! The command line: all of libtest's options, and childproof's own.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::num::NonZeroUsize;
@@ -10,6 +11,7 @@ use clap::builder::{PossibleValuesParser, ValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use libtest_mimic::{ColorSetting, FormatSetting};
 
+use crate::config::bazel::Bazel;
 use crate::config::policy::{BadValue, Policy};
 
 /// The command line, and the environment variables of libtest and Bazel.
@@ -45,6 +47,9 @@ pub(crate) struct Options {
     pub(crate) junit: Option<(&'static str, PathBuf)>,
     /// Whether cargo-nextest started this process for one test.
     pub(crate) is_nextests: bool,
+    pub(crate) bazel: Bazel,
+    /// The names of the tests of this shard, if the target is sharded.
+    pub(crate) in_shard: Option<HashSet<String>>,
     pub(crate) policy: Policy,
 }
 
@@ -116,6 +121,8 @@ impl Options {
             shared: flag("shared"),
             json: matches.get_one::<PathBuf>("json").cloned(),
             is_nextests: false,
+            bazel: Bazel::default(),
+            in_shard: None,
             junit: matches.get_one::<PathBuf>("junit").map(|path| ("--junit ", path.clone())),
             policy,
         }
@@ -146,12 +153,17 @@ impl Options {
                 .transpose()?;
             self.shuffle = (is_on("RUST_TEST_SHUFFLE") || seed.is_some()).then_some(seed);
         }
+        self.is_nextests = get("NEXTEST").is_some() && self.exact && self.filters.len() == 1;
+        self.bazel = Bazel::read(get, self.exact, self.list)?;
+        self.fail_fast |= self.bazel.fail_fast;
+        if self.filters.is_empty() {
+            self.filters.extend(self.bazel.filter.clone());
+        }
         // Bazel sets it for every test, also for one that was built without the feature: that only gives a
         // note.
-        self.is_nextests = get("NEXTEST").is_some() && self.exact && self.filters.len() == 1;
         if let (None, true) = (&self.junit, cfg!(feature = "junit")) {
-            let path = get("XML_OUTPUT_FILE").filter(|path| !path.is_empty());
-            self.junit = path.filter(|_| !self.is_nextests).map(|path| ("XML_OUTPUT_FILE=", path.into()));
+            let path = self.bazel.xml_file.clone();
+            self.junit = path.filter(|_| !self.is_nextests).map(|path| ("XML_OUTPUT_FILE=", path));
         }
         Ok(())
     }
@@ -173,13 +185,23 @@ impl Options {
         self.filters.is_empty() && self.skip.is_empty() && !self.ignored && !self.benches_only
     }
 
-    /// Whether a test of this name is among the selected ones.
-    pub(crate) fn selects(&self, name: &str, ignored: bool, should_panic: bool) -> bool {
+    /// Leaves out the tests of the other shards, if the target is sharded. `names` are those of all tests.
+    pub(crate) fn keep_shard(&mut self, names: impl Iterator<Item = String>) {
+        let Some(shard) = self.bazel.shard else { return };
+        self.in_shard = Some(shard.of(names.filter(|name| self.selects_name(name))));
+    }
+
+    /// Whether the filters let this name through.
+    fn selects_name(&self, name: &str) -> bool {
         let hit = |pattern: &String| {
             if self.exact { name == pattern } else { name.contains(pattern.as_str()) }
         };
-        (self.filters.is_empty() || self.filters.iter().any(hit))
-            && !self.skip.iter().any(hit)
+        (self.filters.is_empty() || self.filters.iter().any(hit)) && !self.skip.iter().any(hit)
+    }
+
+    /// Whether a test of this name is among the selected ones.
+    pub(crate) fn selects(&self, name: &str, ignored: bool, should_panic: bool) -> bool {
+        self.in_shard.as_ref().map_or_else(|| self.selects_name(name), |names| names.contains(name))
             && !(self.ignored && !self.include_ignored && !ignored)
             && !(self.exclude_should_panic && should_panic)
             && !self.benches_only
@@ -214,7 +236,10 @@ fn command() -> Command {
              CHILDPROOF_THREADED_FORK, CHILDPROOF_ALLOW_PROCESS, CHILDPROOF_ALLOW_CREATED_BY,\n\
              CHILDPROOF_BACKTRACE=full, CHILDPROOF_TRACE=fds, CHILDPROOF_SHARED=1,\n\
              CHILDPROOF_KEEP=1, CHILDPROOF_DEBUG=1, CHILDPROOF_REQUIRE=1,\n\
-             RUST_TEST_THREADS, RUST_TEST_NOCAPTURE, RUST_TEST_SHUFFLE, RUST_TEST_SHUFFLE_SEED, XML_OUTPUT_FILE.",
+             RUST_TEST_THREADS, RUST_TEST_NOCAPTURE, RUST_TEST_SHUFFLE, RUST_TEST_SHUFFLE_SEED.\n\
+             Of Bazel: TEST_TOTAL_SHARDS, TEST_SHARD_INDEX, TEST_SHARD_STATUS_FILE, TESTBRIDGE_TEST_ONLY,\n\
+             TESTBRIDGE_TEST_RUNNER_FAIL_FAST, TEST_TMPDIR, TEST_PREMATURE_EXIT_FILE, TEST_WARNINGS_OUTPUT_FILE,\n\
+             XML_OUTPUT_FILE.",
         )
         .arg(
             Arg::new("filter")

@@ -30,6 +30,7 @@ pub(crate) use sweep::InUse;
 
 use super::facts::LeftMount;
 use super::failure::{PathError, ScratchFailure, ScratchOperation};
+use crate::config::bazel;
 use crate::proc::mounts::Mount;
 use crate::sys::{self, DirectoryEntry, FileStatus};
 
@@ -46,10 +47,10 @@ pub(crate) struct RunDirectory {
 }
 
 impl RunDirectory {
-    /// Chooses a path below `TMPDIR` and creates nothing yet: the process that removes the directory must
+    /// Chooses a path below `TEST_TMPDIR` or `TMPDIR` and creates nothing yet: the process that removes the directory must
     /// know the path first.
     pub(crate) fn choose() -> Result<RunDirectory, ScratchFailure> {
-        RunDirectory::choose_in(&std::env::temp_dir())
+        RunDirectory::choose_in(&bazel::temp_dir())
     }
 
     /// Chooses a path in this directory.

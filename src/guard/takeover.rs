@@ -15,7 +15,7 @@ use super::origin;
 use super::panics::Name;
 use super::supervisor::{ChildEntry, ServeOutcome};
 use super::test_process::TestProcess;
-use crate::config::registry;
+use crate::config::{bazel, registry};
 use crate::sys::channel::Channel;
 use crate::sys::keeper::Program;
 use crate::sys::lock::lock;
@@ -166,8 +166,13 @@ impl Start {
     pub(super) fn program(&self) -> io::Result<Program> {
         let Start { takeover, mask, harness, socket, run } = self;
         let order: OsString = format!("{} {mask:x} {harness} {socket} {run}", takeover.name()).into();
+        // The tests of this kind of target do not get what is meant for its harness.
+        let removed: Vec<&str> = match takeover {
+            Takeover::Early => bazel::not_passed_on().chain([VARIABLE]).collect(),
+            _ => vec![VARIABLE],
+        };
         let mut environment: Vec<(OsString, OsString)> =
-            std::env::vars_os().filter(|(name, _)| name != VARIABLE).collect();
+            std::env::vars_os().filter(|(name, _)| !removed.iter().any(|removed| name == removed)).collect();
         environment.push((VARIABLE.into(), order));
         let environment = environment.iter().map(|(name, value)| (name.as_os_str(), value.as_os_str()));
         Program::own(environment, origin::given_fds())

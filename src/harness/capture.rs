@@ -20,6 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::pipe2;
 
+use crate::config::bazel;
 use crate::sys;
 use crate::sys::lock::lock;
 
@@ -50,7 +51,7 @@ impl Capture {
         if let Some(kept) = lock(pool).pop() {
             return Ok(Capture::File(kept));
         }
-        let directory = std::env::temp_dir();
+        let directory = bazel::temp_dir();
         let on_disk = file_in(&directory).and_then(|file| reserve(&file).map(|()| file));
         on_disk
             .or_else(|error| {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Once, OnceLock};
 
+use crate::config::bazel::XML_FILE;
 use crate::config::policy::{self, Policy};
 use crate::config::registry::{self, Test};
 use crate::guard::client::ForkServer;
@@ -230,11 +231,15 @@ fn runs_unguarded() -> bool {
 
 fn start() -> Result<ForkServer, String> {
     const NEEDS_A_HARNESS: &str = "a target with `harness = false`";
-    say_that_no_xml_is_written(&if cfg!(feature = "junit") {
-        format!("that needs {NEEDS_A_HARNESS}")
-    } else {
-        format!("{NEEDS_JUNIT}, and {NEEDS_A_HARNESS}")
-    });
+    let is_xml_wanted = std::env::var_os(XML_FILE).is_some_and(|path| !path.is_empty());
+    say_that_no_xml_is_written(
+        is_xml_wanted,
+        &if cfg!(feature = "junit") {
+            format!("that needs {NEEDS_A_HARNESS}")
+        } else {
+            format!("{NEEDS_JUNIT}, and {NEEDS_A_HARNESS}")
+        },
+    );
     let server = ForkServer::exec(Takeover::Late, runs_one_test(arguments().skip(1)));
     // While the fork server starts.
     serial::sweep();

@@ -2,6 +2,7 @@
 //!
 //! Uses every other room; none uses it.
 
+mod bazel;
 mod builder;
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
 mod capture;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::{Arguments, Completion, Failed, FormatSetting, Trial};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
+use super::bazel;
 use super::builder::{Added, Harness};
 use super::capture::{self, Capture, Pool};
 use super::entries::{Entries, Entry, FILTERED, arguments, check, list_entry, now_in_nanoseconds, shuffle};
@@ -26,6 +27,7 @@ use super::no_junit::Junit;
 use super::outputs::{self, TargetNames};
 use super::shared::{self, Shared};
 use super::{say, serial, signals};
+use crate::config::bazel::{not_passed_on, temp_dir};
 use crate::config::options::Options;
 use crate::config::policy::{self, Policy};
 use crate::config::registry;
@@ -93,6 +95,15 @@ impl Harness {
             Ok(environment) => options.policy = options.policy.over(&environment),
             Err(bad) => return say(&format!("error: {bad}\n"), 2),
         }
+        options.keep_shard(entries.iter().map(Entry::name));
+        let _premature_exit = match bazel::begin(&options) {
+            Ok(file) => file,
+            Err(message) => return say(&format!("error: {message}\n"), 2),
+        };
+        // Where it has threads, the fork server is another program, which gets its own environment.
+        if not_passed_on().any(|name| std::env::var_os(name).is_some()) && !sys::is_threaded() {
+            not_passed_on().collect::<Vec<_>>().into_iter().for_each(sys::remove_env);
+        }
         let (registered, added) = (&entries.registered[..], &entries.added[..]);
         let is_debug = policy::is_debug(|name| std::env::var_os(name));
         let fixtures =
@@ -134,10 +145,12 @@ impl Harness {
             let _ = libtest_mimic::run(&arguments, trials);
             return ExitCode::SUCCESS;
         };
+        let is_xml_wanted = options.bazel.xml_file.is_some();
         if cfg!(not(feature = "junit")) {
-            say_that_no_xml_is_written(NEEDS_JUNIT);
+            say_that_no_xml_is_written(is_xml_wanted, NEEDS_JUNIT);
         } else if options.is_nextests && options.junit.is_none() {
             say_that_no_xml_is_written(
+                is_xml_wanted,
                 "cargo-nextest runs each test by itself, and each would replace the file of the one before. It can \
                  write JUnit's XML of all of them: `[profile.default.junit]` in its configuration",
             );
@@ -452,6 +465,7 @@ impl Run {
         self.keep_pass_note(&verdict, output);
         if !verdict.warnings.is_empty() {
             self.failures.add_warnings(&verdict);
+            bazel::warn(&self.options, &text::warning_lines(&verdict));
             lock(&self.warnings).extend(text::warning(&verdict, layout(self.options.coloured(), 1)));
         }
         Ok(Completion::Completed)
@@ -628,9 +642,8 @@ pub(super) fn slow_line(name: &str, format: Option<FormatSetting>) -> String {
 pub(crate) const NEEDS_JUNIT: &str = "that needs childproof's feature `junit`, which is off in this build";
 
 /// Prints that Bazel's variable has no effect, and why. Bazel sets it for every test, so it is not an error.
-pub(crate) fn say_that_no_xml_is_written(why: &str) {
-    let is_set = std::env::var_os("XML_OUTPUT_FILE").is_some_and(|path| !path.is_empty());
-    if is_set {
+pub(crate) fn say_that_no_xml_is_written(is_wanted: bool, why: &str) {
+    if is_wanted {
         // Written and not printed: libtest catches what is printed.
         let _ = writeln!(
             io::stderr(),
@@ -722,7 +735,7 @@ pub(super) fn observe(
     let capture = match Capture::new(captures) {
         Ok(capture) => capture,
         Err(error) => {
-            let directory = std::env::temp_dir().display().to_string();
+            let directory = temp_dir().display().to_string();
             let failure = GuardFailure::MakeOutputFile { directory, error: error.into() };
             return (Facts::unguarded(failure), String::new());
         }

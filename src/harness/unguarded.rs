@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 
 use libtest_mimic::{Completion, Failed, Trial};
 
+use super::bazel;
 use super::builder::Harness;
 use super::entries::{Entries, Entry, FILTERED, arguments, check, list_entry, now_in_nanoseconds, shuffle};
 use super::say;
@@ -36,7 +37,7 @@ impl Harness {
     pub fn run(self) -> ExitCode {
         let Harness { added, .. } = self;
         let entries = Entries { registered: registry::registered(), added };
-        let options = match Options::read(std::env::args_os(), |name| std::env::var_os(name)) {
+        let mut options = match Options::read(std::env::args_os(), |name| std::env::var_os(name)) {
             Ok(options) => options,
             Err(stop) => return say(&stop.message, stop.code),
         };
@@ -46,6 +47,11 @@ impl Harness {
         if let Err(bad) = policy::from_environment(|name| std::env::var_os(name)) {
             return say(&format!("error: {bad}\n"), 2);
         }
+        options.keep_shard(entries.iter().map(Entry::name));
+        let _premature_exit = match bazel::begin(&options) {
+            Ok(file) => file,
+            Err(message) => return say(&format!("error: {message}\n"), 2),
+        };
         let order = match check(&entries, &options) {
             Ok(order) => order,
             Err(message) => return say(&format!("error: {message}\n"), 2),

@@ -47,6 +47,13 @@ pub(crate) fn error_line(verdict: &Verdict) -> String {
     format!("Error: {}", first.unwrap_or_default())
 }
 
+/// The warnings of a test that passed, one a line.
+pub(crate) fn warning_lines(verdict: &Verdict) -> Vec<String> {
+    let name = escape::text(&verdict.name);
+    let of = |warning| format!("{name}: {}", sentence::of(verdict, warning).replace('\n', " "));
+    verdict.warnings.iter().map(of).collect()
+}
+
 /// Writes the report of a failed test in three lines: another test, `first`, has failed at the same lines, and its
 /// report says the rest.
 pub(crate) fn folded(verdict: &Verdict, first: &str, layout: Layout) -> String {

@@ -12,7 +12,8 @@ pub(crate) fn set_env(name: &str, value: &OsStr) {
 
 /// `unsetenv` — only in a process with one thread.
 pub(crate) fn remove_env(name: &str) {
-    // SAFETY: called in an exec'ed fork server before any user code, with one thread.
+    // SAFETY: called in an exec'ed fork server before any user code, and in harnesses that have checked for threads:
+    // there is one.
     unsafe { std::env::remove_var(name) };
 }
 

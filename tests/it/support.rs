@@ -68,8 +68,17 @@ impl Fixture {
         command.args(arguments).stdin(Stdio::null()).env_remove("RUST_BACKTRACE");
         // No line is wrapped, so the length of a pid does not matter.
         command.env("COLUMNS", "100000");
-        let foreign =
-            ["CHILDPROOF_", "RUST_TEST_", "NEXTEST", "GITHUB_", "XML_OUTPUT_FILE", "NO_COLOR", "CLICOLOR"];
+        let foreign = [
+            "CHILDPROOF_",
+            "RUST_TEST_",
+            "NEXTEST",
+            "GITHUB_",
+            "XML_OUTPUT_FILE",
+            "TEST_",
+            "TESTBRIDGE_",
+            "NO_COLOR",
+            "CLICOLOR",
+        ];
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             if foreign.iter().any(|prefix| text.starts_with(prefix)) {

@@ -277,28 +277,52 @@ fn warnings_are_appended_to_the_file_for_them() {
     assert!(ran.code == Some(0) && ran.stderr.contains(said), "{}", ran.all());
 }
 
-/// Under a Bazel that is installed, or named by `BAZEL` with its options: it runs without a network.
+/// Rules that a small Bazel downloads for any target, and that a shell test does not need.
+const RULES: [(&str, &str, &str); 3] = [
+    ("rules_cc", "cc", "binary library test import proto_library toolchain toolchain_suite"),
+    (
+        "rules_java",
+        "java",
+        "binary library test import plugin runtime toolchain package_configuration proto_library lite_proto_library",
+    ),
+    ("remote_coverage_tools", "", ""),
+];
+
+/// `BAZEL` is its path, such as that of the program in npm's `@bazel/bazel-linux_x64` 2.1.0. It runs without a network.
 #[childproof::test(timeout = "600s")]
 #[ignore = "needs a Bazel, by its path in `BAZEL`"]
 fn a_real_bazel_runs_all_shards() {
-    let bazel = std::env::var("BAZEL").unwrap();
     let workspace = scratch().join("workspace");
+    let mut overrides = Vec::new();
+    for (repository, prefix, rules) in RULES {
+        let directory = scratch().join(repository);
+        fs::create_dir_all(directory.join(prefix)).unwrap();
+        fs::write(directory.join("WORKSPACE"), "").unwrap();
+        let public = "package(default_visibility = [\"//visibility:public\"])\nfilegroup(name = \"coverage_report_generator\")";
+        fs::write(directory.join(prefix).join("BUILD"), public).unwrap();
+        let rules: String =
+            rules.split(' ').map(|rule| format!("{prefix}_{rule} = native.{prefix}_{rule}\n")).collect();
+        fs::write(directory.join(prefix).join("defs.bzl"), rules).unwrap();
+        overrides.push(format!("--override_repository={repository}={}", directory.display()));
+    }
     fs::create_dir(&workspace).unwrap();
     fs::write(workspace.join("WORKSPACE"), "").unwrap();
-    let rule = r#"sh_test(name = "t", srcs = ["binary"], shard_count = 3)"#;
-    fs::write(workspace.join("BUILD"), rule).unwrap();
+    fs::write(workspace.join("BUILD"), "sh_test(name = \"t\", srcs = [\"binary\"], shard_count = 3)")
+        .unwrap();
     fs::copy(Fixture::build("leaky").binary("bazel"), workspace.join("binary")).unwrap();
     let out = scratch().join("out");
     fs::create_dir(&out).unwrap();
-    let run = |arguments: &[&str]| {
-        let mut command = Command::new("sh");
-        let script = format!("exec {bazel} \"$@\"");
-        command.args(["-c", &script, "sh", "test", "//:t", "--spawn_strategy=local", "--test_output=all"]);
+    let bazel = || {
+        let mut command = Command::new(std::env::var("BAZEL").unwrap());
         command
-            .args(arguments)
-            .arg(format!("--test_env=BAZEL_OUT={}", out.display()))
+            .arg(format!("--output_user_root={}", scratch().join("root").display()))
             .current_dir(&workspace);
-        Ran::of(&mut command)
+        command
+    };
+    let run = |arguments: &[&str]| {
+        let mut command = bazel();
+        command.args(["test", "//:t", "--spawn_strategy=local", "--test_output=all"]).args(&overrides);
+        Ran::of(command.arg(format!("--test_env=BAZEL_OUT={}", out.display())).args(arguments))
     };
     let ran = run(&[]);
     assert_eq!(ran.code, Some(0), "{}", ran.all());
@@ -306,9 +330,9 @@ fn a_real_bazel_runs_all_shards() {
     let names: Vec<&str> = lines.lines().filter_map(|line| line.split(' ').next()).collect();
     assert_eq!(names.len(), ALL.len(), "{lines}");
     assert_eq!(names.into_iter().collect::<BTreeSet<_>>(), ALL.into_iter().collect(), "{lines}");
-    let logs = workspace.join("bazel-testlogs/t");
     for shard in 1..=3 {
-        let xml = fs::read_to_string(logs.join(format!("shard_{shard}_of_3/test.xml"))).unwrap();
+        let log = workspace.join(format!("bazel-testlogs/t/shard_{shard}_of_3/test.xml"));
+        let xml = fs::read_to_string(log).unwrap();
         assert!(xml.contains("<testcase name=\"added::"), "{xml}");
     }
     fs::remove_file(out.join("ran")).unwrap();
@@ -318,4 +342,6 @@ fn a_real_bazel_runs_all_shards() {
     assert!(lines.starts_with("added::b ") && lines.lines().count() == 1, "{lines}");
     let ran = run(&["--test_arg=--include-ignored", "--test_arg=--skip=waits"]);
     assert_eq!(ran.code, Some(3), "a test has failed: {}", ran.all());
+    // Its server would be left, as the report says without this.
+    assert_eq!(Ran::of(bazel().arg("shutdown")).code, Some(0));
 }

@@ -153,6 +153,13 @@ impl Module {
         self.symbols.names.windows(part.len()).any(|name| name == part)
     }
 
+    /// The directory in which the compiler ran for the code at an offset.
+    pub(crate) fn compiled_in(&self, offset: u64) -> Option<PathBuf> {
+        let at = self.ranges.unit_of(self.base.checked_add(offset)?)?;
+        let header = self.dwarf.debug_info.header_from_offset(DebugInfoOffset(at)).ok()?;
+        Some(path_of(self.dwarf.unit(header).ok()?.comp_dir))
+    }
+
     /// The offset at which the function around an offset begins.
     pub(crate) fn begin(&self, offset: u64) -> Option<u64> {
         let symbol = self.symbols.find(self.base.checked_add(offset)?)?;

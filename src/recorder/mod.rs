@@ -9,6 +9,8 @@ pub(crate) mod awaited;
 pub(crate) mod call_site;
 #[cfg(all(feature = "sites", target_env = "gnu", not(target_feature = "crt-static")))]
 mod calls;
+#[cfg(feature = "sites")]
+mod checkout;
 #[cfg(all(feature = "sites", target_env = "gnu", not(target_feature = "crt-static")))]
 pub(crate) mod hooks;
 #[cfg(not(all(feature = "sites", target_env = "gnu", not(target_feature = "crt-static"))))]

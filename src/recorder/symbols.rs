@@ -5,16 +5,16 @@ mod others;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 
-use crate::config::registry::{self, Test};
+use crate::config::registry::Test;
 use crate::proc::mapped::MappedFile;
 use crate::proc::maps::{Address, Maps};
 use crate::proc::waits::{On, Thread};
 use crate::recorder::awaited::Awaited;
 use crate::recorder::call_site::{CallSite, Names, ResolvedCallSite, SourceLocation};
 use crate::recorder::lines::{Line, Module};
-use crate::recorder::runtimes;
+use crate::recorder::{checkout, runtimes};
 use crate::sys;
 use crate::sys::lock::lock;
 
@@ -56,7 +56,7 @@ pub(crate) fn names(
     }
     // The harness has mapped the same files, but maybe at other addresses.
     let maps = Maps::read(std::process::id() as i32).unwrap_or_default();
-    let here = root();
+    let here = checkout::root();
     let full = std::env::var_os("CHILDPROOF_BACKTRACE").is_some_and(|value| value == "full");
     let body = test().and_then(|test| body(test, &maps));
     let has_lines = body.as_ref().is_some_and(|body| body.has_lines(&maps));
@@ -95,24 +95,6 @@ pub(crate) fn names(
     names
 }
 
-/// The directory that paths are relative to: that of the workspace, in which the compiler ran. A test runs in that of
-/// its package, which is the same or below.
-fn root() -> &'static Path {
-    static ROOT: OnceLock<PathBuf> = OnceLock::new();
-    ROOT.get_or_init(|| {
-        let here = std::env::current_dir().unwrap_or_default();
-        let above = |name: &str| here.ancestors().find(|directory| directory.join(name).exists());
-        // Any test's file will do, as the compiler was given it.
-        let by_test = || registry::registered().first().and_then(|test| above(test.place.0));
-        let is_cargos = || {
-            let package = std::env::var_os("CARGO_MANIFEST_DIR")?;
-            here.starts_with(package).then_some(())
-        };
-        let root = by_test().or_else(|| is_cargos().and_then(|()| above("Cargo.lock")));
-        root.unwrap_or(&here).to_owned()
-    })
-}
-
 /// Loads the debug information of a test's binary in advance. In an unoptimised build that takes as long as
 /// inspecting what the test has left, so both run at the same time.
 pub(crate) fn get_ready(test: Option<&Test>) {
@@ -134,7 +116,7 @@ pub(crate) fn is_libtest(program: &Path) -> bool {
 /// The line of code of one call site of this process: `src/server.rs:88:20 Server::start`.
 #[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
 pub(crate) fn line_of(site: &CallSite, maps: &Maps) -> String {
-    let mut resolver = Resolver::new(maps, root());
+    let mut resolver = Resolver::new(maps, checkout::root());
     let ResolvedCallSite { place, function, .. } = resolved(site, &mut resolver);
     let parts = [place.map(|place| place.to_string()), function];
     parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
@@ -438,6 +420,13 @@ fn module<'a>(modules: &'a mut Vec<(String, Option<Module>)>, path: &str) -> Opt
     modules.iter_mut().find(|(known, _)| known == path)?.1.as_mut()
 }
 
+/// The directory in which the compiler ran for the code of a test of this program.
+pub(super) fn compiled_in(test: &Test) -> Option<PathBuf> {
+    let maps = Maps::read(std::process::id() as i32).ok()?;
+    let address = maps.locate(test.body as usize as u64)?;
+    module(&mut lock(&MODULES), &address.module)?.compiled_in(address.offset)
+}
+
 /// Whether a file is the C library, the loader or the unwinder.
 fn is_system(module: &str) -> bool {
     let name = module.rsplit('/').next().unwrap_or_default();
@@ -561,10 +550,7 @@ fn is_of_registry(frame: &Frame) -> bool {
 /// The source location of a frame.
 fn place(frame: &Frame, here: &Path) -> Option<SourceLocation> {
     let file = frame.line.file.as_deref()?;
-    // Relative to `/`, paths would only lose their leading slash.
-    let below = file.strip_prefix(here).ok().filter(|_| here.parent().is_some());
-    let file = below.unwrap_or(file);
-    let text = file.display().to_string();
+    let text = checkout::shown(file, here).display().to_string();
     // The registry's part of a path is dropped: `~/.cargo/registry/src/INDEX/nix-0.31.0/src/unistd.rs`.
     let file = match text.split_once("/registry/src/").and_then(|(_, rest)| rest.split_once('/')) {
         Some((_, rest)) => rest.to_owned(),

@@ -8,6 +8,7 @@
 mod adoption;
 mod again;
 mod annotations;
+mod archive;
 mod bazel;
 mod bombs;
 mod command_line;

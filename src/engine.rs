@@ -31,6 +31,7 @@ use crate::proc::process::{self, Stat};
 use crate::proc::tree::Tree;
 use crate::recorder::call_site::Names;
 use crate::recorder::symbols::{self, Threads};
+use crate::report::escape::command_line;
 use crate::report::failure;
 #[cfg(feature = "junit")]
 use crate::report::junit::Junit;
@@ -198,7 +199,8 @@ impl Guarded {
         let settings = policy.settle();
         let pipes = if settings.keep { relay::between(&mut command)? } else { Vec::new() };
         let words = std::iter::once(command.get_program()).chain(command.get_args());
-        let name = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+        let name = command_line(&words);
         let mask = Mask::current()?;
         let mut blocked = SigSet::empty();
         for signal in FORWARDED.into_iter().filter(|signal| !sys::is_ignored(*signal as i32)) {

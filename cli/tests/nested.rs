@@ -59,7 +59,7 @@ fn a_guarded_command_in_a_guarded_command_is_charged_once() {
         .args(["--", TOOL, "run", "--", "sh", "-c", script]);
     let ran = output(&mut tool);
     assert_eq!((ran.status.code(), reports(&ran)), (Some(123), 1), "{}", text(&ran));
-    assert!(text(&ran).starts_with("LEAK  sh -c sleep 3137"), "{}", text(&ran));
+    assert!(text(&ran).starts_with("LEAK  `sh -c \"sleep 3137"), "{}", text(&ran));
     let outer: Value = serde_json::from_str(&fs::read_to_string(json).unwrap()).unwrap();
     assert_eq!((&outer["outcome"], &outer["causes"]), (&"passed".into(), &Value::Array(vec![])), "{outer:#}");
 }
@@ -69,7 +69,7 @@ fn what_the_outer_command_leaves_is_its_own() {
     let script = format!("{TOOL} run -- true; sleep 3137 >/dev/null 2>&1 & exit 0");
     let ran = output(Command::new(TOOL).args(["run", "--timeout=60s", "--", "sh", "-c", &script]));
     assert_eq!((ran.status.code(), reports(&ran)), (Some(123), 1), "{}", text(&ran));
-    assert!(text(&ran).starts_with(&format!("LEAK  sh -c {TOOL}")), "{}", text(&ran));
+    assert!(text(&ran).starts_with(&format!("LEAK  `sh -c \"{TOOL}")), "{}", text(&ran));
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn a_guarded_command_in_a_guarded_test_is_charged_once() {
         // The tool's own reports are in the tests' output.
         let heads: Vec<String> =
             text(&ran).lines().filter(|line| line.starts_with("LEAK  ")).map(str::to_owned).collect();
-        let of_tests: Vec<&String> = heads.iter().filter(|line| !line.contains("sh -c sleep 3138")).collect();
+        let of_tests: Vec<&String> = heads.iter().filter(|line| !line.contains("sh -c \"sleep 3138")).collect();
         assert_eq!(of_tests.len(), 1, "{}", text(&ran));
         assert!(
             of_tests[0].starts_with("LEAK  nested::guards_a_command_and_leaks_itself "),

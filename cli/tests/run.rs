@@ -153,7 +153,7 @@ fn a_quit_shows_what_runs_and_changes_nothing() {
     let mut report = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     report.read_line(&mut line).unwrap();
-    assert!(line.starts_with("RUNS  bash -c"), "{line}");
+    assert!(line.starts_with("RUNS  `bash -c"), "{line}");
     kill("-TERM", &child.id().to_string());
     let mut said = String::new();
     lines.read_to_string(&mut said).unwrap();
@@ -175,7 +175,7 @@ fn a_second_int_ends_a_command_that_ignores_both() {
     let mut report = String::new();
     child.stderr.take().unwrap().read_to_string(&mut report).unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(2));
-    assert!(report.starts_with("CUT  bash"), "{report}");
+    assert!(report.starts_with("CUT  `bash"), "{report}");
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn a_command_that_does_not_end_is_cut_a_second_after_a_term() {
     child.stderr.take().unwrap().read_to_string(&mut report).unwrap();
     assert_eq!(child.wait().unwrap().signal(), Some(15));
     assert!(begin.elapsed() >= Duration::from_millis(900), "{:?}", begin.elapsed());
-    assert!(report.starts_with("CUT  bash"), "{report}");
+    assert!(report.starts_with("CUT  `bash"), "{report}");
 }
 
 #[test]

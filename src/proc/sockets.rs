@@ -247,7 +247,10 @@ fn tcp_table(pid: Pid) -> String {
 /// The peer of a TCP connection, if it is in the same namespace.
 fn tcp_peer(table: &str, ino: u64) -> Peer {
     match other_end_of(table, ino) {
-        Some(0) => Peer::Unknown { why: PeerUnknown::NotAccepted },
+        Some(0) => match queue_of(table, ino) {
+            Some(ino) => Peer::Queue { ino },
+            None => Peer::Unknown { why: PeerUnknown::NotAccepted },
+        },
         Some(ino) => Peer::Socket { ino },
         None => Peer::Unknown { why: PeerUnknown::OtherMachine },
     }
@@ -255,19 +258,50 @@ fn tcp_peer(table: &str, ino: u64) -> Peer {
 
 /// The inode of the peer of a TCP connection, 0 if no process has it open.
 pub(super) fn other_end_of(text: &str, ino: u64) -> Option<u64> {
-    // An IPv4 address may be listed in the IPv6 table, as `::ffff:127.0.0.1`.
-    let plain = |address: &str| address.strip_prefix(MAPPED).unwrap_or(address).to_owned();
-    let connections = || {
-        text.lines().filter_map(|line| {
-            let mut words = line.split_ascii_whitespace().skip(1);
-            let (local, remote) = (plain(words.next()?), plain(words.next()?));
-            Some((local, remote, words.nth(6)?.parse::<u64>().ok()?))
-        })
-    };
-    let (local, remote, _) = connections().find(|(.., known)| *known == ino)?;
-    let (.., other) = connections().find(|(from, to, _)| (from, to) == (&remote, &local))?;
-    Some(other)
+    other_line(text, ino)?[9].parse().ok()
 }
+
+/// The line of the peer of a TCP connection.
+fn other_line(table: &str, ino: u64) -> Option<Vec<&str>> {
+    let own = tcp_lines(table).find(|words| words[9].parse() == Ok(ino))?;
+    tcp_lines(table).find(|words| (plain(words[1]), plain(words[2])) == (plain(own[2]), plain(own[1])))
+}
+
+/// An IPv4 address may be listed in the IPv6 table, as `::ffff:127.0.0.1`.
+fn plain(address: &str) -> &str {
+    address.strip_prefix(MAPPED).unwrap_or(address)
+}
+
+/// The inode of the listening socket that a connection waits at to be accepted. A peer that was accepted, and that no
+/// process has open any more, is in a state that begins with its close. `None` if several sockets listen there.
+pub(super) fn queue_of(table: &str, ino: u64) -> Option<u64> {
+    // include/net/tcp_states.h: `TCP_ESTABLISHED`, `TCP_SYN_RECV` and, once the client has shut down its side,
+    // `TCP_CLOSE_WAIT`.
+    const IN_QUEUE: [&str; 3] = ["01", "03", "08"];
+    let other = other_line(table, ino)?;
+    if other[9] != "0" || !IN_QUEUE.contains(&other[3]) {
+        return None;
+    }
+    let (address, port) = plain(other[1]).rsplit_once(':')?;
+    let listeners = |is_it: &dyn Fn(&str) -> bool| -> Vec<u64> {
+        let all = tcp_lines(table).filter(|words| words[3] == LISTENS);
+        let of_port = all.filter_map(|words| {
+            let (at, its_port) = plain(words[1]).rsplit_once(':')?;
+            (its_port == port && is_it(at)).then(|| words[9].parse().ok())?
+        });
+        of_port.collect()
+    };
+    let exact = listeners(&|at| at == address);
+    // One that listens at an address comes before one that listens at all.
+    let found = if exact.is_empty() { listeners(&|at| at.bytes().all(|byte| byte == b'0')) } else { exact };
+    match found[..] {
+        [listener] if listener != 0 => Some(listener),
+        _ => None,
+    }
+}
+
+/// `TCP_LISTEN`, as the table has it.
+const LISTENS: &str = "0A";
 
 /// The words of each line (proc_pid_net(5)): index, local and remote address, state, queues, ..
 fn tcp_lines(table: &str) -> impl Iterator<Item = Vec<&str>> {
@@ -279,7 +313,6 @@ fn tcp_lines(table: &str) -> impl Iterator<Item = Vec<&str>> {
 
 /// The inode of the listening socket with the same local port as a connection: the one that accepted it.
 pub(super) fn listener_of(table: &str, ino: u64) -> Option<u64> {
-    const LISTENS: &str = "0A";
     let port = |words: &[&str]| words[1].rsplit(':').next().map(str::to_owned);
     let own = tcp_lines(table).find(|words| words[9].parse() == Ok(ino) && words[3] != LISTENS)?;
     let is_listener = |words: &Vec<&str>| words[3] == LISTENS && port(words) == port(&own);
@@ -321,7 +354,7 @@ const UNIX_DIAG_MEMINFO: u16 = 5;
 const SK_MEMINFO_WMEM_ALLOC: usize = 2;
 const SK_MEMINFO_SNDBUF: usize = 3;
 /// `TCP_LISTEN`: sockets of all kinds use the TCP state numbers.
-const LISTENS: u8 = 10;
+const UNIX_LISTENS: u8 = 10;
 
 /// Asks about one socket. The kernel answers before `send` returns.
 fn exchange(mut netlink: &File, ino: u32) -> Option<Answer> {
@@ -360,7 +393,7 @@ pub(super) fn parse(message: &[u8], ino: u32) -> Option<Answer> {
     }
     let mut answer = Answer {
         kind: i32::from(kind),
-        listens: state == LISTENS,
+        listens: state == UNIX_LISTENS,
         peer: 0,
         name: None,
         queued: None,
@@ -506,7 +539,11 @@ mod tests {
             assert!(socket.listens && socket.other_end().is_none() && !socket.is_unix());
             let port = listener.local_addr().unwrap().port();
             let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
-            assert!(matches!(ask(&client).0.peer, Peer::Unknown { .. }));
+            assert_eq!(ask(&client).0.peer, Peer::Queue { ino: ino(&listener) });
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            assert_eq!(ask(&client).0.peer, Peer::Queue { ino: ino(&listener) });
+            let client = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+            drop(listener.accept().unwrap());
             let (server, _) = listener.accept().unwrap();
             assert_eq!(ask(&server).0.listener, Some(ino(&listener)));
             std::io::Write::write_all(&mut &client, b"abc").unwrap();

@@ -18,11 +18,19 @@ pub(crate) fn command(process: &Process) -> String {
 
 /// A command line as typed in a shell, truncated to one line.
 pub(crate) fn words(words: &[String]) -> String {
-    let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
-    let full = words.join(" ");
+    shortened(&command_line(words))
+}
+
+/// A command line as typed in a shell.
+pub(crate) fn command_line(words: &[String]) -> String {
+    words.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ")
+}
+
+/// A text, truncated to one line.
+pub(crate) fn shortened(full: &str) -> String {
     match full.char_indices().nth(COMMAND) {
         Some((end, _)) => format!("{}..", &full[..end]),
-        None => full,
+        None => full.to_owned(),
     }
 }
 

@@ -17,6 +17,7 @@ use anstyle::{AnsiColor, Style};
 use super::failure;
 use super::words::{enumerate, plural, rough, signal_name};
 use super::{allow, escape, remedy, sentence};
+use crate::config::registry::ArgumentPosition;
 use crate::diagnosis::{Allowance, Cause, Finding, Kind, Stray, Verdict};
 use crate::guard::facts::Class;
 use crate::guard::report_page::{Body, End};
@@ -211,7 +212,12 @@ impl Text {
             false => body(verdict),
         };
         let label = self.styled(Style::new().bold().fg_color(Some(AnsiColor::Red.into())), label);
-        let name = self.styled(Style::new().bold(), &escape::text(&verdict.name));
+        let name = match verdict.syntax.position {
+            // The name of a command is its command line.
+            ArgumentPosition::CommandLine => format!("`{}`", escape::shortened(&escape::text(&verdict.name))),
+            _ => escape::text(&verdict.name),
+        };
+        let name = self.styled(Style::new().bold(), &name);
         let left = match verdict.causes()[..] {
             _ if self.is_inspection => String::new(),
             [Cause::ThreadedFork] => format!("; {AMONG_THREADS}"),

@@ -254,7 +254,9 @@ impl Evidence<'_> {
         let own = self.socket_fds(peer, process);
         let holders = self.holders_of(process, |held| held.socket() == Some(peer));
         if own.is_empty() && holders.is_empty() {
-            return None;
+            // A process outside of the test listens.
+            let is_outside = way == Way::Accept && !socket.is_unix();
+            return is_outside.then_some(LinkOn::UnknownPeer { inode, why: PeerUnknown::NotAccepted });
         }
         Some(LinkOn::Socket(AtSocket { inode, way, full: writes, own, holders, timeout }))
     }

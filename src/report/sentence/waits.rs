@@ -10,7 +10,7 @@ use crate::diagnosis::{
 use crate::guard::contended::Waiter;
 use crate::guard::facts::{Class, Facts, Process};
 use crate::proc::fds::Fd;
-use crate::proc::sockets::Socket;
+use crate::proc::sockets::{Peer, Socket};
 use crate::proc::waits::{On, Thread};
 use crate::report::escape;
 use crate::report::words::{
@@ -354,7 +354,7 @@ impl Clause<'_> {
         let until = match at.way {
             Way::Data => "writes to the other end, or closes it",
             Way::Room => "reads from the other end, or closes it",
-            Way::Accept => "accepts the connection",
+            Way::Accept => "",
         };
         let timeout = if at.timeout { ", or its timeout is over" } else { "" };
         let own = if self.at == 0 { "the test itself" } else { "it itself" };
@@ -363,6 +363,12 @@ impl Clause<'_> {
         let mut holders = itself.into_iter().chain(others).collect::<Vec<_>>().join(" or ");
         if at.holders.last().is_some_and(|last| is_stopped(facts, *last)) {
             holders.push(',');
+        }
+        if let Way::Accept = at.way {
+            let has = if at.holders.len() + usize::from(!at.own.is_empty()) > 1 { "have" } else { "has" };
+            let timeout = if at.timeout { ", or for its timeout" } else { "" };
+            let listener = listener(facts, at.inode);
+            return format!("waits for `accept` on {listener} that {holders} {has}{timeout}");
         }
         match at.full {
             true => format!("writes to {what} that is full, until {holders} {until}{timeout}"),
@@ -392,6 +398,14 @@ impl Clause<'_> {
             }
         };
         pids.iter().map(name).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// The socket in whose queue a connection waits: `an IPv4 stream socket (127.0.0.1:80)`.
+fn listener(facts: &Facts, inode: u64) -> String {
+    match facts.socket(inode).map(|socket| &socket.peer) {
+        Some(Peer::Queue { ino }) => format!("{}{}", a_socket(facts, *ino), address(facts, *ino)),
+        _ => "a listening socket".to_owned(),
     }
 }
 
@@ -457,9 +471,15 @@ fn runtime_wait(facts: &Facts, wait: &RuntimeWait) -> String {
         RuntimeWait::UnknownSocket { fd } => format!("a socket (fd {fd})"),
         RuntimeWait::Socket { inode, fd, peers } => {
             let what = a_socket(facts, *inode);
-            let listens = facts.socket(*inode).is_some_and(|socket| socket.listens);
+            let socket = facts.socket(*inode);
+            let listens = socket.is_some_and(|socket| socket.listens);
+            let is_queued = socket.is_some_and(|socket| matches!(socket.peer, Peer::Queue { .. }));
             match &peers[..] {
                 _ if listens => format!("a connection to {what} (fd {fd}{})", and_address(facts, *inode)),
+                _ if is_queued => {
+                    let by = if peers.is_empty() { String::new() } else { format!(" by {}", named(facts, peers)) };
+                    format!("`accept`{by} on {}, of the connection at fd {fd}", listener(facts, *inode))
+                }
                 [] => format!("{what} (fd {fd})"),
                 peers => format!("{what} whose other end is in {} (fd {fd})", named(facts, peers)),
             }

@@ -112,7 +112,8 @@ fn a_guarded_command_in_a_guarded_test_is_charged_once() {
         // The tool's own reports are in the tests' output.
         let heads: Vec<String> =
             text(&ran).lines().filter(|line| line.starts_with("LEAK  ")).map(str::to_owned).collect();
-        let of_tests: Vec<&String> = heads.iter().filter(|line| !line.contains("sh -c \"sleep 3138")).collect();
+        let of_tests: Vec<&String> =
+            heads.iter().filter(|line| !line.contains("sh -c \"sleep 3138")).collect();
         assert_eq!(of_tests.len(), 1, "{}", text(&ran));
         assert!(
             of_tests[0].starts_with("LEAK  nested::guards_a_command_and_leaks_itself "),

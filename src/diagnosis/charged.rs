@@ -1,10 +1,8 @@
 //! Finds out which of a command's tests started a process.
 
 use crate::guard::facts::Process;
-use crate::recorder::call_site::{Names, ResolvedCallSite};
+use crate::recorder::call_site::{Names, RUNS_TEST, ResolvedCallSite};
 
-/// The function through which libtest calls a test.
-const RUNS_TEST: &str = "test::__rust_begin_short_backtrace";
 /// The most bytes of a thread's name that the kernel keeps.
 const THREAD: usize = 15;
 
@@ -19,6 +17,11 @@ pub(super) fn test_of(names: &Names, process: &Process, exited_parent: Option<i3
 /// The test that left an fd open, by the call that made it.
 pub(super) fn test_of_fd(names: &Names, key: u64) -> Option<String> {
     of_calls(names, &[names.of_fd(key)?])
+}
+
+/// The test of libtest's that made a call.
+pub(crate) fn test_of_call(site: &ResolvedCallSite) -> Option<String> {
+    function(&site.functions).or_else(|| thread(&site.thread))
 }
 
 fn of_calls(names: &Names, sites: &[&ResolvedCallSite]) -> Option<String> {

@@ -70,6 +70,12 @@ fn end(evidence: &Evidence<'_>, settings: &Settings) -> Option<(Cause, Kind)> {
             (Cause::EndedEarly, Kind::EndedEarly { code: *code, when, call, called })
         }
         End::Signalled { signal } => {
+            let fault = || {
+                let place = evidence.names.lines.get(&facts.fault?)?;
+                Some(CodePlace { place: Some(place.clone()), function: None })
+            };
+            let is_by_fault = [libc::SIGSEGV, libc::SIGBUS, libc::SIGABRT].contains(signal);
+            let called = called.or_else(|| fault().filter(|_| is_by_fault));
             (Cause::Signal, Kind::Signalled { signal: *signal, body_returned, called })
         }
         End::TimedOut if facts.cut => {
@@ -108,7 +114,9 @@ pub(super) fn add_counts(evidence: &Evidence<'_>, settings: &Settings, findings:
         findings.push(Finding::new(Cause::Unwaited, Kind::Unwaited { children, created }, evidence));
     }
     if settings.deny_threads && facts.threads > 0 {
-        let kind = Kind::Threads { count: facts.threads, running: facts.running.clone() };
+        let running = facts.running.clone();
+        let at = running.iter().find_map(|thread| evidence.names.lines.get(&thread.tid)).cloned();
+        let kind = Kind::Threads { count: facts.threads, running, at };
         findings.push(Finding::new(Cause::Threads, kind, evidence));
     }
 }

@@ -204,6 +204,8 @@ pub(crate) enum Kind {
     Threads {
         count: u32,
         running: Vec<Running>,
+        /// Where the first of them is whose line is known.
+        at: Option<SourceLocation>,
     },
     /// A fork of a threaded process; the child did not go straight on to exec.
     ThreadedFork {
@@ -305,7 +307,7 @@ impl Kind {
             Kind::TimedOut { hangs, .. } | Kind::Cut { hangs, .. } => hangs.as_ref(),
             Kind::LeakedProcess { created, .. } => created.as_ref()?.site.place.as_ref(),
             Kind::ThreadedFork { fork, .. } => fork.site.place.as_ref(),
-            Kind::Panicked { place, .. } => place.as_ref(),
+            Kind::Panicked { place, .. } | Kind::Threads { at: place, .. } => place.as_ref(),
             Kind::Deadlock(_)
             | Kind::MoreDeadlocks { .. }
             | Kind::WaitsFor(_)
@@ -317,8 +319,7 @@ impl Kind {
             | Kind::ElusiveProcess { .. }
             | Kind::UnlistedFds { .. }
             | Kind::LeftMounts { .. }
-            | Kind::UnusedAllowances { .. }
-            | Kind::Threads { .. } => None,
+            | Kind::UnusedAllowances { .. } => None,
         }
     }
 }

@@ -29,6 +29,7 @@ mod waits_for;
 mod wake_channel;
 
 pub(crate) use allowance::Allowance;
+pub(crate) use charged::test_of_call;
 pub(crate) use deadlock::{Deadlock, LeftBehind, Lock, OwnEnd, Shape, Wait, WaitsOn};
 pub(crate) use evidence::is_stopped;
 pub(crate) use finding::{

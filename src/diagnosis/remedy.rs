@@ -259,6 +259,14 @@ pub(crate) enum Remedy {
     KillAllOfChild {
         pid: i32,
     },
+    /// SIGTERM does not end it. `signals`: SIGTERM, and SIGINT if that does not either.
+    EndDeaf {
+        pid: i32,
+        /// It ignores them; otherwise it blocks them.
+        ignores: bool,
+        signals: Vec<i32>,
+        inherited_from: Option<i32>,
+    },
     /// A child of a command that is not started by a line of Rust, or may be one.
     EndBeforeCommand,
     /// A descendant with a living parent.
@@ -338,8 +346,8 @@ pub(super) use precondition::holds as fits;
 
 /// The remedies that apply to a finding, the best first.
 pub(super) fn remedies(kind: &Kind, evidence: &Evidence<'_>) -> Vec<Remedy> {
-    let one = remedy_of(kind, evidence);
-    one.into_iter().filter(|remedy| precondition::holds(remedy, kind, evidence)).collect()
+    let all = remedy_of(kind, evidence).into_iter().chain(evidence.remedy_of_deaf(kind));
+    all.filter(|remedy| precondition::holds(remedy, kind, evidence)).collect()
 }
 
 fn remedy_of(kind: &Kind, evidence: &Evidence<'_>) -> Option<Remedy> {

@@ -144,6 +144,7 @@ fn site(kind: ResourceKind, call: &str, key: u64) -> ResolvedCallSite {
         place: Some(SourceLocation { file: "tests/a.rs".to_owned(), line: 3, column: 5 }),
         function: Some("a::makes".to_owned()),
         callers: Vec::new(),
+        in_test: None,
         functions: vec![call.to_owned(), "a::makes".to_owned()],
         of_runtime: false,
         is_kept: false,

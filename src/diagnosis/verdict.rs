@@ -136,6 +136,13 @@ impl Verdict {
         endings::call_of_end(&self.names, &self.facts)
     }
 
+    /// The user's frames at the fault that ended the test's process, innermost first.
+    pub(crate) fn stack_of_end(&self) -> Option<&[String]> {
+        let is_signalled = matches!(self.facts.end, End::Signalled { .. });
+        let stack = self.names.stacks.get(&self.facts.fault.filter(|_| is_signalled)?)?;
+        Some(&stack[..]).filter(|stack| !stack.is_empty())
+    }
+
     /// The wait of a thread, if no waker was found.
     pub(crate) fn stuck_at(&self, tid: i32) -> Option<&Stuck> {
         self.stuck.iter().find(|stuck| stuck.tid == tid)

@@ -11,7 +11,7 @@ use crate::proc::mapped::MappedFile;
 use crate::proc::process::UnseenWaker;
 use crate::proc::signals::{Ended, Signals};
 use crate::proc::sockets::Socket;
-use crate::proc::threads::Running;
+use crate::proc::threads::{Running, ThreadStack};
 use crate::proc::waits::Thread;
 use crate::recorder::call_site::CallSite;
 use crate::sys::wire::{wire_enum, wire_struct};
@@ -225,6 +225,10 @@ wire_struct! {
         pub(crate) threads: u32,
         /// Some of them.
         pub(crate) running: Vec<Running>,
+        /// The thread of the test process that got SIGSEGV or SIGBUS, if it was looked at.
+        pub(crate) fault: Option<i32>,
+        /// The stacks of these threads.
+        pub(crate) stacks: Vec<ThreadStack>,
         pub(crate) returned_children: u32,
         /// One of them.
         pub(crate) returned_child: Option<i32>,
@@ -431,6 +435,8 @@ impl Facts {
             stray_count: 0,
             threads: 0,
             running: Vec::new(),
+            fault: None,
+            stacks: Vec::new(),
             returned_children: 0,
             returned_child: None,
             survivors: Vec::new(),

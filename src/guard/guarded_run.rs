@@ -285,6 +285,10 @@ impl<'a> GuardedRun<'a> {
                 None
             }
             Ok(Children::Ready(Waited { state, .. })) => {
+                if let Some(tid) = self.subject.fault() {
+                    self.note_fault(tid);
+                    return None;
+                }
                 if let Subject::Command { .. } = self.subject {
                     self.follow_stop(state);
                 }
@@ -318,12 +322,29 @@ impl<'a> GuardedRun<'a> {
         }
     }
 
+    /// Reads where a thread is that got a signal which ends the subject, and continues the subject.
+    fn note_fault(&mut self, tid: Pid) {
+        if self.facts.fault.replace(tid).is_none() {
+            self.read_stacks(&[tid]);
+        }
+        let _ = sys::kill(self.subject.pid(), libc::SIGCONT);
+    }
+
+    /// Reads stacks of the subject, which is stopped.
+    fn read_stacks(&mut self, tids: &[Pid]) {
+        #[cfg(feature = "sites")]
+        self.facts.stacks.extend(super::stacks::of_threads(self.subject.pid(), tids));
+        #[cfg(not(feature = "sites"))]
+        let _ = tids;
+    }
+
     /// Takes a snapshot of the process tree while parents are still alive, and continues the subject.
     fn note_tree(&mut self) {
         // Raised until the kill: it would be too late then.
         self.raised = sys::raise_priority();
         self.at_end = Some(self.snapshot_at_end(AT_END));
         self.facts.stray_sockets = self.subject.stray_sockets();
+        self.read_stacks(&self.subject.running());
         self.watch_exit();
         // If this process traces it, it must be detached: a signal would not resume it.
         sys::ptrace_detach(self.subject.pid(), 0);

@@ -153,6 +153,8 @@ pub(crate) struct ReportPage {
     body: BodyPage,
     /// When the test process was about to exit by itself, by the monotonic clock. 0: not yet.
     over_nanos: AtomicU64,
+    /// The thread that got SIGSEGV or SIGBUS, while it waits to be looked at.
+    fault: AtomicI32,
     threads: AtomicU32,
     returned_children: AtomicU32,
     returned_child: AtomicI32,
@@ -290,6 +292,7 @@ impl ReportPage {
             word.store(0, Ordering::Relaxed);
         }
         self.over_nanos.store(0, Ordering::Relaxed);
+        self.fault.store(0, Ordering::Relaxed);
         self.body.reset();
     }
 
@@ -328,6 +331,15 @@ impl ReportPage {
     /// How long the body ran; `None` if it did not return.
     pub(crate) fn body_time(&self) -> Option<Duration> {
         self.body.time()
+    }
+
+    /// Where the handler of a fault writes its thread.
+    pub(crate) fn fault_report(&self) -> &AtomicI32 {
+        &self.fault
+    }
+
+    pub(crate) fn fault(&self) -> Option<i32> {
+        Some(self.fault.load(Ordering::Acquire)).filter(|tid| *tid != 0)
     }
 
     /// Records how many threads besides the body's own were running at its end.

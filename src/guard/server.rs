@@ -93,6 +93,7 @@ impl Server {
         nix::unistd::setsid()?;
         nix::sys::prctl::set_child_subreaper(true)?;
         let _ = nix::sys::prctl::set_name(process::GUARD);
+        sys::watch_faults();
         Ok(())
     }
 

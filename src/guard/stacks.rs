@@ -8,8 +8,9 @@ use crate::proc::mapped::MappedFile;
 use crate::proc::maps::{Address, Maps};
 #[cfg(feature = "__engine")]
 use crate::proc::sockets::Socket;
+use crate::proc::threads::ThreadStack;
 use crate::proc::unwind::Unwinder;
-use crate::sys::Pid;
+use crate::sys::{self, Pid};
 
 /// The most threads whose stacks are read.
 const STACKS: usize = 64;
@@ -47,6 +48,21 @@ pub(super) fn read(processes: &mut [Process], until: Option<Instant>) -> (Vec<Ma
         left = left.saturating_sub(process.tasks.len());
     }
     (files, false)
+}
+
+/// Reads the stacks of some threads of a process that is stopped and goes on.
+pub(super) fn of_threads(pid: Pid, tids: &[Pid]) -> Vec<ThreadStack> {
+    if tids.is_empty() {
+        return Vec::new();
+    }
+    let Ok(maps) = Maps::read(pid) else { return Vec::new() };
+    let mut unwinder = Unwinder::default();
+    let stack = |tid: &Pid| {
+        let frames = unwinder.frames(pid, *tid, &maps);
+        sys::ptrace_detach(*tid, 0);
+        ThreadStack { tid: *tid, frames }
+    };
+    tids.iter().map(stack).collect()
 }
 
 /// Reads the stacks of processes that go on, as long as there is time. Gives the files that their frames lie in, and whether

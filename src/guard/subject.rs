@@ -43,6 +43,17 @@ impl Subject<'_> {
         self.page().is_some_and(|page| page.phase() == Phase::Stopped)
     }
 
+    /// The thread at a fault for which it has stopped itself.
+    pub(super) fn fault(&self) -> Option<Pid> {
+        self.page()?.fault()
+    }
+
+    /// The threads that ran on when the body had returned.
+    pub(super) fn running(&self) -> Vec<Pid> {
+        let running = |page: &ReportPage| page.running().iter().map(|thread| thread.tid).collect();
+        self.page().filter(|page| page.threads() > 0).map(running).unwrap_or_default()
+    }
+
     /// Whether the body has returned and the process is recording what is left.
     pub(super) fn has_returned(&self) -> bool {
         self.page().is_some_and(|page| page.phase() == Phase::BodyEnded)

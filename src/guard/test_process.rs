@@ -52,6 +52,7 @@ impl TestProcess {
         }
         self.before = sys::baseline_fds(&[]);
         panics::note_panics();
+        sys::watch_faults();
     }
 
     /// Runs the body, reports its outcome, and ends the process.
@@ -77,6 +78,7 @@ impl TestProcess {
     #[inline(always)]
     pub(super) fn begin(&self) {
         sys::mark_process();
+        sys::report_fault_to(self.page.fault_report());
         self.page.set_phase(Phase::Running);
         if self.traced {
             hooks::trace();
@@ -119,6 +121,7 @@ impl TestProcess {
             // A child that exits during what follows was there at the end of the body.
             has_stopped = sys::has_children();
             if has_stopped {
+                self.note_threads(threads::count().saturating_sub(1));
                 self.stop();
                 self.page.set_phase(Phase::BodyEnded);
             }
@@ -126,14 +129,20 @@ impl TestProcess {
             others = others.max(threads::count().saturating_sub(1));
         }
         strays.iter().for_each(|stray| self.page.add_stray(stray));
-        self.page.set_threads(others);
-        if others > 0 {
-            self.page.set_running(&threads::running(std::process::id() as Pid));
-        }
-        if !has_stopped && (!strays.is_empty() || sys::has_children()) {
+        self.note_threads(others);
+        let is_left = !strays.is_empty() || others > 0 && BodyRequest::deny_threads(&self.order);
+        if !has_stopped && (is_left || sys::has_children()) {
             self.stop();
         } else {
             self.page.set_phase(Phase::Checked);
+        }
+    }
+
+    /// Records how many threads run besides this one, and some of them.
+    fn note_threads(&self, others: u32) {
+        self.page.set_threads(others);
+        if others > 0 {
+            self.page.set_running(&threads::running(std::process::id() as Pid));
         }
     }
 

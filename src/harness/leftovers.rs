@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::policy::{self, Level};
 use crate::config::registry;
-use crate::diagnosis::allows;
+use crate::diagnosis::{allows, test_of_call};
 use crate::proc::process::{SYMBOLIZER, Stat, command_line};
 use crate::proc::tree::Tree;
 use crate::recorder::call_site::Names;
@@ -89,6 +89,7 @@ extern "C" fn end() {
             comm: &stat.comm,
             command_line,
             site: names.of_process(stat.pid),
+            test: names.of_process(stat.pid).and_then(test_of_call),
         })
         .collect();
     let level = policy::unguarded(registry::target_unguarded(), get);

@@ -766,7 +766,7 @@ pub(super) fn judge(job: &Job, facts: Facts) -> Verdict {
 /// The names of all addresses in what was observed of a job.
 #[cfg(feature = "sites")]
 pub(super) fn names(job: &Job, facts: &Facts) -> Names {
-    let mut threads = Threads { mapped: &facts.mapped, ..Threads::default() };
+    let mut threads = Threads { mapped: &facts.mapped, stacks: &facts.stacks, ..Threads::default() };
     for (process, thread) in facts.tasks() {
         if process.runs_own_program() { &mut threads.own } else { &mut threads.others }.push(thread);
     }

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, stat};
 
+use crate::proc::maps::Address;
 use crate::sys::wire::wire_struct;
 use crate::sys::{self, Pid};
 
@@ -21,6 +22,15 @@ wire_struct! {
         pub(crate) tid: i32,
         /// Empty if it has none.
         pub(crate) name: String,
+    }
+}
+
+wire_struct! {
+    /// The stack of a thread, innermost frame first.
+    #[derive(Clone, Debug, PartialEq, Eq)]
+    pub(crate) struct ThreadStack {
+        pub(crate) tid: i32,
+        pub(crate) frames: Vec<Address>,
     }
 }
 

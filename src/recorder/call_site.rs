@@ -7,6 +7,9 @@ use crate::proc::maps::Address;
 use crate::recorder::awaited::Awaited;
 use crate::sys::wire::{wire_enum, wire_struct};
 
+/// The function through which libtest calls a test.
+pub(crate) const RUNS_TEST: &str = "test::__rust_begin_short_backtrace";
+
 wire_enum! {
     /// What a recorded call creates.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +97,8 @@ pub(crate) struct ResolvedCallSite {
     pub(crate) function: Option<String>,
     /// Its callers: the user's own frames with their places, innermost first.
     pub(crate) callers: Vec<String>,
+    /// Where the test of libtest's is that the call was made below.
+    pub(crate) in_test: Option<SourceLocation>,
     /// Every function of the stack, innermost first.
     pub(crate) functions: Vec<String>,
     /// Created by an async runtime for its own use.

@@ -1,6 +1,7 @@
 //! Resolves addresses to function, file and line, with the debug information of the mapped files. Runs only
 //! for tests that failed.
 
+mod libtest;
 mod others;
 
 use std::collections::HashMap;
@@ -10,6 +11,7 @@ use std::sync::Mutex;
 use crate::config::registry::Test;
 use crate::proc::mapped::MappedFile;
 use crate::proc::maps::{Address, Maps};
+use crate::proc::threads::ThreadStack;
 use crate::proc::waits::{On, Thread};
 use crate::recorder::awaited::Awaited;
 use crate::recorder::call_site::{CallSite, Names, ResolvedCallSite, SourceLocation};
@@ -40,6 +42,8 @@ pub(crate) struct Threads<'a> {
     pub(crate) others: Vec<&'a Thread>,
     /// The files that the frames of `others` lie in.
     pub(crate) mapped: &'a [MappedFile],
+    /// Stacks of threads of the test process that went on.
+    pub(crate) stacks: &'a [ThreadStack],
     /// There is no test: all of them matter alike.
     pub(crate) without_test: bool,
 }
@@ -51,7 +55,8 @@ pub(crate) fn names(
     test: impl FnOnce() -> Option<&'static Test>,
 ) -> Names {
     let threads = || all.own.iter().copied();
-    if call_sites.is_empty() && threads().next().is_none() && all.others.is_empty() {
+    let is_nothing = call_sites.is_empty() && all.stacks.is_empty();
+    if is_nothing && threads().next().is_none() && all.others.is_empty() {
         return Names::default();
     }
     // The harness has mapped the same files, but maybe at other addresses.
@@ -87,6 +92,11 @@ pub(crate) fn names(
             names.in_runtime.insert(thread.tid);
         }
         names.stacks.insert(thread.tid, stack);
+    }
+    for thread in all.stacks {
+        let frames = resolver.stack(&thread.frames);
+        names.lines.extend(line_in(&frames, here).map(|line| (thread.tid, line)));
+        names.stacks.insert(thread.tid, own(&frames[first_own(&frames)..], 1 + CALLERS, here));
     }
     others::name(all, &mut resolver, &mut names);
     let is_nowhere = |site: &ResolvedCallSite| site.place.is_none() && site.function.is_none();
@@ -277,6 +287,7 @@ fn resolved(site: &CallSite, resolver: &mut Resolver<'_>) -> ResolvedCallSite {
         place: best.and_then(|frame| place(frame, here)),
         function: best.and_then(|frame| frame.line.function.clone()),
         callers: own(above, CALLERS, here),
+        in_test: libtest::line(&frames, here),
         of_runtime: match site.call.as_str() {
             "eventfd" => runtimes::is_waker(&paths),
             _ => runtimes::is_own_socket(&paths),

@@ -15,6 +15,8 @@ pub(crate) struct Leftover<'a> {
     pub(crate) command_line: &'a [String],
     /// The call that started it.
     pub(crate) site: Option<&'a ResolvedCallSite>,
+    /// The test that made the call.
+    pub(crate) test: Option<String>,
 }
 
 /// The most processes that are listed.
@@ -32,7 +34,8 @@ pub(crate) fn text(left: &[Leftover<'_>], is_denied: bool, layout: Layout) -> St
             words => escape::words(words),
         };
         let at = process.site.map_or_else(String::new, |site| {
-            format!(" It was started {}.", escape::text(&sentence::at(&CodePlace::of(site))))
+            let at = format!("{}{}", sentence::at(&CodePlace::of(site)), by(site, process.test.as_deref()));
+            format!(" It was started {}.", escape::text(&at))
         });
         out += &format!("  pid {} `{name}` is still running.{at}\n", process.pid);
     }
@@ -42,4 +45,15 @@ pub(crate) fn text(left: &[Leftover<'_>], is_denied: bool, layout: Layout) -> St
     out += "\n  fix: write `#[childproof::test]` in place of `#[test]`: then the test that leaves it fails, and it is killed.\n";
     out += "  allow: childproof::policy!(unguarded = \"allow\");\n";
     format!("\n{}\n", finish(&out, layout.width))
+}
+
+/// The test that made the call, with its line, after a comma; or the callers, where no test is known. Nothing if the
+/// place of the call is in the test.
+fn by(site: &ResolvedCallSite, test: Option<&str>) -> String {
+    match (test, &site.in_test) {
+        (Some(_), line) if line.is_some() && *line == site.place => String::new(),
+        (Some(test), Some(line)) => format!(", by the test `{test}` at {line}"),
+        (Some(test), None) => format!(", by the test `{test}`"),
+        (None, _) => site.callers.iter().map(|caller| format!(" < {caller}")).collect(),
+    }
 }

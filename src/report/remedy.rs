@@ -1,5 +1,7 @@
 //! What mends a finding, in words.
 
+mod signals;
+
 use nix::libc;
 
 use super::escape;
@@ -32,6 +34,7 @@ fn words(facts: &Facts, remedy: &Remedy) -> String {
         .or_else(|| of_own_ends(facts, remedy))
         .or_else(|| of_rings(facts, remedy))
         .or_else(|| of_waits(facts, remedy))
+        .or_else(|| signals::of(facts, remedy))
         .or_else(|| of_processes(remedy))
         .unwrap_or_else(|| of_endings(remedy))
 }
@@ -559,41 +562,8 @@ fn of_endings(remedy: &Remedy) -> String {
             "look at `atexit` handlers, destructors of statics, and threads that were still running."
         }
         Remedy::LookAtExitHandlers => "look at `atexit` handlers and destructors of statics.",
-        Remedy::LookAtSignal { signal } => of_signal(*signal),
+        Remedy::LookAtSignal { signal } => signals::that_ended(*signal),
         _ => "",
     };
     words.to_owned()
-}
-
-/// What usually sends a signal.
-fn of_signal(signal: i32) -> &'static str {
-    match signal {
-        libc::SIGKILL => {
-            "SIGKILL was sent by the body itself, another process, or the kernel when memory ran out (`dmesg`)."
-        }
-        libc::SIGABRT => {
-            "the body aborted: a panic while panicking or where nothing may unwind (`extern \"C\"`), a stack \
-             overflow, a failed check of the C library, or `abort`. What it printed last says which."
-        }
-        libc::SIGSEGV => {
-            "invalid memory access: look at `unsafe` code and at C libraries. A \
-             stack overflow of a Rust thread ends with SIGABRT."
-        }
-        libc::SIGBUS => {
-            "memory that has no page behind it: behind the end of a mapped file, which may have been \
-             truncated meanwhile, or of a full /dev/shm."
-        }
-        libc::SIGILL => {
-            "an instruction that this processor does not have (`target-cpu`), or the trap that a compiler puts \
-             where the code never comes."
-        }
-        libc::SIGFPE => "a division by zero outside of Rust, which would have panicked.",
-        libc::SIGXFSZ => {
-            "a file would have become larger than `RLIMIT_FSIZE` allows. The test's output is caught in a file and \
-             counts: set the limit in a child process, or run with `--nocapture`."
-        }
-        libc::SIGALRM => "`alarm` or `setitimer` was called, and the signal is not handled.",
-        libc::SIGPIPE => "the body set SIGPIPE to its default; Rust programs start with it ignored.",
-        _ => "",
-    }
 }

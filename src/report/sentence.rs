@@ -73,11 +73,14 @@ pub(super) fn of(verdict: &Verdict, finding: &Finding) -> String {
                 "pid {pid}, which the body forked{at}, returned from the body, as if it were the test.{more}"
             )
         }
-        Kind::Signalled { signal, body_returned: true, .. } => format!(
-            "the body returned, and then {} ended the test process while it exited.",
-            signal_name(*signal)
+        Kind::Signalled { signal, body_returned: true, called } => format!(
+            "the body returned, and then {} ended the test process while it exited{}.",
+            signal_name(*signal),
+            comma_at(called.as_ref())
         ),
-        Kind::Signalled { signal, .. } => format!("the test process was ended by {}.", signal_name(*signal)),
+        Kind::Signalled { signal, called, .. } => {
+            format!("the test process was ended by {}{}.", signal_name(*signal), comma_at(called.as_ref()))
+        }
         Kind::TimedOut { limit, body_returned: true, .. } => format!(
             "the body returned, but the test process did not exit within the timeout of {}.",
             duration(*limit)
@@ -119,7 +122,9 @@ pub(super) fn of(verdict: &Verdict, finding: &Finding) -> String {
         ),
         Kind::StrayFd { count, fds, threads, running, created } => {
             let created = created.as_ref().map(|created| created_fds(verdict, fds, created));
-            stray(*count, fds, *threads, running, &created.unwrap_or_default())
+            let threads =
+                if *threads > 0 { owners(verdict, *count, *threads, running) } else { String::new() };
+            stray(*count, fds, &threads, &created.unwrap_or_default())
         }
         Kind::UnlistedFds { count } => format!(
             "the body left {} open beyond those that were recorded, which are all allowed: what they are \
@@ -127,10 +132,10 @@ pub(super) fn of(verdict: &Verdict, finding: &Finding) -> String {
             plural(*count, "fd")
         ),
         Kind::Unwaited { children, .. } => unwaited(children),
-        Kind::Threads { count, running } => format!(
+        Kind::Threads { count, running, at: _ } => format!(
             "{} still running when the body returned{}.",
             were(*count as usize, "thread"),
-            names_of(*count, running)
+            names_of(verdict, *count, running)
         ),
         Kind::ThreadedFork { fork, more } => threaded_fork(facts, fork, *more),
         Kind::LeftMounts { mounts } => left_mounts(mounts),
@@ -239,6 +244,11 @@ pub(super) fn place(code: &CodePlace) -> String {
     place.unwrap_or_else(|| "code without debug information".to_owned())
 }
 
+/// `, at tests/a.rs:3:5 a::f`, or nothing.
+fn comma_at(code: Option<&CodePlace>) -> String {
+    code.map_or_else(String::new, |code| format!(", {}", at(code)))
+}
+
 /// For use after a comma: `, started at tests/a.rs:3:5 a::f,`, or nothing.
 fn started(created: Option<&CodePlace>) -> String {
     created.map_or_else(String::new, |created| format!(", started {},", at(created)))
@@ -345,7 +355,7 @@ fn ended_early(code: i32, when: Ending, call: Option<&str>, called: Option<&Code
     }
 }
 
-fn stray(count: usize, strays: &[StrayNumber], threads: u32, running: &[Running], created: &str) -> String {
+fn stray(count: usize, strays: &[StrayNumber], threads: &str, created: &str) -> String {
     let noun = if strays.iter().all(|stray| stray.is_pipe) { "pipe end" } else { "fd" };
     let mut numbers: Vec<i32> = strays.iter().take(NAMED).map(|stray| stray.fd).collect();
     // Several fds may be in flight in one socket.
@@ -374,13 +384,14 @@ fn stray(count: usize, strays: &[StrayNumber], threads: u32, running: &[Running]
             _ => format!(" Fd {fd}: {keeper}."),
         };
     }
-    if threads > 0 {
-        let them = if count == 1 { "it" } else { "them" };
-        let running = names_of(threads, running);
-        let threads = were(threads as usize, "thread");
-        sentence += &format!(" {threads} still running, and may own {them}{running}.");
-    }
-    sentence
+    sentence + threads
+}
+
+/// ` 1 thread was still running, and may own it: ..`.
+fn owners(verdict: &Verdict, count: usize, threads: u32, running: &[Running]) -> String {
+    let them = if count == 1 { "it" } else { "them" };
+    let running = names_of(verdict, threads, running);
+    format!(" {} still running, and may own {them}{running}.", were(threads as usize, "thread"))
 }
 
 /// ` Fd 7 is an IPv4 stream socket listening at 127.0.0.1:80; fd 8 is ..`, or nothing.
@@ -531,12 +542,15 @@ fn unwaited(children: &[Child]) -> String {
     )
 }
 
-/// `: `worker-3` (tid 3391), tid 3392 (no name so far)`.
-fn names_of(count: u32, running: &[Running]) -> String {
-    let named = |thread: &Running| match thread.name.as_str() {
-        // It may have just been started: threads of std set their own names.
-        "" => format!("tid {} (no name so far)", thread.tid),
-        name => format!("`{name}` (tid {})", thread.tid),
+/// `: `worker-3` (tid 3391, at src/a.rs:3:5), tid 3392 (no name so far)`.
+fn names_of(verdict: &Verdict, count: u32, running: &[Running]) -> String {
+    let named = |thread: &Running| {
+        let at = verdict.names.lines.get(&thread.tid).map_or_else(String::new, |line| format!(", at {line}"));
+        match thread.name.as_str() {
+            // It may have just been started: threads of std set their own names.
+            "" => format!("tid {} (no name so far{at})", thread.tid),
+            name => format!("`{name}` (tid {}{at})", thread.tid),
+        }
     };
     let mut names: Vec<String> = running.iter().map(named).collect();
     // A thread may have ended between the count and the list of names.

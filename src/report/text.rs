@@ -188,6 +188,9 @@ impl Text {
         if let Some(site) = verdict.call_of_end() {
             self.line("");
             self.call_site("  ", "called", site, verdict.facts.pid);
+        } else if let Some(stack) = verdict.stack_of_end() {
+            self.line("");
+            self.line(&format!("  in {}", escape::text(&stack.join(" < "))));
         }
     }
 

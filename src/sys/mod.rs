@@ -15,6 +15,8 @@ pub(crate) mod directory;
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
 pub(crate) mod entrance;
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
+pub(crate) mod fault;
+#[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
 pub(crate) mod fd;
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
 pub(crate) mod keeper;
@@ -50,6 +52,8 @@ pub(crate) use baseline::{
 pub(crate) use directory::*;
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
 pub(crate) use entrance::{ProcessEntry, Words};
+#[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
+pub(crate) use fault::{report_fault_to, watch_faults};
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
 pub(crate) use fd::*;
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]

@@ -1,5 +1,7 @@
 //! The precondition of each remedy over the typed facts, in one table. A remedy whose precondition does not hold is not shown.
 
+use nix::libc;
+
 use super::processes::is_spawned_without_std;
 use super::waits::is_of_terminal;
 use super::{Ends, Remedy};
@@ -10,6 +12,7 @@ use crate::diagnosis::waits_for::{LinkOn, WaitsFor};
 use crate::guard::facts::Process;
 use crate::guard::report_page::End;
 use crate::proc::fds::Fd;
+use crate::proc::signals::Signals;
 use crate::proc::waits::On;
 
 /// Whether a remedy fits the facts of a finding. One table, so it is longer than other functions.
@@ -145,6 +148,10 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
         Remedy::KillAllOfChild { pid } => {
             of.leaked(kind, |process| !process.forked_without_exec) && evidence.has_descendant_left(*pid)
         }
+        Remedy::EndDeaf { pid, .. } => of.process(*pid, |process| {
+            let Signals { ignored, blocked, .. } = &process.signals;
+            ignored.contains(&libc::SIGTERM) || blocked.contains(&libc::SIGTERM)
+        }),
         Remedy::EndBeforeCommand => facts.is_command() && of.leaked(kind, |_| true),
         Remedy::NoDaemonInBody { pid } => of.is_daemons(*pid),
         Remedy::ClosePopen => evidence.names.call_sites.iter().any(|site| site.call == "popen"),

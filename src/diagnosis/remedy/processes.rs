@@ -1,7 +1,10 @@
 //! Remedies of leaked processes.
 
+use nix::libc;
+
 use super::Remedy;
 use crate::diagnosis::evidence::Evidence;
+use crate::diagnosis::finding::Kind;
 use crate::diagnosis::leaked::is_daemon;
 use crate::guard::facts::{Class, Process};
 use crate::recorder::call_site::ResolvedCallSite;
@@ -64,6 +67,27 @@ impl Evidence<'_> {
             return Remedy::KillAndWait;
         }
         Remedy::StopWithParent
+    }
+
+    /// The remedy for the first of the leaked processes that SIGTERM does not end, though none was sent that is pending.
+    pub(super) fn remedy_of_deaf(&self, kind: &Kind) -> Option<Remedy> {
+        let Kind::LeakedProcess { pid, others, .. } = kind else { return None };
+        let all = std::iter::once(pid).chain(others).filter_map(|pid| self.process(*pid));
+        all.filter(|process| !process.holds_back(libc::SIGTERM)).find_map(|process| {
+            let signals = &process.signals;
+            let ignores = signals.ignored.contains(&libc::SIGTERM);
+            let set = if ignores { &signals.ignored } else { &signals.blocked };
+            if !set.contains(&libc::SIGTERM) {
+                return None;
+            }
+            let signals = [libc::SIGTERM, libc::SIGINT].into_iter().filter(|signal| set.contains(signal));
+            Some(Remedy::EndDeaf {
+                pid: process.pid,
+                ignores,
+                signals: signals.collect(),
+                inherited_from: process.signals.inherited_from,
+            })
+        })
     }
 
     /// Whether a process is left that another one has started, which is left too.

@@ -155,8 +155,10 @@ fn values(verdict: &Verdict, kind: &Kind) -> (&'static str, Vec<Value>) {
             let pids: Vec<i32> = children.iter().map(|child| child.pid).collect();
             ("unwaited", vec![json!(pids), code(created.as_ref())])
         }
-        Kind::Threads { count, running } => {
-            let named = |thread: &Running| json!({ "tid": thread.tid, "name": thread.name });
+        Kind::Threads { count, running, at: _ } => {
+            let line = |thread: &Running| at(verdict.names.lines.get(&thread.tid), None);
+            let named =
+                |thread: &Running| json!({ "tid": thread.tid, "name": thread.name, "place": line(thread) });
             ("threads", vec![json!(count), running.iter().map(named).collect()])
         }
         Kind::ThreadedFork { fork, more } => {

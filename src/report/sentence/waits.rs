@@ -477,7 +477,8 @@ fn runtime_wait(facts: &Facts, wait: &RuntimeWait) -> String {
             match &peers[..] {
                 _ if listens => format!("a connection to {what} (fd {fd}{})", and_address(facts, *inode)),
                 _ if is_queued => {
-                    let by = if peers.is_empty() { String::new() } else { format!(" by {}", named(facts, peers)) };
+                    let by =
+                        if peers.is_empty() { String::new() } else { format!(" by {}", named(facts, peers)) };
                     format!("`accept`{by} on {}, of the connection at fd {fd}", listener(facts, *inode))
                 }
                 [] => format!("{what} (fd {fd})"),

@@ -53,7 +53,9 @@ fn by(site: &ResolvedCallSite, test: Option<&str>) -> String {
     match (test, &site.in_test) {
         (Some(_), line) if line.is_some() && *line == site.place => String::new(),
         (Some(test), Some(line)) => format!(", by the test `{test}` at {line}"),
-        (Some(test), None) => format!(", by the test `{test}`"),
-        (None, _) => site.callers.iter().map(|caller| format!(" < {caller}")).collect(),
+        (test, _) => {
+            let callers: String = site.callers.iter().map(|caller| format!(" < {caller}")).collect();
+            callers + &test.map_or_else(String::new, |test| format!(", by the test `{test}`"))
+        }
     }
 }

@@ -64,9 +64,11 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, context: *mut 
     // SAFETY: it is null, or points into memory that stays mapped until the process ends.
     if let Some(report) = unsafe { report.as_ref() }.filter(|_| marked_process().is_some()) {
         // SAFETY: the call has no preconditions.
-        report.store(unsafe { libc::gettid() }, Ordering::Release);
-        // SAFETY: kill(2) is async-signal-safe.
-        unsafe { libc::kill(own_pid(), libc::SIGSTOP) };
+        let tid = unsafe { libc::gettid() };
+        report.store(tid, Ordering::Release);
+        // To this thread: of one to the process another thread might be told first, and this one would go on meanwhile.
+        // SAFETY: tgkill(2) is async-signal-safe.
+        unsafe { libc::syscall(libc::SYS_tgkill, own_pid(), tid, libc::SIGSTOP) };
         report.store(0, Ordering::Release);
     }
     let at = SIGNALS.iter().position(|known| *known == signal);

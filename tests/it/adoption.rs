@@ -36,7 +36,7 @@ fn what_tests_without_a_guard_leave_is_listed_at_the_end_of_a_stock_target() {
         assert!(results.contains("test result: ok. 5 passed"), "{text}");
         let lines: Vec<String> = normalise(report).lines().map(str::to_owned).collect();
         assert_eq!(lines[0], "tests without a guard left 2 processes", "{text}");
-        let place = "crates/b/src/lib.rs:7:57 b::start";
+        let place = "crates/b/src/lib.rs:7:57 b::start, by the test `leaks` at crates/c/tests/plain.rs:15:5";
         assert!(
             lines.contains(&format!("  pid # `sleep 86399` is still running. It was started at {place}.")),
             "{text}"

@@ -311,6 +311,8 @@ fn is_reported_as_a_reader_needs_it() {
         "job_of_system",
         "child_of_a_bare_posix_spawn",
         "fifo_left_open",
+        "connection_that_the_test_does_not_accept",
+        "connection_that_a_server_does_not_accept",
     ];
     let reports: Vec<_> =
         shapes.iter().map(|shape| (*shape, thread::spawn(|| report_in("evidence", shape)))).collect();

@@ -128,6 +128,11 @@ fn of_a_failing_test_is_a_report_that_names_what_was_left() {
         "waits_for_a_child_that_never_ends",
         "panics_and_leaks",
         "aborts",
+        "fault_of_the_body",
+        "fault_of_a_thread",
+        "fault_behind_the_end_of_a_file",
+        "thread_where_it_is_denied",
+        "child_deaf_to_sigterm",
     ];
     assert_expected("shapes", shapes.map(|shape| (shape, report_in("harness", &format!("shapes::{shape}")))));
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{Fixture, Run};
+use crate::support::{Fixture, Run, root};
 
 /// Name, outcome, causes, and what was left: processes by class except stragglers, fds.
 const SHAPES: &[(&str, &str, &str, &str)] = &[
@@ -125,6 +125,12 @@ const SHAPES: &[(&str, &str, &str, &str)] = &[
     ("kills_itself", "failed", "signal", ""),
     ("kills_itself_by_a_real_time_signal", "failed", "signal", ""),
     ("overflows_its_stack", "failed", "signal", ""),
+    ("fault_of_the_body", "failed", "signal", ""),
+    ("fault_of_a_thread", "failed", "signal", ""),
+    ("fault_behind_the_end_of_a_file", "failed", "signal", ""),
+    ("fault_of_a_child", "passed", "", ""),
+    ("fault_that_the_body_handles", "passed", "", ""),
+    ("fault_that_was_sent", "failed", "signal", ""),
     ("child_comes_back_through_the_body", "failed", "ended_early", ""),
     ("fork_among_threads", "passed", "", ""),
     ("fork_among_threads_where_it_is_denied", "failed", "threaded_fork", ""),
@@ -291,4 +297,9 @@ fn of_main_itself_are_not_charged_to_tests() {
     );
     assert!(ran.stdout.contains("left 1 process\n") && ran.stdout.contains("`sleep 86398`"), "{}", ran.all());
     assert!(!ran.stdout.contains("`sleep 86399`"), "{}", ran.all());
+    // Rust's start-up has installed its handlers after the fork.
+    let source = fs::read_to_string(root().join("tests/fixtures/leaky/tests/prepared.rs")).unwrap();
+    let line = source.lines().position(|line| line.ends_with("// FAULT")).unwrap() + 1;
+    let place = format!("ended by SIGSEGV (11), at tests/fixtures/leaky/tests/prepared.rs:{line}:");
+    assert!(ran.stdout.contains(&place), "{}", ran.all());
 }

@@ -21,6 +21,7 @@ use crate::config::registry::ArgumentPosition;
 use crate::diagnosis::{Allowance, Cause, Finding, Kind, Stray, Verdict};
 use crate::guard::facts::Class;
 use crate::guard::report_page::{Body, End};
+use crate::proc::threads::Running;
 use crate::recorder::call_site::ResolvedCallSite;
 
 #[cfg(feature = "__engine")]
@@ -178,6 +179,7 @@ impl Text {
         self.sockets(verdict);
         self.contended(verdict);
         self.strays(verdict);
+        self.threads(verdict);
         self.line("");
         self.killed(verdict);
         self.notes(sentence::notes(verdict));
@@ -191,6 +193,22 @@ impl Text {
         } else if let Some(stack) = verdict.stack_of_end() {
             self.line("");
             self.line(&format!("  in {}", escape::text(&stack.join(" < "))));
+        }
+    }
+
+    /// Where the threads are that were still running, if that is known.
+    fn threads(&mut self, verdict: &Verdict) {
+        let stack =
+            |thread: &Running| verdict.names.stacks.get(&thread.tid).filter(|stack| !stack.is_empty());
+        let known = verdict.facts.running.iter().filter_map(|thread| Some((thread, stack(thread)?)));
+        for (at, (thread, stack)) in known.take(LISTED).enumerate() {
+            if at == 0 {
+                self.line("");
+                self.line("  threads that were still running");
+            }
+            let name = if thread.name.is_empty() { "" } else { &format!("  `{}`", thread.name) };
+            let line = format!("    {}{name}  in {}", thread.tid, stack.join(" < "));
+            self.line(&escape::text(&line));
         }
     }
 

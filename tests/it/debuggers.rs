@@ -4,7 +4,10 @@
 //! `tests/fixtures/team` has the tests.
 
 use std::fs;
-use std::process::Command;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use serde_json::{Value, json};
 
 use crate::support::{Fixture, Ran, root};
 
@@ -107,5 +110,125 @@ fn lldb_stops_in_a_body() {
         let stopped = ran.stdout.lines().find(|line| line.contains("frame #0") && line.contains("b::fails"));
         let body = ran.stdout.lines().find(|line| line.contains("bodies::panics_first"));
         assert!(stopped.is_some() && body.is_some(), "{target}\n{}", ran.all());
+    }
+}
+
+/// A debug adapter, as VS Code talks to it: messages of JSON, each behind a header with its length.
+struct Adapter {
+    process: Child,
+    to: ChildStdin,
+    from: BufReader<ChildStdout>,
+    sent: u64,
+    /// What it has said, for a failure.
+    said: String,
+}
+
+impl Adapter {
+    fn start(program: &str, like: &Command) -> Adapter {
+        let mut command = Command::new(program);
+        for (name, _) in like.get_envs().filter(|(_, value)| value.is_none()) {
+            command.env_remove(name);
+        }
+        command.env_remove("DEBUGINFOD_URLS").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let (to, from) = (process.stdin.take().unwrap(), BufReader::new(process.stdout.take().unwrap()));
+        Adapter { process, to, from, sent: 0, said: String::new() }
+    }
+
+    fn send(&mut self, command: &str, arguments: Value) {
+        self.sent += 1;
+        let message =
+            json!({ "seq": self.sent, "type": "request", "command": command, "arguments": arguments });
+        let message = message.to_string();
+        write!(self.to, "Content-Length: {}\r\n\r\n{message}", message.len()).unwrap();
+        self.to.flush().unwrap();
+    }
+
+    /// The next message that is the response to this command, or this event.
+    fn wait_for(&mut self, name: &str) -> Value {
+        loop {
+            let mut length = 0;
+            let mut line = String::new();
+            while self.from.read_line(&mut line).unwrap() > 2 {
+                length = line
+                    .trim()
+                    .strip_prefix("Content-Length: ")
+                    .map_or(length, |length| length.parse().unwrap());
+                line.clear();
+            }
+            assert!(length > 0, "no `{name}`\n{}", self.said);
+            let mut message = vec![0; length];
+            self.from.read_exact(&mut message).unwrap();
+            self.said += &format!("{}\n", String::from_utf8_lossy(&message));
+            let message: Value = serde_json::from_slice(&message).unwrap();
+            if message["event"] == name || message["command"] == name {
+                assert!(message["success"] != false, "{message}\n{}", self.said);
+                return message["body"].clone();
+            }
+        }
+    }
+
+    fn ask(&mut self, command: &str, arguments: Value) -> Value {
+        self.send(command, arguments);
+        self.wait_for(command)
+    }
+}
+
+/// The launch configuration of README, for a test of the fixture.
+fn launch(target: &str) -> Value {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let (_, file) = readme.split_once("```json\n// .vscode/launch.json\n").unwrap();
+    let file: Value = serde_json::from_str(file.split("```").next().unwrap()).unwrap();
+    let mut launch = file["configurations"][0].clone();
+    assert_eq!((&launch["request"], &launch["args"][0]), (&json!("launch"), &launch["name"]));
+    launch["program"] = json!(Fixture::build("team").binary(target));
+    launch["args"][0] = json!("bodies::panics_first");
+    launch["cwd"] = json!(root().join("tests/fixtures/team/crates/a"));
+    launch
+}
+
+/// A breakpoint in the body, the stack there, and the end of the test, by README's launch configuration.
+#[childproof::test(timeout = "180s")]
+fn the_adapter_of_vs_code_stops_in_a_body() {
+    let numbered = (14..=22)
+        .rev()
+        .flat_map(|version| ["lldb-dap", "lldb-vscode"].map(|name| format!("{name}-{version}")));
+    let mut names = ["lldb-dap", "lldb-vscode"].map(str::to_owned).into_iter().chain(numbered);
+    let is_there =
+        |name: &String| Command::new(name).arg("--help").output().is_ok_and(|output| output.status.success());
+    let Some(program) = names.find(is_there) else {
+        println!("skipped: neither lldb-dap nor lldb-vscode is installed");
+        return;
+    };
+    let place = marked("// PANIC");
+    let (file, line) = place.rsplit_once(':').unwrap();
+    let line: u64 = line.parse().unwrap();
+    for target in ["whole", "stock"] {
+        let mut adapter = Adapter::start(&program, &command(target, &[]));
+        adapter.ask(
+            "initialize",
+            json!({ "adapterID": "lldb-dap", "pathFormat": "path", "linesStartAt1": true }),
+        );
+        adapter.send("launch", launch(target));
+        adapter.wait_for("initialized");
+        let source = json!({ "path": root().join("tests/fixtures/team").join(file) });
+        let set =
+            adapter.ask("setBreakpoints", json!({ "source": source, "breakpoints": [{ "line": line }] }));
+        assert_eq!(set["breakpoints"][0]["verified"], true, "{target}\n{}", adapter.said);
+        adapter.send("configurationDone", json!({}));
+        let stopped = adapter.wait_for("stopped");
+        let thread = json!({ "threadId": stopped["threadId"] });
+        let stack = adapter.ask("stackTrace", thread.clone());
+        let frames = stack["stackFrames"].as_array().unwrap();
+        assert_eq!(frames[0]["line"], line, "{target} {stack:#}");
+        let is_body =
+            |frame: &Value| frame["name"].as_str().is_some_and(|name| name.contains("bodies::panics_first"));
+        assert!(frames.iter().any(is_body), "{target} {stack:#}");
+        adapter.ask("continue", thread);
+        assert_eq!(adapter.wait_for("exited")["exitCode"], 101, "{target}\n{}", adapter.said);
+        assert!(adapter.said.contains("runs in this process, unguarded"), "{target}\n{}", adapter.said);
+        adapter.ask("disconnect", json!({}));
+        drop(adapter.to);
+        assert!(adapter.process.wait().unwrap().success(), "{target}\n{}", adapter.said);
     }
 }

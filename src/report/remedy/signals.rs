@@ -16,7 +16,7 @@ pub(super) fn of(facts: &Facts, remedy: &Remedy) -> Option<String> {
         Some(parent) if *parent == facts.pid => {
             format!(", which it has inherited from the test: start it with {signals} as they are by default")
         }
-        _ => " (in a shell, `trap - TERM` makes SIGTERM end it)".to_owned(),
+        _ => String::new(),
     };
     Some(format!("Pid {pid} {does} {signals}: end it by SIGKILL, which `Child::kill` sends{again}."))
 }

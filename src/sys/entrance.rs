@@ -66,7 +66,7 @@ impl<'a> ProcessEntry<'a> {
     /// The fds in `close` are closed at once, except -1; `job_socket` is closed when the job has arrived.
     pub(crate) fn new(
         supervisor: Pid,
-        close: [RawFd; 9],
+        mut close: [RawFd; 9],
         job_socket: RawFd,
         mask: &'a Mask,
         argv: &'a Argv,
@@ -76,6 +76,8 @@ impl<'a> ProcessEntry<'a> {
         let original = argv.original();
         let (arguments, length) = (original.as_ptr().cast(), original.len());
         let argv = argv.start();
+        // Neighbours are closed by one call.
+        close.sort_unstable();
         ProcessEntry {
             supervisor,
             close,
@@ -122,11 +124,12 @@ impl<'a> ProcessEntry<'a> {
         unsafe { libc::setpgid(0, 0) };
         let mut at = 0;
         while at < self.close.len() {
-            if self.close[at] != -1 {
-                // SAFETY: the caller forgets its owner, and the number is not used again.
-                unsafe { libc::syscall(libc::SYS_close, self.close[at]) };
+            let mut next = at + 1;
+            while next < self.close.len() && self.close[next] == self.close[next - 1] + 1 {
+                next += 1;
             }
-            at += 1;
+            close_all(&self.close[at..next]);
+            at = next;
         }
     }
 
@@ -204,6 +207,24 @@ impl<'a> ProcessEntry<'a> {
                 KERNEL_SET,
             )
         };
+    }
+}
+
+/// `close_range` — closes these fds, which are neighbours: by one call, or one by one where a filter refuses it. -1 is left
+/// out.
+#[inline(always)]
+fn close_all(fds: &[RawFd]) {
+    let fds = if let [-1, others @ ..] = fds { others } else { fds };
+    let is_closed = match fds {
+        // SAFETY: the caller forgets their owners, and the numbers are not used again.
+        [first, .., last] => unsafe { libc::syscall(libc::SYS_close_range, *first, *last, 0) == 0 },
+        _ => false,
+    };
+    let mut at = 0;
+    while !is_closed && at < fds.len() {
+        // SAFETY: as above.
+        unsafe { libc::syscall(libc::SYS_close, fds[at]) };
+        at += 1;
     }
 }
 

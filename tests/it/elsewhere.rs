@@ -7,7 +7,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use crate::support::{Ran, root};
+use crate::support::{Ran, root, scratch};
 
 /// Runs one target of the fixture, built as for another system.
 fn run(target: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
@@ -58,4 +58,32 @@ fn a_required_guard_is_an_error() {
     }
     let ran = run("stock", &["passes"], &[("CHILDPROOF_REQUIRE", "0")]);
     assert_eq!(ran.code, Some(0), "{}", ran.all());
+}
+
+#[childproof::test(serial = "unguarded", timeout = "600s")]
+fn a_harness_runs_its_shard_of_bazels() {
+    let exit = scratch().join("exit");
+    let names = |variables: &[(&str, &str)]| -> Vec<String> {
+        let ran = run("harness", &["--format=pretty"], variables);
+        let lines = ran.stdout.lines().filter_map(|line| line.strip_prefix("test "));
+        lines.filter_map(|line| Some(line.split_once(" ... ")?.0.trim().to_owned())).collect()
+    };
+    let all = names(&[]);
+    let mut together = Vec::new();
+    for index in ["0", "1"] {
+        let shard = names(&[
+            ("TEST_TOTAL_SHARDS", "2"),
+            ("TEST_SHARD_INDEX", index),
+            ("TEST_PREMATURE_EXIT_FILE", exit.to_str().unwrap()),
+        ]);
+        assert_eq!(shard.len(), all.len() / 2, "{shard:?}");
+        assert!(!exit.exists());
+        together.extend(shard);
+    }
+    together.sort();
+    assert_eq!(together, {
+        let mut all = all;
+        all.sort();
+        all
+    });
 }

@@ -448,6 +448,16 @@ fn the_versions_agree() {
 }
 
 #[childproof::test]
+fn each_package_has_the_licences() {
+    for package in ["macros", "values", "cli"] {
+        for name in ["LICENSE-MIT", "LICENSE-APACHE"] {
+            let own = fs::read_to_string(root().join(package).join(name)).unwrap_or_default();
+            assert!(own == read(&root().join(name)), "{package}/{name} is not that of the root");
+        }
+    }
+}
+
+#[childproof::test]
 fn links_between_the_documents_lead_somewhere() {
     let mut found = Vec::new();
     let documents: Vec<PathBuf> = fs::read_dir(root())

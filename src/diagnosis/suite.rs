@@ -91,7 +91,8 @@ fn ended_by(
             let mut running =
                 (0..).zip(tests).filter(|(_, test)| matches!(test.progress, Progress::Running { .. }));
             let only = running.next().filter(|_| running.next().is_none()).map(|(number, _)| number);
-            by_call.or(only)
+            let has_fault = |test: &SuiteTest| matches!(test.progress, Progress::Running { tid, .. } if facts.fault == Some(tid));
+            by_call.or_else(|| tests.iter().position(has_fault)).or(only)
         }
     }
 }
@@ -190,6 +191,7 @@ impl Suite<'_> {
             Progress::Running { since, .. } if facts.cut || self.ended_by == Some(number) => {
                 (own.body, own.end, own.cut) = (Body::Unfinished, facts.end.clone(), facts.cut);
                 (own.ran, own.time) = (*since, *since);
+                own.fault = facts.fault;
             }
             Progress::Waiting | Progress::Running { .. } => return Err(NotJudged::NotEnded),
             Progress::Ended { body, time, .. } => {

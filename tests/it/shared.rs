@@ -102,6 +102,17 @@ fn a_test_that_exits_is_charged_with_the_end_of_the_suite() {
 }
 
 #[childproof::test]
+fn a_fault_is_that_of_the_test_whose_thread_it_was_in() {
+    let (ran, tests) = run(&["--ignored", "a_test", "faults", "--test-threads=2"]);
+    assert_eq!(ran.code, Some(101), "{}", ran.all());
+    assert_eq!(tests["ending::faults"]["causes"], serde_json::json!(["signal"]), "{}", ran.all());
+    let sentence = tests["ending::faults"]["findings"].to_string();
+    assert!(sentence.contains("SIGSEGV (11), at") && sentence.contains(&place("fault")), "{sentence}");
+    assert_eq!(tests["ending::a_test_that_waits"]["outcome"], "ignored", "{}", ran.all());
+    assert_eq!(tests["(suite)"]["outcome"], "passed", "{}", ran.all());
+}
+
+#[childproof::test]
 fn a_timeout_is_that_of_one_test() {
     let (ran, tests) = run(&["--ignored", "a_test", "b_test", "hangs", "--test-threads=2"]);
     assert_eq!(ran.code, Some(101), "{}", ran.all());

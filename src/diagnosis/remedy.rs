@@ -179,12 +179,14 @@ pub(crate) enum Remedy {
     /// A process waits for a file lock that it holds itself, by another open file.
     ReleaseOwnFileLock {
         file: String,
+        opened: Option<SourceLocation>,
     },
     /// A process that is not waited for has inherited the fd by which a lock is held.
     CloseLockInChild {
         pid: i32,
         fd: i32,
         file: String,
+        opened: Option<SourceLocation>,
     },
     /// Opening a path blocks, without a timeout.
     OpenOtherEnd {

@@ -76,6 +76,8 @@ fn keys(facts: &Facts, reported: &dyn Fn(&&Process) -> bool) -> Vec<(ResourceKin
     keys.extend(
         facts.strays.iter().filter(|stray| stray.key != 0).map(|stray| (ResourceKind::Fds, stray.key)),
     );
+    let opened = facts.contended.fds().flatten().map(|key| (ResourceKind::Fds, *key));
+    keys.extend(opened);
     keys.extend(facts.returned_child.map(|pid| (ResourceKind::Process, pid as u64)));
     keys
 }

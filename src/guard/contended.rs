@@ -32,6 +32,8 @@ wire_struct! {
         pub(crate) cloexec: bool,
         /// The name of the process, if it does not belong to the test.
         pub(crate) outside: Option<String>,
+        /// The keys under which the recorder may have its opening: first this process's own.
+        pub(crate) keys: Vec<u64>,
     }
 }
 
@@ -45,6 +47,8 @@ wire_struct! {
         pub(crate) fd: Option<i32>,
         /// For an `open`, the requested access mode (`O_ACCMODE`); otherwise the access mode of the fd.
         pub(crate) access: i32,
+        /// As in [`FdHolder`].
+        pub(crate) keys: Vec<u64>,
     }
 }
 
@@ -131,6 +135,21 @@ wire_struct! {
     }
 }
 
+impl Contended {
+    /// The keys of all fds.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = &[u64]> {
+        let Contended { locks, fifos, terminals, .. } = self;
+        let waiters = locks.iter().flat_map(|lock| &lock.waiters);
+        let waiters = waiters.chain(fifos.iter().flat_map(|fifo| &fifo.waiters));
+        let waiters = waiters.chain(terminals.iter().flat_map(|terminal| &terminal.waiters));
+        let holders = locks.iter().flat_map(|lock| &lock.holders);
+        let holders = holders.chain(fifos.iter().flat_map(|fifo| &fifo.holders));
+        let ends = terminals.iter().flat_map(|terminal| terminal.masters.iter().chain(&terminal.slaves));
+        let holders = holders.chain(ends);
+        waiters.map(|waiter| &waiter.keys[..]).chain(holders.map(|holder| &holder.keys[..]))
+    }
+}
+
 /// Time limit for reading all processes.
 const LOOK: Duration = Duration::from_millis(100);
 /// The most holders of one file that are kept.
@@ -156,11 +175,17 @@ impl Wanted {
             // A stop for terminal access only shows in its signal.
             if matches!(process.signals.stopped_by, Some(libc::SIGTTIN | libc::SIGTTOU)) {
                 let pid = process.pid;
-                wanted.at_terminals.push(Waiter { pid, tid: pid, fd: None, access: 0 });
+                wanted.at_terminals.push(Waiter { pid, tid: pid, fd: None, access: 0, keys: Vec::new() });
             }
             for thread in &process.tasks {
-                let waiter =
-                    |fd: Option<i32>, access| Waiter { pid: process.pid, tid: thread.tid, fd, access };
+                let keys = |fd: Option<i32>| fd.map_or_else(Vec::new, |fd| keys(processes, process.pid, fd));
+                let waiter = |fd: Option<i32>, access| Waiter {
+                    pid: process.pid,
+                    tid: thread.tid,
+                    fd,
+                    access,
+                    keys: keys(fd),
+                };
                 match &thread.on {
                     On::Lock { fd } => wanted.add_locks(process, *fd, &thread.behind, &waiter(Some(*fd), 0)),
                     On::Open { path, access } => {
@@ -261,6 +286,7 @@ impl Wanted {
             let id = stat.readable_id();
             self.found.unreadable += u32::from(!self.look(stat.pid, id, outside.as_ref()));
         }
+        self.add_keys(processes);
         for terminal in &mut self.found.terminals {
             let has = |waiter: &Waiter| {
                 let mut ends = terminal.masters.iter().chain(&terminal.slaves);
@@ -270,6 +296,18 @@ impl Wanted {
         }
         self.found.terminals.retain(|terminal| !terminal.waiters.is_empty());
         self.found
+    }
+
+    /// Adds what the openings of the holders' fds are recorded under.
+    fn add_keys(&mut self, processes: &[Process]) {
+        let locks = self.found.locks.iter_mut().flat_map(|lock| &mut lock.holders);
+        let fifos = self.found.fifos.iter_mut().flat_map(|fifo| &mut fifo.holders);
+        let terminals = self.found.terminals.iter_mut();
+        let ends = terminals.flat_map(|terminal| terminal.masters.iter_mut().chain(&mut terminal.slaves));
+        let all = locks.chain(fifos).chain(ends);
+        for holder in all.filter(|holder| holder.outside.is_none()) {
+            holder.keys = keys(processes, holder.pid, holder.fd);
+        }
     }
 
     /// Reads one process. Returns whether it may be read.
@@ -296,7 +334,8 @@ impl Wanted {
         let mut pidfd = None;
         for fd in &fds {
             let Fd { fd: number, access, cloexec, .. } = *fd;
-            let holder = FdHolder { pid, fd: number, access, cloexec, outside: outside.cloned() };
+            let holder =
+                FdHolder { pid, fd: number, access, cloexec, outside: outside.cloned(), keys: Vec::new() };
             for lock in self.found.locks.iter_mut().filter(|lock| fd.held.contains(&lock.line)) {
                 push(&mut lock.holders, holder.clone());
             }
@@ -352,6 +391,16 @@ impl Wanted {
             push(&mut terminal.slaves, holder);
         }
     }
+}
+
+/// What the opening of an fd may be recorded under: by its process, or by an ancestor from which it has the fd.
+fn keys(processes: &[Process], pid: Pid, fd: i32) -> Vec<u64> {
+    let Some(process) = processes.iter().find(|process| process.pid == pid) else { return Vec::new() };
+    let cloexec = process.fd(fd).is_some_and(|fd| fd.cloexec);
+    let may_have_inherited = process.forked_without_exec || !cloexec;
+    let test = processes.iter().filter(|process| process.is_test).map(|process| process.pid);
+    let ancestors = process.lineage.iter().copied().chain(test).filter(|_| may_have_inherited);
+    fds::open_keys(pid, fd, &ancestors.filter(|ancestor| *ancestor != pid).collect::<Vec<Pid>>())
 }
 
 fn push(holders: &mut Vec<FdHolder>, holder: FdHolder) {

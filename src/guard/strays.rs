@@ -77,7 +77,7 @@ impl Search {
         if is_stray(self.before, number, identity, self.counted)
             && let Some(target) = target(link.as_deref(), identity, self.counted)
         {
-            self.add(held, target, identity.ino, identity.access);
+            self.add(held, target, identity.ino, identity.access, identity.dev);
         }
         let info = || fs::read_to_string(format!("{task}/fdinfo/{fd}")).unwrap_or_default();
         if identity.kind == libc::S_IFSOCK {
@@ -147,7 +147,7 @@ impl Search {
         };
         if counts {
             let held = Held { fd: held.fd, cloexec: held.cloexec, by: HeldBy::Ring };
-            self.add(&held, file.to_owned(), pipe.unwrap_or(0), fds::SOME_END);
+            self.add(&held, file.to_owned(), pipe.unwrap_or(0), fds::SOME_END, 0);
         }
     }
 
@@ -155,13 +155,16 @@ impl Search {
     fn add_opaque(&mut self, held: &Held, link: Option<String>, identity: &FdIdentity) {
         let held = Held { fd: held.fd, cloexec: held.cloexec, by: HeldBy::Opaque };
         self.strays.retain(|stray| stray.fd != held.fd || stray.ino != identity.ino);
-        self.add(&held, link.unwrap_or_else(|| "unreadable".to_owned()), identity.ino, identity.access);
+        let link = link.unwrap_or_else(|| "unreadable".to_owned());
+        self.add(&held, link, identity.ino, identity.access, identity.dev);
     }
 
-    fn add(&mut self, held: &Held, target: String, ino: u64, access: i32) {
+    fn add(&mut self, held: &Held, target: String, ino: u64, access: i32, dev: u64) {
         let Held { fd, cloexec, ref by } = *held;
+        let own = std::process::id() as Pid;
         let number = if *by == HeldBy::Table { fd } else { -1 };
-        let key = fds::creation_key(&target, std::process::id() as Pid, number).unwrap_or(0);
+        let key = fds::creation_key(&target, own, number);
+        let key = key.unwrap_or_else(|| fds::open_key(own, number, dev, ino));
         let stray = StrayFd { fd, target, ino, key, access, cloexec, held_by: by.clone() };
         // The same file may be in two messages, or be seen twice in a long message.
         let is_sent = matches!(by, HeldBy::Message | HeldBy::Ring);

@@ -7,8 +7,8 @@ use std::os::unix::fs::MetadataExt;
 
 use nix::libc;
 
-use crate::sys::Pid;
 use crate::sys::wire::wire_struct;
+use crate::sys::{self, Pid};
 
 wire_struct! {
     /// One open fd of a process.
@@ -162,6 +162,35 @@ pub(crate) fn creation_key(target: &str, pid: Pid, fd: i32) -> Option<u64> {
 /// The recorder's key for an fd whose file has no inode of its own, by the kind of file. It is larger than any inode number.
 pub(crate) fn fd_key(kind: u64, pid: Pid, fd: i32) -> u64 {
     1 << 62 | kind << 58 | u64::from(pid.unsigned_abs()) << 24 | u64::from(fd.unsigned_abs() & 0xff_ffff)
+}
+
+/// The recorder's key for a file that a process opened by its path: number and file, as a hash of the kind 6 of [`fd_key`].
+pub(crate) fn open_key(pid: Pid, fd: i32, dev: u64, ino: u64) -> u64 {
+    let number = u64::from(pid.unsigned_abs()) << 32 | u64::from(fd.unsigned_abs());
+    let mix = |hash: u64, part: u64| (hash ^ part).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    1 << 62 | 6 << 58 | [number, dev, ino].into_iter().fold(0, mix) >> 6
+}
+
+/// The key of a file that its process has closed, and that another one may have inherited.
+pub(crate) fn closed_key(key: u64) -> u64 {
+    key ^ 1 << 58
+}
+
+/// The keys of an fd of `pid` whose file has a path: its own, and those of `ancestors`, from which it may have the fd under
+/// the same number. Empty if the file cannot be read.
+pub(crate) fn open_keys(pid: Pid, fd: i32, ancestors: &[Pid]) -> Vec<u64> {
+    let Ok(file) = fs::metadata(format!("/proc/{pid}/fd/{fd}")) else { return Vec::new() };
+    let key = |pid: Pid| open_key(pid, fd, file.dev(), file.ino());
+    let inherited = ancestors.iter().flat_map(|ancestor| {
+        let open = key(*ancestor);
+        // The ancestor may have closed it and opened the same file again, under the same number.
+        match sys::have_same_file(pid, *ancestor, fd) {
+            Some(true) => vec![open],
+            Some(false) => vec![closed_key(open)],
+            None => vec![closed_key(open), open],
+        }
+    });
+    std::iter::once(key(pid)).chain(inherited).collect()
 }
 
 /// The files that are registered with an io_uring instance, from its fdinfo, as `/proc/PID/fd/N` would name

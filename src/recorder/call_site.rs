@@ -111,6 +111,17 @@ pub(crate) struct ResolvedCallSite {
     pub(crate) stack: Vec<String>,
 }
 
+impl ResolvedCallSite {
+    /// What the call did to the file that it returned an fd of.
+    pub(crate) fn verb(&self) -> &'static str {
+        match self.call.as_str() {
+            "open" | "openat" | "openat2" | "creat" | "fopen" | "opendir" | "posix_openpt" | "openpty"
+            | "shm_open" => "opened",
+            _ => "created",
+        }
+    }
+}
+
 /// The names of all addresses of one test: of recorded calls and of stacks.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Names {
@@ -154,6 +165,17 @@ impl Names {
     /// none.
     pub(crate) fn of_fd(&self, key: u64) -> Option<&ResolvedCallSite> {
         self.of_inode(key).filter(|_| key != 0)
+    }
+
+    /// The call that opened a file with a path: the first of these keys that is known.
+    pub(crate) fn of_open(&self, keys: &[u64]) -> Option<&ResolvedCallSite> {
+        // A file may have been closed and opened again: then no line is certain.
+        let of = |key: &u64| {
+            let site = self.of_fd(*key)?;
+            let mut all = self.call_sites.iter().filter(|other| other.keys.contains(key));
+            all.all(|other| other.place == site.place).then_some(site)
+        };
+        keys.iter().find_map(of)
     }
 
     /// Whether a runtime created a socket for itself.

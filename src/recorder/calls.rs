@@ -14,7 +14,7 @@ impl Log {
         fn forget<'a>(entries: impl Iterator<Item = &'a Entry>) {
             entries.for_each(|entry| entry.call.store(0, Ordering::Relaxed));
         }
-        let Log { processes, pipes, others, .. } = self;
+        let Log { processes, pipes, others, files, .. } = self;
         if processes.calls.load(Ordering::Acquire) > 0 {
             forget(processes.kept());
             processes.calls.store(0, Ordering::Release);
@@ -27,11 +27,16 @@ impl Log {
             forget(others.kept());
             others.calls.store(0, Ordering::Release);
         }
+        if files.calls.load(Ordering::Acquire) > 0 {
+            forget(files.kept());
+            files.calls.store(0, Ordering::Release);
+        }
     }
 
     /// The entries of all kinds that are kept; within a kind, in the order of the calls.
     pub(super) fn kept(&self) -> impl Iterator<Item = &Entry> {
-        self.processes.kept().chain(self.pipes.kept()).chain(self.others.kept())
+        let fds = self.pipes.kept().chain(self.others.kept()).chain(self.files.kept());
+        self.processes.kept().chain(fds)
     }
 
     /// Whether there was room for every call of the test.
@@ -155,5 +160,17 @@ mod tests {
         assert!(key < log::event_key(0) && key > u64::from(u32::MAX));
         assert_eq!(fds::creation_key("socket:[17]", 2, 3), Some(17));
         assert_eq!(fds::creation_key("/etc/passwd", 2, 3), None);
+    }
+
+    #[test]
+    fn a_file_with_a_path_is_known_by_its_number_and_what_it_is() {
+        let key = log::open_key(4_000_000, 1023, 0x803, 17);
+        assert_eq!(fds::open_key(4_000_000, 1023, 0x803, 17), key);
+        assert!(key < log::event_key(0) && key > u64::from(u32::MAX));
+        assert_eq!(log::closed_key(key), fds::closed_key(key));
+        for other in [(4_000_000, 1022, 0x803, 17), (4, 1023, 0x803, 17), (4_000_000, 1023, 0x803, 18)] {
+            let (pid, fd, dev, ino) = other;
+            assert_ne!(log::open_key(pid, fd, dev, ino), key);
+        }
     }
 }

@@ -480,10 +480,16 @@ fn created_fds(verdict: &Verdict, fds: &[StrayNumber], created: &CodePlace) -> S
     let place = |key: u64| verdict.names.of_fd(key).and_then(|site| site.place.as_ref());
     let all = fds.iter().all(|stray| place(stray.key) == created.place.as_ref());
     let first = fds.iter().find(|stray| place(stray.key) == created.place.as_ref());
+    let verb = first.and_then(|first| verdict.names.of_fd(first.key)).map_or("created", |site| site.verb());
     match first {
-        Some(first) if !all => format!("; fd {} was created {}", first.fd, at(created)),
-        _ => format!(", created {}", at(created)),
+        Some(first) if !all => format!("; fd {} was {verb} {}", first.fd, at(created)),
+        _ => format!(", {verb} {}", at(created)),
     }
+}
+
+/// The line that opened a file with a path.
+pub(super) fn opened<'a>(verdict: &'a Verdict, keys: &[u64]) -> Option<&'a SourceLocation> {
+    verdict.names.of_open(keys).and_then(|site| site.place.as_ref())
 }
 
 /// What keeps an fd open, if it is not an entry in the process's fd table.

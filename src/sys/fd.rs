@@ -42,6 +42,16 @@ pub(crate) fn have_same_files(one: Pid, other: Pid) -> Option<bool> {
     check(order as c_int).ok().map(|order| order == 0)
 }
 
+/// `kcmp(one, other, KCMP_FILE)` — whether an fd of two processes refers to the same open file; `None` if one of them does
+/// not have it, or the kernel does not say.
+pub(crate) fn have_same_file(one: Pid, other: Pid, fd: RawFd) -> Option<bool> {
+    /// include/uapi/linux/kcmp.h
+    const KCMP_FILE: c_int = 0;
+    // SAFETY: the call reads no memory of ours.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_FILE, fd, fd) };
+    check(order as c_int).ok().map(|order| order == 0)
+}
+
 /// `kcmp(pid, pid, KCMP_EPOLL_TFD)` — whether an fd of a process refers to the file that one of its epoll
 /// instances has registered as the `nth` entry with that number; `None` if the kernel does not say.
 pub(crate) fn is_in_epoll(pid: Pid, epoll: RawFd, fd: RawFd, nth: u32) -> Option<bool> {

@@ -276,6 +276,48 @@ fn of_a_number_that_was_taken_is_no_line() {
     assert_eq!(known, [false, false, false, true], "{verdict}");
 }
 
+#[childproof::test]
+fn of_a_file_with_a_path_is_the_line_that_opened_it() {
+    let verdict = verdict("files_opened_in_every_way_left_open", None);
+    let calls: Vec<_> =
+        verdict["fds"].as_array().unwrap().iter().map(|fd| fd["created"]["call"].as_str()).collect();
+    let expected = [
+        "open",
+        "open",
+        "openat",
+        "creat",
+        "fopen",
+        "opendir",
+        "posix_openpt",
+        "openpty",
+        "openpty",
+        "shm_open",
+    ];
+    assert_eq!(calls, expected.map(Some), "{verdict}");
+    let lines = lines(&verdict);
+    let places: std::collections::BTreeSet<_> = lines.iter().map(|(_, place)| place.unwrap()).collect();
+    // Both ends of a terminal have one.
+    assert_eq!(places.len(), 9, "{lines:?}");
+}
+
+#[childproof::test]
+fn of_a_file_is_no_line_of_an_earlier_one() {
+    let verdict = verdict("files_whose_numbers_were_taken", None);
+    let known: Vec<bool> = lines(&verdict).iter().map(|(_, place)| place.is_some()).collect();
+    assert_eq!(known, [true, false, false], "{verdict}");
+}
+
+#[childproof::test]
+fn of_an_inherited_file_is_the_line_of_its_first_opening() {
+    let verdict = verdict("lock_of_a_file_that_was_opened_again", None);
+    let holder = &verdict["locks"][0]["holders"][0];
+    assert_ne!(holder["pid"], verdict["pid"], "{verdict}");
+    let source = crate::support::root().join("tests/fixtures/leaky/tests/evidence.rs");
+    let source = fs::read_to_string(source).unwrap();
+    let first = source.lines().position(|line| line.contains("let first = unsafe")).unwrap() + 1;
+    assert!(holder["opened_at"].as_str().unwrap().contains(&format!("evidence.rs:{first}:")), "{holder}");
+}
+
 /// The tests wait for their timeouts, so they run in parallel.
 #[childproof::test]
 fn is_reported_as_a_reader_needs_it() {
@@ -313,6 +355,8 @@ fn is_reported_as_a_reader_needs_it() {
         "fifo_left_open",
         "connection_that_the_test_does_not_accept",
         "connection_that_a_server_does_not_accept",
+        "files_opened_in_every_way_left_open",
+        "lock_of_a_file_that_was_opened_again",
     ];
     let reports: Vec<_> =
         shapes.iter().map(|shape| (*shape, thread::spawn(|| report_in("evidence", shape)))).collect();

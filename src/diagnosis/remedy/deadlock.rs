@@ -64,7 +64,10 @@ impl Evidence<'_> {
                     Some(Remedy::CloseOwnReadEnd { fds: self.ends(process, stuck.pipe?, Fd::reads) })
                 }
                 None if stuck.wakers == [stuck.pid] => match &first.on {
-                    WaitsOn::FileLock { file } => Some(Remedy::ReleaseOwnFileLock { file: file.clone() }),
+                    WaitsOn::FileLock { file } => {
+                        let opened = self.opened(file, stuck.pid, None);
+                        Some(Remedy::ReleaseOwnFileLock { file: file.clone(), opened })
+                    }
                     _ => None,
                 },
                 None => None,

@@ -8,6 +8,7 @@ use crate::diagnosis::waits_for::{AtSocket, Link, LinkOn, RuntimeWait, WaitsFor,
 use crate::guard::facts::Process;
 use crate::proc::fds::Fd;
 use crate::proc::waits::On;
+use crate::recorder::call_site::SourceLocation;
 
 impl Evidence<'_> {
     pub(super) fn remedy_of_wait(&self, waits: &WaitsFor) -> Option<Remedy> {
@@ -97,6 +98,7 @@ impl Evidence<'_> {
                     pid: holder.pid,
                     fd: fd.fd,
                     file: file.clone(),
+                    opened: self.opened(file, holder.pid, Some(fd.fd)),
                 })
             }
             LinkOn::Terminal { writes: true, .. } => Some(Remedy::ReadTerminal),
@@ -104,6 +106,14 @@ impl Evidence<'_> {
             LinkOn::Opening { path } => Some(Remedy::OpenOtherEnd { path: path.clone() }),
             _ => None,
         }
+    }
+
+    /// Which line opened the file by which a process holds a lock on it.
+    pub(super) fn opened(&self, file: &str, pid: i32, fd: Option<i32>) -> Option<SourceLocation> {
+        let locks = self.facts.contended.locks.iter().filter(|lock| lock.path == file);
+        let mut holders = locks.flat_map(|lock| &lock.holders);
+        let holder = holders.find(|holder| holder.pid == pid && fd.is_none_or(|fd| fd == holder.fd))?;
+        self.names.of_open(&holder.keys)?.place.clone()
     }
 
     /// Of a process that waits at a socket whose other end only programs have that inherited it.

@@ -10,11 +10,11 @@ fn file(fd: i32, target: &str) -> Fd {
 }
 
 fn holder(pid: i32, fd: i32) -> FdHolder {
-    FdHolder { pid, fd, access: libc::O_RDWR, cloexec: true, outside: None }
+    FdHolder { pid, fd, access: libc::O_RDWR, cloexec: true, outside: None, keys: Vec::new() }
 }
 
 fn waiter(tid: i32, fd: Option<i32>) -> Waiter {
-    Waiter { pid: tid, tid, fd, access: libc::O_RDWR }
+    Waiter { pid: tid, tid, fd, access: libc::O_RDWR, keys: Vec::new() }
 }
 
 /// The only wait of a hang.
@@ -69,7 +69,7 @@ fn a_lock_is_inherited_only_from_another_process() {
         facts.contended.locks = vec![FileLock { line, path, kind, taken_by, waiters: vec![], holders }];
         wait(facts, names(vec![])).1
     };
-    let close = Remedy::CloseLockInChild { pid: CHILD, fd: 9, file: "/lock".to_owned() };
+    let close = Remedy::CloseLockInChild { pid: CHILD, fd: 9, file: "/lock".to_owned(), opened: None };
     assert_eq!(remedies(Some(77), &[CHILD], locked(false)), vec![close.clone()]);
     assert_eq!(remedies(None, &[CHILD], locked(false)), vec![close.clone()]);
     // It took the lock itself; what took it has it still; it cannot have come over an exec.

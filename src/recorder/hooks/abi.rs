@@ -5,14 +5,19 @@ use core::ffi::{CStr, c_char, c_int, c_long, c_void};
 use core::mem::{self, MaybeUninit};
 use core::ptr;
 
+use super::opens;
+
 pub(crate) const ENOSYS: c_int = 38;
 pub(crate) const O_CLOEXEC: c_int = 0o2000000;
+pub(crate) const O_CREAT: c_int = 0o100;
+/// Includes [`O_DIRECTORY`].
+pub(crate) const O_TMPFILE: c_int = 0o20000000 | O_DIRECTORY;
 
 const ENOENT: c_int = 2;
 const ESRCH: c_int = 3;
 const EINVAL: c_int = 22;
 const SIGKILL: c_int = 9;
-const O_DIRECTORY: c_int =
+pub(crate) const O_DIRECTORY: c_int =
     if cfg!(any(target_arch = "aarch64", target_arch = "arm", target_arch = "powerpc64")) {
         0o40000
     } else {
@@ -61,10 +66,11 @@ unsafe extern "C" {
     fn unshare(flags: c_int) -> c_int;
     fn sigaltstack(new: *const SignalStack, old: *mut SignalStack) -> c_int;
     fn dlsym(handle: *mut c_void, name: *const c_char) -> *mut c_void;
-    fn openat(directory: c_int, path: *const c_char, flags: c_int, ...) -> c_int;
     fn read(fd: c_int, buffer: *mut c_void, size: usize) -> isize;
     fn close(fd: c_int) -> c_int;
     fn syscall(number: c_long, ...) -> c_long;
+    pub(crate) fn fileno(stream: *mut c_void) -> c_int;
+    pub(crate) fn dirfd(directory: *mut c_void) -> c_int;
 }
 
 /// The kernel's status of a file.
@@ -273,6 +279,22 @@ pub(crate) fn is_threaded() -> bool {
     unsafe { unshare(CLONE_THREAD) != 0 && errno() == EINVAL }
 }
 
+/// A system call with four arguments that opens a file.
+///
+/// # Safety
+///
+/// As for the call.
+pub(crate) unsafe fn call(
+    number: c_long,
+    directory: c_int,
+    path: *const c_char,
+    how: *const u64,
+    size: usize,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { syscall(number, directory, path, how, size) as c_int }
+}
+
 /// Whether this thread runs on its alternate signal stack (sigaltstack(2)).
 pub(crate) fn is_on_signal_stack() -> bool {
     let mut stack = SignalStack { memory: ptr::null_mut(), flags: 0, size: 0 };
@@ -304,7 +326,7 @@ impl File {
 
     fn open_at(directory: c_int, path: &CStr, flags: c_int) -> Result<File, c_int> {
         // SAFETY: the path is NUL-terminated.
-        match unsafe { openat(directory, path.as_ptr(), flags | O_CLOEXEC) } {
+        match unsafe { opens::openat_unrecorded(directory, path.as_ptr(), flags | O_CLOEXEC) } {
             -1 => Err(errno()),
             fd => Ok(File(fd)),
         }

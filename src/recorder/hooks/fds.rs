@@ -1,7 +1,6 @@
 //! Hooks of the calls that create fds: pipes, sockets and anonymous files.
 //!
-//! `open` is not hooked: programs open files all the time, and the entries would push all others out of the
-//! log. A file has a path instead.
+//! Those of files that have a path are in [`super::opens`].
 
 use core::ffi::{c_char, c_int, c_uint, c_void};
 

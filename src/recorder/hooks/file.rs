@@ -16,7 +16,7 @@ use super::log::Log;
 
 /// The characters `childprf`.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"childprf");
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// The environment variable with the path of the file.
 pub(crate) const LOG_VARIABLE: &str = "CHILDPROOF_RECORDER_LOG";
 /// The environment variable which, set to `tree`, also records the programs that the program starts.

@@ -24,6 +24,7 @@ mod mappings;
 mod next;
 #[path = "library/observer.rs"]
 mod observer;
+mod opens;
 mod processes;
 mod stack;
 #[path = "library/unwinder.rs"]
@@ -49,7 +50,7 @@ extern "C" fn begin(_: c_int, _: *const *const c_char, _: *const *const c_char) 
         // SAFETY: as above.
         unsafe { environment::clean() };
     }
-    next::prepare(processes::ALL.iter().chain(&ends::ALL).chain(&fds::ALL).copied());
+    next::prepare(processes::ALL.iter().chain(&ends::ALL).chain(&fds::ALL).chain(&opens::ALL).copied());
     let Some(file) = file else { return };
     log::is_first_thread();
     unwinder::prepare();

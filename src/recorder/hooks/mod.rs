@@ -31,6 +31,7 @@ pub(crate) mod file;
 pub(crate) mod log;
 mod next;
 mod observer;
+mod opens;
 mod processes;
 mod stack;
 mod trace;
@@ -55,7 +56,15 @@ pub(crate) type Recorder = Shared<Log>;
 /// Looks up libc's functions. Runs before `main`, in the first thread.
 pub(crate) fn prepare() {
     log::is_first_thread();
-    next::prepare(processes::ALL.iter().chain(&ends::ALL).chain(&fds::ALL).copied());
+    next::prepare(
+        processes::ALL
+            .iter()
+            .chain(&ends::ALL)
+            .chain(&fds::ALL)
+            .chain(&opens::ALL)
+            .chain(&trace::ALL)
+            .copied(),
+    );
 }
 
 /// Marks where the body begins: above the caller's frame, in which `place` lies.

@@ -41,7 +41,13 @@ pub(super) fn stack_noted(entry: &Entry) {
     entry.program.store(TEST.get(), Ordering::Relaxed);
 }
 
-/// An fd was created that is known by its number alone.
+/// This process is about to fork, or is the new one.
+#[inline(always)]
+pub(super) fn forks(is_new: bool) {
+    fd_table::forks(is_new);
+}
+
+/// An fd was created that is known by its number.
 #[inline(always)]
 pub(super) fn fd_made(entry: &'static Entry, fd: c_int) {
     fd_table::note(entry, fd);

@@ -47,10 +47,12 @@ unsafe extern "C" {
 #[inline(always)]
 fn record_fork(call: Call, fork: impl FnOnce() -> c_int) -> c_int {
     let entry = begin();
+    observer::forks(false);
     let pid = fork();
     if pid == 0 {
         ends::end_body();
         is_first_thread();
+        observer::forks(true);
     }
     if let Some(entry) = entry {
         let _errno = KeepErrno::new();
@@ -105,6 +107,7 @@ unsafe extern "C" fn daemon(stays: c_int, keeps: c_int) -> c_int {
     if let Some(entry) = entry {
         entry.finish(Call::Daemon, [0, 0]);
     }
+    observer::forks(false);
     let end = ends::record(Call::DaemonEnd, Some(0));
     observer::ends(Call::DaemonEnd);
     // SAFETY: it takes any numbers.

@@ -1,19 +1,25 @@
 //! `CHILDPROOF_TRACE=fds`: prints each pipe's creation, and its last close in a process.
 //!
-//! The hooks of `close`, `dup2`, `dup3` and `close_range` exist for this and for [`fd_table`]. When tracing is
+//! The hooks of `close`, `fclose`, `closedir`, `dup2`, `dup3` and `close_range` exist for this and for [`fd_table`]. When tracing is
 //! off and that is empty, they only make the call. Not part of the library.
 
-use std::ffi::{c_int, c_uint};
+use std::ffi::{c_int, c_uint, c_void};
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::libc;
 
-use super::abi::KeepErrno;
+use super::abi::{self, KeepErrno};
 use super::fd_table;
 use super::log::{Call, Entry};
+use super::next::{Next, behind};
 use crate::proc::maps::Maps;
 use crate::sys::{self, Pid};
+
+static FCLOSE: Next = Next::new(c"fclose");
+static CLOSEDIR: Next = Next::new(c"closedir");
+
+pub(crate) static ALL: [&Next; 2] = [&FCLOSE, &CLOSEDIR];
 
 /// The test process whose pipes are traced, 0 if there is none. Its forks inherit the value.
 static TRACED: AtomicU32 = AtomicU32::new(0);
@@ -112,6 +118,25 @@ unsafe extern "C" fn close(fd: c_int) -> c_int {
     }
     result
 }
+
+macro_rules! closes {
+    ($name:ident, $next:ident, $fd:path) => {
+        /// Wraps the function of that name, which closes an fd within the C library.
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name(stream: *mut c_void) -> c_int {
+            let next = behind!($next: fn(*mut c_void) -> c_int, or -1);
+            // SAFETY: the caller's stream, which is open.
+            let fd = unsafe { $fd(stream) };
+            // SAFETY: the caller's argument is passed on.
+            let result = unsafe { next(stream) };
+            fd_table::forget(fd);
+            result
+        }
+    };
+}
+
+closes!(fclose, FCLOSE, abi::fileno);
+closes!(closedir, CLOSEDIR, abi::dirfd);
 
 /// Wraps `dup2(2)`, which closes its second argument.
 #[unsafe(no_mangle)]

@@ -3,24 +3,32 @@
 use serde_json::{Value, json};
 
 use super::list;
+use crate::diagnosis::Verdict;
 use crate::guard::contended::{FdHolder, Fifo, FileLock, SharedMemory, Terminal, Waiter};
 use crate::proc::fds::end;
+use crate::report::sentence;
 
-fn holder(holder: &FdHolder) -> Value {
+fn holder(verdict: &Verdict, holder: &FdHolder) -> Value {
     json!({
         "pid": holder.pid,
         "fd": holder.fd,
         "end": end(holder.access),
         "cloexec": holder.cloexec,
         "outside": holder.outside,
+        "opened_at": opened(verdict, &holder.keys),
     })
+}
+
+fn opened(verdict: &Verdict, keys: &[u64]) -> Option<String> {
+    sentence::opened(verdict, keys).map(ToString::to_string)
 }
 
 fn waiter(waiter: &Waiter) -> Value {
     json!({ "pid": waiter.pid, "tid": waiter.tid, "fd": waiter.fd })
 }
 
-pub(super) fn lock(lock: &FileLock) -> Value {
+pub(super) fn lock(verdict: &Verdict, lock: &FileLock) -> Value {
+    let holder = |end: &FdHolder| holder(verdict, end);
     json!({
         "path": lock.path,
         "kind": lock.kind.to_ascii_lowercase(),
@@ -30,7 +38,8 @@ pub(super) fn lock(lock: &FileLock) -> Value {
     })
 }
 
-pub(super) fn fifo(fifo: &Fifo) -> Value {
+pub(super) fn fifo(verdict: &Verdict, fifo: &Fifo) -> Value {
+    let holder = |end: &FdHolder| holder(verdict, end);
     // An `open` waits for the other side to be opened.
     let waiters = list(&fifo.waiters, |waiting| {
         let mut value = waiter(waiting);
@@ -40,7 +49,8 @@ pub(super) fn fifo(fifo: &Fifo) -> Value {
     json!({ "path": fifo.path, "waiters": waiters, "holders": list(&fifo.holders, holder) })
 }
 
-pub(super) fn terminal(terminal: &Terminal) -> Value {
+pub(super) fn terminal(verdict: &Verdict, terminal: &Terminal) -> Value {
+    let holder = |end: &FdHolder| holder(verdict, end);
     json!({
         "path": format!("/dev/pts/{}", terminal.index),
         "foreground": terminal.foreground,

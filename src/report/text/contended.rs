@@ -8,15 +8,14 @@ use super::pipes::no_cloexec;
 use super::{LISTED, Text};
 use crate::diagnosis::Verdict;
 use crate::guard::contended::{FdHolder, Fifo, FileLock, SharedMemory, Terminal, Waiter};
-use crate::guard::facts::Facts;
-use crate::report::escape;
 use crate::report::words::{not_among, plural, process, process_name};
+use crate::report::{escape, sentence};
 
 impl Text {
     pub(super) fn contended(&mut self, verdict: &Verdict) {
         let found = &verdict.facts.contended;
         let blocks: Vec<Vec<String>> = (found.locks.iter().map(|lock| lock_lines(verdict, lock)))
-            .chain(found.fifos.iter().map(|fifo| fifo_lines(&verdict.facts, fifo)))
+            .chain(found.fifos.iter().map(|fifo| fifo_lines(verdict, fifo)))
             .chain(found.terminals.iter().map(|terminal| terminal_lines(verdict, terminal)))
             .chain(found.memory.iter().map(|memory| memory_lines(verdict, memory)))
             .collect();
@@ -31,7 +30,7 @@ impl Text {
 
 /// `held by  17 fd 3, no CLOEXEC: inherited`, a line for each.
 fn holder_lines(
-    facts: &Facts,
+    verdict: &Verdict,
     what: &str,
     holders: &[FdHolder],
     more: impl Fn(&FdHolder) -> String,
@@ -39,9 +38,9 @@ fn holder_lines(
     let line = |holder: &FdHolder| {
         let mut line = format!("  {what}  {} fd {}", holder.pid, holder.fd);
         if let Some(outside) = &holder.outside {
-            let _ = write!(line, " `{}`, {}", escape::text(outside), not_among(facts));
+            let _ = write!(line, " `{}`, {}", escape::text(outside), not_among(&verdict.facts));
         }
-        line + no_cloexec(holder.fd, holder.cloexec) + &more(holder)
+        line + no_cloexec(holder.fd, holder.cloexec) + &opened(verdict, &holder.keys) + &more(holder)
     };
     let mut lines: Vec<String> = holders.iter().take(LISTED).map(line).collect();
     if holders.len() > LISTED {
@@ -50,12 +49,24 @@ fn holder_lines(
     lines
 }
 
+/// `, opened at tests/lock.rs:31:10`, if that is known.
+fn opened(verdict: &Verdict, keys: &[u64]) -> String {
+    let place = sentence::opened(verdict, keys);
+    place.map_or_else(String::new, |place| format!(", opened at {place}"))
+}
+
 /// The waiting threads: `waited for by  17 fd 5`.
-fn waiter_lines(how: &str, waiters: &[Waiter], more: impl Fn(&Waiter) -> String) -> Vec<String> {
+fn waiter_lines(
+    verdict: &Verdict,
+    how: &str,
+    waiters: &[Waiter],
+    more: impl Fn(&Waiter) -> String,
+) -> Vec<String> {
     let line = |waiter: &Waiter| {
         let thread = if waiter.tid == waiter.pid { String::new() } else { format!(" thread {}", waiter.tid) };
         let fd = waiter.fd.map_or_else(String::new, |fd| format!(" fd {fd}"));
-        format!("  {how}  {}{thread}{fd}{}", waiter.pid, more(waiter))
+        let opened = opened(verdict, &waiter.keys);
+        format!("  {how}  {}{thread}{fd}{opened}{}", waiter.pid, more(waiter))
     };
     let mut lines: Vec<String> = waiters.iter().take(LISTED).map(line).collect();
     if waiters.len() > LISTED {
@@ -77,16 +88,16 @@ fn lock_lines(verdict: &Verdict, lock: &FileLock) -> Vec<String> {
         Some(pid) => format!(", taken by {}", process_name(&verdict.facts, pid)),
     };
     let mut lines = vec![format!("lock on {} ({kind}){by}", escape::text(&lock.path))];
-    lines.extend(holder_lines(&verdict.facts, "held by   ", &lock.holders, |holder| {
+    lines.extend(holder_lines(verdict, "held by   ", &lock.holders, |holder| {
         match lock.taken_by.is_some_and(|pid| pid != holder.pid) {
-            true => ": it has inherited the open file".to_owned(),
+            true => ", inherited".to_owned(),
             false => String::new(),
         }
     }));
     if lock.holders.is_empty() {
         lines.push("  held by     no process that was found".to_owned());
     }
-    lines.extend(waiter_lines("wanted by ", &lock.waiters, |_| String::new()));
+    lines.extend(waiter_lines(verdict, "wanted by ", &lock.waiters, |_| String::new()));
     lines
 }
 
@@ -99,16 +110,16 @@ fn mode(access: i32) -> &'static str {
     }
 }
 
-fn fifo_lines(facts: &Facts, fifo: &Fifo) -> Vec<String> {
+fn fifo_lines(verdict: &Verdict, fifo: &Fifo) -> Vec<String> {
     let mut lines = vec![format!("FIFO {}", escape::text(&fifo.path))];
-    lines.extend(holder_lines(facts, "open in  ", &fifo.holders, |holder| {
+    lines.extend(holder_lines(verdict, "open in  ", &fifo.holders, |holder| {
         let blocked =
             fifo.waiters.iter().any(|waiter| (waiter.pid, waiter.fd) == (holder.pid, Some(holder.fd)));
         let blocked = if blocked { "   <- blocked on it" } else { "" };
         format!(", for {}{blocked}", mode(holder.access))
     }));
     let opening: Vec<Waiter> = fifo.waiters.iter().filter(|waiter| waiter.fd.is_none()).cloned().collect();
-    lines.extend(waiter_lines("opened by", &opening, |waiter| {
+    lines.extend(waiter_lines(verdict, "opened by", &opening, |waiter| {
         let needs = match mode(waiter.access) {
             "reading" => "writing",
             _ => "reading",
@@ -140,11 +151,11 @@ fn terminal_lines(verdict: &Verdict, terminal: &Terminal) -> Vec<String> {
         let waits = |waiter: &Waiter| (waiter.pid, waiter.fd) == (holder.pid, Some(holder.fd));
         if terminal.waiters.iter().any(waits) { "   <- blocked on it".to_owned() } else { String::new() }
     };
-    lines.extend(holder_lines(&verdict.facts, "master  ", &terminal.masters, blocked));
+    lines.extend(holder_lines(verdict, "master  ", &terminal.masters, blocked));
     if terminal.masters.is_empty() {
         lines.push("  master    no process that was found".to_owned());
     }
-    lines.extend(holder_lines(&verdict.facts, "terminal", &terminal.slaves, blocked));
+    lines.extend(holder_lines(verdict, "terminal", &terminal.slaves, blocked));
     if let Some(group) = terminal.foreground {
         let whose = if process(&verdict.facts, group).is_some() {
             format!(", {}", process_name(&verdict.facts, group))

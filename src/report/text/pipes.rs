@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use nix::libc;
 
-use super::{LISTED, Text, UNKNOWN, unknown_line};
+use super::{LISTED, Text, unknown_line};
 use crate::diagnosis::{Holder, Stray, Verdict};
 use crate::guard::facts::{Class, Facts, Process};
 use crate::proc::fds::Fd;
@@ -128,8 +128,8 @@ impl Text {
             }
             match group.site {
                 Some(site) => {
-                    let how = if group.strays.len() == 2 { "both created" } else { "created" };
-                    self.call_site("       ", how, site, verdict.facts.pid);
+                    let both = if group.strays.len() == 2 { "both " } else { "" };
+                    self.call_site("       ", &format!("{both}{}", site.verb()), site, verdict.facts.pid);
                     let tests = group.strays.iter().filter_map(|stray| verdict.test_of_fd(stray.fd.key));
                     let tests: BTreeSet<String> = tests.collect();
                     if !tests.is_empty() {
@@ -142,15 +142,8 @@ impl Text {
             }
         }
         if unknown && crate::recorder::hooks::ARE_INSTALLED {
-            let unknown = match verdict.strays.iter().all(Stray::is_pipe) {
-                true => unknown_line(verdict, "created"),
-                false => {
-                    format!(
-                        "{UNKNOWN}: only those of pipes, sockets, anonymous files and processes are recorded"
-                    )
-                }
-            };
-            self.line(&format!("       {unknown}"));
+            let how = if verdict.strays.iter().all(Stray::is_pipe) { "created" } else { "created or opened" };
+            self.line(&format!("       {}", unknown_line(verdict, how)));
         }
         let more = (verdict.facts.stray_count as usize).saturating_sub(listed);
         if more > 0 {

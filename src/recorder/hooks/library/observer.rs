@@ -36,6 +36,10 @@ pub(crate) fn stack_noted(entry: &Entry) {
     super::mappings::look_at(entry);
 }
 
-/// An fd was created that is known by its number alone. Nothing to do: a program's other fds are not reported.
+/// This process is about to fork, or is the new one.
+#[inline(always)]
+pub(crate) fn forks(_: bool) {}
+
+/// An fd was created that is known by its number. Nothing to do: a program's other fds are not reported.
 #[inline(always)]
 pub(crate) fn fd_made(_: &Entry, _: c_int) {}

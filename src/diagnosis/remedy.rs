@@ -169,6 +169,7 @@ pub(crate) enum Remedy {
     /// A child failed, and the test waits for something that only the child could do.
     CheckChild {
         pid: i32,
+        was_waited_for: bool,
     },
     /// `pid` holds a file lock, and waits for a process that waits for the lock.
     ReleaseFileLock {

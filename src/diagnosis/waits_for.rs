@@ -11,6 +11,7 @@ use crate::guard::facts::{Class, Process};
 use crate::proc::sockets::PeerUnknown;
 use crate::proc::waits::{On, Thread};
 use crate::recorder::awaited::Awaited;
+use crate::recorder::call_site::ResourceKind;
 
 /// A hang without proof.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +20,8 @@ pub(crate) struct WaitsFor {
     pub(crate) chain: Vec<Link>,
     /// Index of the link that the last one waits for, if the chain is a cycle.
     pub(crate) ring: Option<usize>,
-    /// The children of the test that failed and were not waited for.
+    /// The children of the test that failed and were not waited for; or those that ended otherwise, if no other process is
+    /// left.
     pub(crate) dead: Vec<DeadChild>,
 }
 
@@ -31,14 +33,21 @@ pub(crate) struct Link {
     pub(crate) on: LinkOn,
 }
 
-/// A child that exited with an error, by itself, and was not waited for.
+/// A child that has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DeadChild {
     pub(crate) pid: i32,
     pub(crate) name: String,
-    /// The wait status.
-    pub(crate) status: i32,
+    /// The wait status; `None` if it was waited for.
+    pub(crate) status: Option<i32>,
     pub(crate) created: Option<CodePlace>,
+}
+
+impl DeadChild {
+    /// Whether it exited with an error, or was killed otherwise than tests kill their own children.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.status.is_some_and(|status| ![0, libc::SIGKILL, libc::SIGTERM].contains(&status))
+    }
 }
 
 /// What a thread waits for.
@@ -287,6 +296,23 @@ impl LinkOn {
             )
     }
 
+    /// Whether only another process could end the wait, and none is known that would.
+    fn needs_another_process(&self) -> bool {
+        let is_alone =
+            |wait: &RuntimeWait| matches!(wait, RuntimeWait::Socket { peers, .. } if peers.is_empty());
+        match self {
+            LinkOn::Connection { .. }
+            | LinkOn::Datagram { .. }
+            | LinkOn::Opening { .. }
+            | LinkOn::Call { .. } => true,
+            LinkOn::Socket(AtSocket { own, holders: others, .. })
+            | LinkOn::Fifo { own, others, outside: false, .. } => own.is_empty() && others.is_empty(),
+            LinkOn::SharedFutex { others, outside: false, .. } => others.is_empty(),
+            LinkOn::Runtime { waits } => !waits.is_empty() && waits.iter().all(is_alone),
+            _ => false,
+        }
+    }
+
     /// Whether it is a runtime that waits for nothing outside of its own process.
     pub(crate) fn is_idle_runtime(&self) -> bool {
         matches!(self, LinkOn::Runtime { waits } if waits.is_empty())
@@ -433,7 +459,7 @@ impl Evidence<'_> {
         };
         let (chain, ring) = self.walk(test, thread);
         let dead = if ring.is_none() && chain.last().is_some_and(|link| link.on.may_be_for_dead_child()) {
-            self.dead_children(test)
+            self.dead_children(test, chain.last())
         } else {
             Vec::new()
         };
@@ -445,17 +471,40 @@ impl Evidence<'_> {
         (is_news || !dead.is_empty()).then_some(WaitsFor { chain, ring, dead })
     }
 
-    /// The children of the test that exited with an error, or were killed, and that it has not waited for.
-    fn dead_children(&self, test: &Process) -> Vec<DeadChild> {
+    /// The children of the test that exited with an error, or were killed, and that it has not waited for. If there are none
+    /// and no other process is left that could end this wait, those that ended without an error; or else the last one that
+    /// was waited for.
+    fn dead_children(&self, test: &Process, last: Option<&Link>) -> Vec<DeadChild> {
         let children = self.facts.processes.iter().filter(|child| child.parent == test.pid);
-        let failed = children.filter_map(|child| {
-            // Tests kill their own children with these two signals.
-            let is_error = |status: &i32| ![0, libc::SIGKILL, libc::SIGTERM].contains(status);
-            let status = child.exit_status.filter(is_error)?;
+        let ended = children.filter_map(|child| {
             let created = self.names.of_process(child.pid).map(CodePlace::of);
+            let status = Some(child.exit_status?);
             Some(DeadChild { pid: child.pid, name: child.comm.clone(), status, created })
         });
-        failed.collect()
+        let (failed, others): (Vec<DeadChild>, Vec<DeadChild>) = ended.partition(DeadChild::has_failed);
+        let is_left = |process: &Process| !process.is_test && process.class != Class::Unwaited;
+        if !failed.is_empty()
+            || !test.is_test
+            || self.facts.processes.iter().any(is_left)
+            || test.tasks.iter().any(goes_on)
+            || !last.is_some_and(|last| last.on.needs_another_process())
+        {
+            return failed;
+        }
+        if !others.is_empty() {
+            return others;
+        }
+        self.last_ended().into_iter().collect()
+    }
+
+    /// The last process that the test started, if it has ended and was waited for.
+    fn last_ended(&self) -> Option<DeadChild> {
+        let mut started = self.names.call_sites.iter().filter(|site| site.kind == ResourceKind::Process);
+        let site = started.next_back()?;
+        let pid = i32::try_from(site.keys[0]).ok().filter(|pid| self.process(*pid).is_none())?;
+        let program = site.command_line.first().map(|path| path.rsplit('/').next().unwrap_or(path));
+        let name = program.unwrap_or("fork").to_owned();
+        Some(DeadChild { pid, name, status: None, created: Some(CodePlace::of(site)) })
     }
 
     /// The children of a process.

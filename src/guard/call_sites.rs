@@ -27,6 +27,11 @@ pub(super) fn look_up(log: &hooks::Recorder, settings: &Settings, facts: &mut Fa
     if has_orphans(facts, &reported, &call_sites) {
         call_sites.extend(log.programs(&keys, PROGRAMS));
     }
+    let is_alone = |process: &Process| process.is_test && process.dead_children.is_empty();
+    if facts.end == End::TimedOut && facts.processes.iter().all(is_alone) {
+        // The test may wait for what the last one should have done.
+        call_sites.extend(log.last_process());
+    }
     facts.call_sites = call_sites;
     if is_left {
         facts.limits.extend(unrecorded().map(|why| EvidenceLimit::NotRecorded { why }));

@@ -70,6 +70,15 @@ impl Log {
         programs.split_off(programs.len().saturating_sub(most))
     }
 
+    /// The creation of the last process.
+    pub(crate) fn last_process(&self) -> Option<CallSite> {
+        let created = |entry: &&Entry| {
+            entry.call().is_some_and(|call| call.kind() == Kind::Process) && entry.keys()[0] != 0
+        };
+        let last = self.processes.kept().rev().find(created)?.keys()[0];
+        self.entries(|call, entry| has_made(call, entry, &[(ResourceKind::Process, last)])).pop()
+    }
+
     /// Every complete entry that `wanted` accepts.
     fn entries(&self, wanted: impl Fn(Call, &Entry) -> bool) -> Vec<CallSite> {
         // The test was a fork of this process, so both have the same mappings.

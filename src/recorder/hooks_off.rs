@@ -33,6 +33,10 @@ impl Log {
         Vec::new()
     }
 
+    pub(crate) fn last_process(&self) -> Option<CallSite> {
+        None
+    }
+
     pub(crate) fn sites(&self, _: &[(ResourceKind, u64)], _: bool) -> Vec<CallSite> {
         Vec::new()
     }

@@ -242,7 +242,10 @@ fn of_waits(facts: &Facts, remedy: &Remedy) -> Option<String> {
                 ends_of(facts, ends).replace(&format!(" of pid {}", ends.pid), "")
             )
         }
-        Remedy::CheckChild { pid } => format!(
+        Remedy::CheckChild { pid, was_waited_for: true } => format!(
+            "look at what pid {pid} printed, and at what it should have done before it ended. Wait for that with a timeout."
+        ),
+        Remedy::CheckChild { pid, .. } => format!(
             "look at what pid {pid} printed. While waiting for what a child does, look with `try_wait` whether it has \
              ended, or wait with a timeout."
         ),

@@ -145,7 +145,7 @@ fn of_hundreds_are_found_in_time() {
 #[childproof::test]
 fn that_may_end_are_never_called_proved() {
     let verdicts = verdicts("leaky", "waits", &["not_"]);
-    assert_eq!(verdicts.len(), 54);
+    assert_eq!(verdicts.len(), 57);
     if File::open("/dev/kvm").is_ok() {
         let waits = verdicts["not_stuck_eventfd_that_a_virtual_machine_may_have"]["waits"].to_string();
         assert!(waits.contains("it uses `/dev/kvm`, which may write to an eventfd"), "{waits}");
@@ -184,6 +184,9 @@ fn are_reported_as_a_reader_needs_them() {
         "not_stuck_wait_for_a_child_whose_stdin_a_fork_keeps",
         "not_stuck_wait_for_a_shell_that_waits_for_its_job",
         "not_stuck_accept_of_a_child_that_has_failed",
+        "not_stuck_accept_of_a_child_that_has_ended",
+        "not_stuck_accept_of_a_child_that_was_waited_for",
+        "not_stuck_datagram_of_a_child_that_has_ended",
         "not_stuck_child_that_blocks_what_was_sent_to_end_it",
         "not_stuck_pipe_that_a_job_keeps_under_another_number",
         "threads_that_still_run",

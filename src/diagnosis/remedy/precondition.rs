@@ -100,8 +100,8 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
         Remedy::CloseInReaders { pids, ends } => {
             of.are(ends, Fd::writes) && pids.iter().all(|pid| of.reads_pipe_of(*pid, ends))
         }
-        Remedy::CheckChild { pid } => {
-            of.process(*pid, |process| process.exit_status.is_some_and(|status| status != 0))
+        Remedy::CheckChild { pid, .. } => {
+            matches!(kind, Kind::WaitsFor(waits) if waits.dead.iter().any(|dead| dead.pid == *pid))
         }
         Remedy::ReleaseFileLock { pid, waiter, .. } => pid != waiter,
         Remedy::ReleaseOwnFileLock { .. } => of.deadlock_has(kind, |on| matches!(on, WaitsOn::FileLock { .. })),

@@ -13,7 +13,7 @@ use crate::recorder::call_site::SourceLocation;
 impl Evidence<'_> {
     pub(super) fn remedy_of_wait(&self, waits: &WaitsFor) -> Option<Remedy> {
         if let Some(dead) = waits.dead.first() {
-            return Some(Remedy::CheckChild { pid: dead.pid });
+            return Some(Remedy::CheckChild { pid: dead.pid, was_waited_for: dead.status.is_none() });
         }
         // Two threads each hold one end of a connection.
         if let Some(Link {

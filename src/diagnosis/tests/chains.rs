@@ -126,9 +126,15 @@ fn a_child_that_failed_is_named_with_the_wait_for_it() {
     };
     dead.exit_status = Some(101 << 8);
     let found = conclude(dead.clone());
-    assert_eq!(found.remedies, [Remedy::CheckChild { pid: CHILD }]);
+    assert_eq!(found.remedies, [Remedy::CheckChild { pid: CHILD, was_waited_for: false }]);
+    // Without an error, if no other process is left.
     dead.exit_status = Some(0);
-    assert!(conclude(dead).remedies.is_empty());
+    assert_eq!(conclude(dead.clone()).remedies, [Remedy::CheckChild { pid: CHILD, was_waited_for: false }]);
+    let client = process(CHILD + 1, vec![thread(CHILD + 1, On::Other)], vec![]);
+    let mut facts = with_sockets(hung(vec![test.clone(), dead, client]));
+    facts.sockets[0].listens = true;
+    let found = only(&verdict(facts, names(vec![]), Policy::new()), |kind| matches!(kind, Kind::WaitsFor(_)));
+    assert!(found.remedies.is_empty());
 }
 
 /// The only wait of leaked processes.
@@ -215,7 +221,7 @@ fn a_remedy_that_does_not_fit_the_facts_is_not_shown() {
         (Remedy::ShutdownSocket { ends: ends(CHILD, 7) }, false),
         (Remedy::ContinueStopped { pids: vec![CHILD] }, false),
         (Remedy::FindStopSignal, false),
-        (Remedy::CheckChild { pid: CHILD }, false),
+        (Remedy::CheckChild { pid: CHILD, was_waited_for: false }, false),
         (Remedy::CloseInReaders { pids: vec![TEST], ends: ends(CHILD, 7) }, true),
         (Remedy::CloseInReaders { pids: vec![TEST, CHILD], ends: ends(CHILD, 7) }, false),
         (Remedy::UnblockSignal { signal: libc::SIGTERM }, false),

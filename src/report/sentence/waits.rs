@@ -87,13 +87,12 @@ fn subject(facts: &Facts, before: Option<&Link>, link: &Link) -> String {
 /// `pid 17 ``sh``, started at tests/a.rs:3:5, had exited with 101 and was not waited for.`
 fn died(dead: &DeadChild) -> String {
     let created = dead.created.as_ref().map(|created| format!(", started {},", at(created)));
-    format!(
-        "pid {} `{}`{} had {} and was not waited for.",
-        dead.pid,
-        escape::text(&dead.name),
-        created.unwrap_or_default(),
-        ended(dead.status)
-    )
+    let how = match dead.status {
+        Some(status) => format!("had {} and was not waited for", ended(status)),
+        None => "had ended and was waited for".to_owned(),
+    };
+    let alone = if dead.has_failed() { "" } else { "; no other process of the test is left" };
+    format!("pid {} `{}`{} {how}{alone}.", dead.pid, escape::text(&dead.name), created.unwrap_or_default())
 }
 
 /// One link of the chain.

@@ -222,10 +222,13 @@ pub(crate) enum Remedy {
     },
     /// It leads a process group.
     KillGroup {
+        /// SIGTERM, or SIGKILL if a process of the group does not end by that.
+        signal: i32,
         pid: i32,
     },
     /// Its exited parent led its process group.
     KillParentsGroup {
+        signal: i32,
         pgid: i32,
     },
     /// A fork without exec and without its parent.
@@ -252,6 +255,10 @@ pub(crate) enum Remedy {
     },
     /// A fork without exec, and a child of the test.
     KillAndWaitpid {
+        pid: i32,
+    },
+    /// A process that is to be killed has a handler for SIGTERM.
+    TerminateFirst {
         pid: i32,
     },
     /// A child of the test that tokio started.
@@ -349,8 +356,25 @@ pub(super) use precondition::holds as fits;
 
 /// The remedies that apply to a finding, the best first.
 pub(super) fn remedies(kind: &Kind, evidence: &Evidence<'_>) -> Vec<Remedy> {
-    let all = remedy_of(kind, evidence).into_iter().chain(evidence.remedy_of_deaf(kind));
+    let first = remedy_of(kind, evidence);
+    let handled = first.as_ref().and_then(|first| terminate_first(first, kind));
+    let all = first.into_iter().chain(handled).chain(evidence.remedy_of_deaf(kind));
     all.filter(|remedy| precondition::holds(remedy, kind, evidence)).collect()
+}
+
+/// What comes before the kill of a leaked process.
+fn terminate_first(first: &Remedy, kind: &Kind) -> Option<Remedy> {
+    let kills = matches!(
+        first,
+        Remedy::KillAndWait
+            | Remedy::KillAndWaitpid { .. }
+            | Remedy::KillAllOfChild { .. }
+            | Remedy::KillTokioChild
+    );
+    match kind {
+        Kind::LeakedProcess { pid, .. } if kills => Some(Remedy::TerminateFirst { pid: *pid }),
+        _ => None,
+    }
 }
 
 fn remedy_of(kind: &Kind, evidence: &Evidence<'_>) -> Option<Remedy> {

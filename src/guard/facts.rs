@@ -81,6 +81,16 @@ wire_struct! {
     }
 }
 
+/// What a signal does to a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Disposition {
+    ByDefault,
+    /// By a handler, or it is read (signalfd(2), sigwait(3)).
+    Handled,
+    Ignored,
+    Blocked,
+}
+
 impl Process {
     /// Whether it runs the test's own program: it is the test process, or a fork that has not called exec.
     pub(crate) fn runs_own_program(&self) -> bool {
@@ -90,6 +100,23 @@ impl Process {
     /// Whether it handles a signal.
     pub(crate) fn handles(&self, signal: i32) -> bool {
         self.signals.handled.contains(&signal)
+    }
+
+    /// What a signal that asks a process to end does to it.
+    pub(crate) fn takes(&self, signal: i32) -> Disposition {
+        let Signals { blocked, ignored, handled, .. } = &self.signals;
+        let is_read = || {
+            self.known_fds().iter().any(|fd| fd.target == "anon_inode:[signalfd]")
+                || self.tasks.iter().any(|thread| thread.syscall == "rt_sigtimedwait")
+        };
+        match blocked.contains(&signal) {
+            _ if ignored.contains(&signal) => Disposition::Ignored,
+            true if is_read() => Disposition::Handled,
+            // Only the first thread's mask is known.
+            true if self.tasks.len() == 1 => Disposition::Blocked,
+            _ if handled.contains(&signal) => Disposition::Handled,
+            _ => Disposition::ByDefault,
+        }
     }
 
     /// Whether a signal is pending and blocked in it.

@@ -301,12 +301,17 @@ fn of_processes(remedy: &Remedy) -> Option<String> {
             "pid {pid} made itself a daemon (it left the session): stop it the way it is meant to be stopped, \
              by its command or its pid file, and wait until it is gone."
         ),
-        Remedy::KillGroup { pid } => {
-            format!("pid {pid} leads its own process group: `killpg({pid}, SIGTERM)`, then wait for it.")
-        }
-        Remedy::KillParentsGroup { pgid } => format!(
-            "orphaned: its parent exited first. Kill the whole group that its parent led, `killpg({pgid}, SIGTERM)`, \
-             and wait until it is gone."
+        Remedy::KillGroup { pid, signal } => format!(
+            "pid {pid} leads its own process group: `killpg({pid}, {})`, then wait for it.",
+            name_only(*signal)
+        ),
+        Remedy::KillParentsGroup { pgid, signal } => format!(
+            "orphaned: its parent exited first. Kill the whole group that its parent led, `killpg({pgid}, {})`, and wait \
+             until it is gone.",
+            name_only(*signal)
+        ),
+        Remedy::TerminateFirst { pid } => format!(
+            "It handles SIGTERM: send that first (`kill({pid}, SIGTERM)`) and wait, so that it ends what it has begun."
         ),
         Remedy::EndForkWithParent => {
             "orphaned: its parent exited first. Let the parent wait for it, or have it end with its parent, by \
@@ -373,6 +378,11 @@ fn of_processes(remedy: &Remedy) -> Option<String> {
         Remedy::CloseAllowedToo => "close what is allowed too, and see what is left.".to_owned(),
         _ => return None,
     })
+}
+
+/// SIGKILL or SIGTERM.
+fn name_only(signal: i32) -> &'static str {
+    if signal == libc::SIGKILL { "SIGKILL" } else { "SIGTERM" }
 }
 
 /// What to close, and a note that this applies to others too.

@@ -357,6 +357,8 @@ fn is_reported_as_a_reader_needs_it() {
         "connection_that_a_server_does_not_accept",
         "files_opened_in_every_way_left_open",
         "lock_of_a_file_that_was_opened_again",
+        "child_that_handles_sigterm",
+        "group_that_ignores_sigterm",
     ];
     let reports: Vec<_> =
         shapes.iter().map(|shape| (*shape, thread::spawn(|| report_in("evidence", shape)))).collect();

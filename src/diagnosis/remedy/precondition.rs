@@ -9,10 +9,9 @@ use crate::diagnosis::deadlock::{Shape, WaitsOn};
 use crate::diagnosis::evidence::Evidence;
 use crate::diagnosis::finding::{Ending, Kind};
 use crate::diagnosis::waits_for::{LinkOn, WaitsFor};
-use crate::guard::facts::Process;
+use crate::guard::facts::{Disposition, Process};
 use crate::guard::report_page::End;
 use crate::proc::fds::Fd;
-use crate::proc::signals::Signals;
 use crate::proc::waits::On;
 
 /// Whether a remedy fits the facts of a finding. One table, so it is longer than other functions.
@@ -127,9 +126,14 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
         Remedy::StopDaemon { pid } => {
             of.process(*pid, |process| facts.session != 0 && process.sid != facts.session)
         }
-        Remedy::KillGroup { pid } => of.process(*pid, |process| process.pgid == *pid),
-        Remedy::KillParentsGroup { pgid } => {
-            facts.processes.iter().any(|process| process.adopted && process.pgid == *pgid)
+        Remedy::TerminateFirst { pid } => {
+            of.process(*pid, |process| process.takes(libc::SIGTERM) == Disposition::Handled)
+        }
+        Remedy::KillGroup { pid, signal } => {
+            of.process(*pid, |process| process.pgid == *pid) && evidence.signal_for_group(*pid) == *signal
+        }
+        Remedy::KillParentsGroup { pgid, signal } => {
+            evidence.signal_for_group(*pgid) == *signal && facts.processes.iter().any(|process| process.adopted && process.pgid == *pgid)
         }
         Remedy::EndForkWithParent => {
             of.leaked(kind, |process| process.adopted && process.forked_without_exec)
@@ -149,8 +153,7 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
             of.leaked(kind, |process| !process.forked_without_exec) && evidence.has_descendant_left(*pid)
         }
         Remedy::EndDeaf { pid, .. } => of.process(*pid, |process| {
-            let Signals { ignored, blocked, .. } = &process.signals;
-            ignored.contains(&libc::SIGTERM) || blocked.contains(&libc::SIGTERM)
+            matches!(process.takes(libc::SIGTERM), Disposition::Ignored | Disposition::Blocked)
         }),
         Remedy::EndBeforeCommand => facts.is_command() && of.leaked(kind, |_| true),
         Remedy::NoDaemonInBody { pid } => of.is_daemons(*pid),

@@ -6,7 +6,7 @@ use super::Remedy;
 use crate::diagnosis::evidence::Evidence;
 use crate::diagnosis::finding::Kind;
 use crate::diagnosis::leaked::is_daemon;
-use crate::guard::facts::{Class, Process};
+use crate::guard::facts::{Class, Disposition, Process};
 use crate::recorder::call_site::ResolvedCallSite;
 
 impl Evidence<'_> {
@@ -28,7 +28,7 @@ impl Evidence<'_> {
         // A process that created a session leads a group as well, but may be alone in it.
         let is_alone = || facts.processes.iter().all(|other| other.pid == pid || other.pgid != pid);
         if process.pgid == pid && !(has_left && is_alone()) {
-            return Remedy::KillGroup { pid };
+            return Remedy::KillGroup { pid, signal: self.signal_for_group(pid) };
         }
         if process.adopted && !by_test {
             let parent = self.exited.iter().find(|exited| exited.orphan == pid);
@@ -39,7 +39,8 @@ impl Evidence<'_> {
                 return Remedy::WaitInCommand;
             }
             if parent.is_some_and(|exited| exited.parent == process.pgid) {
-                return Remedy::KillParentsGroup { pgid: process.pgid };
+                let pgid = process.pgid;
+                return Remedy::KillParentsGroup { pgid, signal: self.signal_for_group(pgid) };
             }
             if process.forked_without_exec {
                 return Remedy::EndForkWithParent;
@@ -74,20 +75,32 @@ impl Evidence<'_> {
         let Kind::LeakedProcess { pid, others, .. } = kind else { return None };
         let all = std::iter::once(pid).chain(others).filter_map(|pid| self.process(*pid));
         all.filter(|process| !process.holds_back(libc::SIGTERM)).find_map(|process| {
-            let signals = &process.signals;
-            let ignores = signals.ignored.contains(&libc::SIGTERM);
-            let set = if ignores { &signals.ignored } else { &signals.blocked };
-            if !set.contains(&libc::SIGTERM) {
+            let by_term = process.takes(libc::SIGTERM);
+            if !matches!(by_term, Disposition::Ignored | Disposition::Blocked) {
                 return None;
             }
-            let signals = [libc::SIGTERM, libc::SIGINT].into_iter().filter(|signal| set.contains(signal));
+            let signals =
+                [libc::SIGTERM, libc::SIGINT].into_iter().filter(|signal| process.takes(*signal) == by_term);
             Some(Remedy::EndDeaf {
                 pid: process.pid,
-                ignores,
+                ignores: by_term == Disposition::Ignored,
                 signals: signals.collect(),
                 inherited_from: process.signals.inherited_from,
             })
         })
+    }
+
+    /// What ends all processes of a group that are left.
+    pub(super) fn signal_for_group(&self, pgid: i32) -> i32 {
+        let refuses = |process: &&Process| {
+            matches!(process.takes(libc::SIGTERM), Disposition::Ignored | Disposition::Blocked)
+        };
+        let mut group = self
+            .facts
+            .processes
+            .iter()
+            .filter(|process| process.class == Class::Leaked && process.pgid == pgid);
+        if group.any(|process| refuses(&process)) { libc::SIGKILL } else { libc::SIGTERM }
     }
 
     /// Whether a process is left that another one has started, which is left too.

@@ -225,7 +225,7 @@ fn a_remedy_that_does_not_fit_the_facts_is_not_shown() {
         (Remedy::CloseInReaders { pids: vec![TEST], ends: ends(CHILD, 7) }, true),
         (Remedy::CloseInReaders { pids: vec![TEST, CHILD], ends: ends(CHILD, 7) }, false),
         (Remedy::UnblockSignal { signal: libc::SIGTERM }, false),
-        (Remedy::KillGroup { pid: CHILD }, false),
+        (Remedy::KillGroup { pid: CHILD, signal: libc::SIGTERM }, false),
         (Remedy::StopDaemon { pid: CHILD }, false),
         (Remedy::NoDaemonInBody { pid: CHILD }, false),
         (Remedy::KillAndWaitpid { pid: CHILD }, false),

@@ -58,7 +58,10 @@ fn what_mends_a_leak_fits_its_facts() {
         (of(|_| (), names(vec![by_hand()])), Remedy::KillAndWaitpid { pid: CHILD }),
         (of(|_| (), names(vec![tokios])), Remedy::KillTokioChild),
         (of(|process| process.forked_without_exec = true, spawned()), Remedy::KillAndWaitpid { pid: CHILD }),
-        (of(|process| process.pgid = CHILD, spawned()), Remedy::KillGroup { pid: CHILD }),
+        (
+            of(|process| process.pgid = CHILD, spawned()),
+            Remedy::KillGroup { pid: CHILD, signal: libc::SIGTERM },
+        ),
         (of(|process| process.lineage = vec![55, TEST], names(vec![])), Remedy::StopWithParent),
         (
             of(|process| (process.adopted, process.sid) = (true, 12), names(vec![])),
@@ -77,10 +80,30 @@ fn what_mends_a_leak_fits_its_facts() {
         (of(orphan, names(vec![shell()])), Remedy::StartParentInGroup { parent: shell().place, exec: true }),
         (
             of(|process| (process.adopted, process.pgid) = (true, 90), names(vec![shell()])),
-            Remedy::KillParentsGroup { pgid: 90 },
+            Remedy::KillParentsGroup { pgid: 90, signal: libc::SIGTERM },
         ),
     ] {
         assert_eq!(remedies, [expected]);
+    }
+    // A handler may clean up; a process that SIGTERM does not end needs another signal.
+    let handles = |process: &mut Process| process.signals.handled = vec![libc::SIGTERM];
+    let first = Remedy::TerminateFirst { pid: CHILD };
+    assert_eq!(of(handles, spawned()), [Remedy::KillAndWait, first.clone()]);
+    let reads = |process: &mut Process| {
+        process.signals.blocked = vec![libc::SIGTERM];
+        process.tasks[0].syscall = "rt_sigtimedwait".to_owned();
+    };
+    assert_eq!(of(reads, spawned()), [Remedy::KillAndWait, first]);
+    for refuses in
+        [(|process| process.signals.ignored = vec![libc::SIGTERM]) as fn(&mut Process), |process| {
+            process.signals.blocked = vec![libc::SIGTERM]
+        }]
+    {
+        let mut leader = Process { pgid: CHILD, ..asleep(CHILD) };
+        refuses(&mut leader);
+        let kill = Remedy::KillGroup { pid: CHILD, signal: libc::SIGKILL };
+        assert_eq!(remedies_of_leak(returned(vec![leader]), spawned()), [kill]);
+        assert_eq!(of(refuses, spawned()), [Remedy::KillAndWait]);
     }
     // A command may be written in any language, and be the parent that an orphan had.
     let of_command = |change: fn(&mut Process), names: Names| {

@@ -50,6 +50,8 @@ pub(crate) enum Note {
     TooManyThreads { count: usize },
     /// The test binary has no line information for the user's code.
     NoDebugInformation,
+    /// It has line information, in sections that are compressed.
+    CompressedLines,
     /// Not all calls could be recorded.
     UnrecordedCalls,
     /// An argument of the test would have no effect: the environment or the command line sets it.
@@ -336,7 +338,8 @@ fn facts_timed_out(evidence: &Evidence<'_>) -> bool {
 
 fn notes(facts: &Facts, names: &Names, settings: &Settings) -> Vec<Note> {
     let too_many = stuck::too_many(facts).map(|count| Note::TooManyThreads { count });
-    let lineless = names.lineless.then_some(Note::NoDebugInformation);
+    let note = if names.compressed { Note::CompressedLines } else { Note::NoDebugInformation };
+    let lineless = names.lineless.then_some(note);
     let unrecorded = facts.unrecorded.then_some(Note::UnrecordedCalls);
     let needs_arguments = leaked::needs_arguments(facts, settings);
     [too_many, lineless, unrecorded, needs_arguments].into_iter().flatten().collect()

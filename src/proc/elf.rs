@@ -110,6 +110,26 @@ pub(crate) fn segments_of_file(file: &[u8]) -> Option<Vec<Segment>> {
 
 /// The sections of a whole file.
 pub(crate) fn sections(file: &[u8]) -> Option<Sections<'_>> {
+    let mut sections = HashMap::new();
+    each_section(file, |name, content, is_compressed| {
+        if !is_compressed {
+            sections.insert(name, content);
+        }
+    })?;
+    Some(sections)
+}
+
+/// Whether the line tables of a file are compressed (`SHF_COMPRESSED`, or a name as `.zdebug_line` of older tools).
+pub(crate) fn has_compressed_lines(file: &[u8]) -> bool {
+    let mut found = false;
+    let all = each_section(file, |name, _, is_compressed| {
+        found |= is_compressed && name == ".debug_line" || name == ".zdebug_line";
+    });
+    found && all.is_some()
+}
+
+/// Calls `see` with the name and the content of each section that has one in the file, and whether it is compressed.
+fn each_section<'a>(file: &'a [u8], mut see: impl FnMut(&'a str, &'a [u8], bool)) -> Option<()> {
     const NOBITS: u32 = 8;
     const COMPRESSED: u64 = 0x800;
     let Header { sections: table, names, .. } = Header::parse(file)?;
@@ -120,15 +140,14 @@ pub(crate) fn sections(file: &[u8]) -> Option<Sections<'_>> {
     let content =
         |header: &[u8]| bytes_at(file, u64_at(header, 24)?, usize::try_from(u64_at(header, 32)?).ok()?);
     let names = content(header(names)?)?;
-    let mut sections = HashMap::new();
     for header in (0..table.count).map_while(header) {
         let name = names.get(u32_at(header, 0)? as usize..)?.split(|byte| *byte == 0).next()?;
-        let plain = u32_at(header, 4)? != NOBITS && u64_at(header, 8)? & COMPRESSED == 0;
-        if let (Ok(name), Some(bytes), true) = (std::str::from_utf8(name), content(header), plain) {
-            sections.insert(name, bytes);
+        let (kind, flags) = (u32_at(header, 4)?, u64_at(header, 8)?);
+        if let (Ok(name), Some(bytes), true) = (std::str::from_utf8(name), content(header), kind != NOBITS) {
+            see(name, bytes, flags & COMPRESSED != 0);
         }
     }
-    Some(sections)
+    Some(())
 }
 
 /// The build id among notes (NT_GNU_BUILD_ID, elf(5)); empty if there is none.

@@ -131,6 +131,8 @@ pub(crate) struct Names {
     pub(crate) full: bool,
     /// Whether the test binary has no line information for the user's code.
     pub(crate) lineless: bool,
+    /// Whether that is because it is compressed.
+    pub(crate) compressed: bool,
     /// Whether the program is a libtest binary, whose threads are named after tests.
     pub(crate) is_libtest: bool,
     /// The frames of each thread, innermost first.

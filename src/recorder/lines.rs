@@ -61,13 +61,22 @@ enum Unit {
     Entangled,
 }
 
+/// Whether a file has lines that cannot be read because they are compressed.
+pub(crate) fn are_compressed(path: &Path) -> bool {
+    map(path).is_some_and(elf::has_compressed_lines)
+}
+
+fn map(path: &Path) -> Option<&'static [u8]> {
+    // The path of the running program may lead to a newer file by now.
+    let own = std::env::current_exe().is_ok_and(|own| own == path);
+    let file = File::open(if own { Path::new("/proc/self/exe") } else { path }).ok()?;
+    sys::map_file(&file).ok()
+}
+
 impl Module {
     /// Maps a file. `None` if it is not a 64-bit ELF file, or cannot be read.
     pub(crate) fn open(path: &Path) -> Option<Module> {
-        // The path of the running program may lead to a newer file by now.
-        let own = std::env::current_exe().is_ok_and(|own| own == path);
-        let file = File::open(if own { Path::new("/proc/self/exe") } else { path }).ok()?;
-        Module::parse(path, sys::map_file(&file).ok()?)
+        Module::parse(path, map(path)?)
     }
 
     /// Reads a file that another process has mapped, and the separate file with its debug information, if

@@ -4,7 +4,7 @@
 mod libtest;
 mod others;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -15,7 +15,7 @@ use crate::proc::threads::ThreadStack;
 use crate::proc::waits::{On, Thread};
 use crate::recorder::awaited::Awaited;
 use crate::recorder::call_site::{CallSite, Names, ResolvedCallSite, SourceLocation};
-use crate::recorder::lines::{Line, Module};
+use crate::recorder::lines::{self, Line, Module};
 use crate::recorder::{checkout, runtimes};
 use crate::sys;
 use crate::sys::lock::lock;
@@ -102,9 +102,12 @@ pub(crate) fn names(
     let is_nowhere = |site: &ResolvedCallSite| site.place.is_none() && site.function.is_none();
     resolver.lineless |= names.call_sites.iter().any(is_nowhere);
     names.lineless = resolver.lineless && !resolver.has_lines;
+    names.compressed = names.lineless && are_compressed(call_sites);
     names
 }
 
+use crate::recorder::lines::{self, Line, Module};
+use crate::recorder::{checkout, runtimes};
 /// Loads the debug information of a test's binary in advance. In an unoptimised build that takes as long as
 /// inspecting what the test has left, so both run at the same time.
 pub(crate) fn get_ready(test: Option<&Test>) {

@@ -1,7 +1,7 @@
 //! What mends a finding, in words.
 
-mod signals;
 mod locks;
+mod signals;
 
 use nix::libc;
 

@@ -156,6 +156,9 @@ pub(super) fn note(note: &Note) -> String {
         Note::NoDebugInformation => "the test binary has no debug information: `debug = \"limited\"` in its \
                                      profile, without `strip`, gives lines."
             .to_owned(),
+        Note::CompressedLines => "the test binary's debug information is compressed, and only plain debug information is read: \
+                                  without `--compress-debug-sections` for the linker there are lines."
+            .to_owned(),
         Note::UnrecordedCalls => {
             "the test made more pipes and processes than are recorded, the first and the last \
                                   of them: where a line is not known, that may be why"

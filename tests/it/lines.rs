@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -216,4 +217,27 @@ fn are_not_known_without_debug_information() {
     }
     let ran = Fixture::build("leaky").run("lines", &["--color=never"]);
     assert!(!ran.stdout.contains("no debug information"), "{}", ran.all());
+}
+
+/// The linker was told to compress them: the report says why there are no lines.
+#[childproof::test]
+fn are_not_read_from_compressed_debug_information() {
+    let fixture = Fixture::build("leaky");
+    let compressed = scratch().join("harness");
+    let mut objcopy = Command::new("objcopy");
+    objcopy.arg("--compress-debug-sections=zlib").arg(fixture.binary("harness")).arg(&compressed);
+    if !objcopy.status().is_ok_and(|status| status.success()) {
+        println!("skipped: objcopy(1) is not installed");
+        return;
+    }
+    let mut command = Command::new(&compressed);
+    let ran = Ran::of(command.args(["--exact", "shapes::child_dropped"]).env("COLUMNS", "1000"));
+    assert_eq!(ran.code, Some(101), "{}", ran.all());
+    assert!(
+        ran.stdout.contains("  note: the test binary's debug information is compressed"),
+        "{}",
+        ran.all()
+    );
+    assert!(ran.stdout.contains("harness::shapes::sleep"), "{}", ran.all());
+    assert!(!ran.stdout.contains("mod.rs:") && !ran.stdout.contains("has no debug"), "{}", ran.all());
 }

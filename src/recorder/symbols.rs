@@ -106,8 +106,14 @@ pub(crate) fn names(
     names
 }
 
-use crate::recorder::lines::{self, Line, Module};
-use crate::recorder::{checkout, runtimes};
+/// Whether a file of these calls, or this program, has compressed debug information.
+fn are_compressed(call_sites: &[CallSite]) -> bool {
+    let frames = call_sites.iter().flat_map(|site| &site.frames);
+    let mut files: HashSet<PathBuf> = frames.map(|address| PathBuf::from(&address.module)).collect();
+    files.extend(std::env::current_exe());
+    files.iter().any(|file| lines::are_compressed(file))
+}
+
 /// Loads the debug information of a test's binary in advance. In an unoptimised build that takes as long as
 /// inspecting what the test has left, so both run at the same time.
 pub(crate) fn get_ready(test: Option<&Test>) {

@@ -310,9 +310,6 @@ fn of_processes(remedy: &Remedy) -> Option<String> {
              until it is gone.",
             name_only(*signal)
         ),
-        Remedy::TerminateFirst { pid } => format!(
-            "It handles SIGTERM: send that first (`kill({pid}, SIGTERM)`) and wait, so that it ends what it has begun."
-        ),
         Remedy::EndForkWithParent => {
             "orphaned: its parent exited first. Let the parent wait for it, or have it end with its parent, by \
              `prctl(PR_SET_PDEATHSIG, SIGKILL)` after the fork."

@@ -6,8 +6,13 @@ use crate::diagnosis::Remedy;
 use crate::guard::facts::Facts;
 use crate::report::words::{enumerate, signal_word};
 
-/// How a process is ended that SIGTERM does not end.
+/// How a process is ended that has a handler for SIGTERM, or that SIGTERM does not end.
 pub(super) fn of(facts: &Facts, remedy: &Remedy) -> Option<String> {
+    if let Remedy::TerminateFirst { pid } = remedy {
+        return Some(format!(
+            "It handles SIGTERM: send that first (`kill({pid}, SIGTERM)`) and wait, so that it ends what it has begun."
+        ));
+    }
     let Remedy::EndDeaf { pid, ignores, signals, inherited_from } = remedy else { return None };
     let signals: Vec<String> = signals.iter().map(|signal| signal_word(*signal)).collect();
     let signals = enumerate(&signals);

@@ -38,17 +38,51 @@ fn a_sanitizers_symbolizer_is_no_leak_unless_the_test_has_started_it() {
     assert!(verdict(returned(vec![symbolizer()]), spawned, Policy::new()).failed());
 }
 
+fn by_hand() -> ResolvedCallSite {
+    site(ResourceKind::Process, "posix_spawnp", CHILD as u64)
+}
+
+fn functions() -> Vec<String> {
+    ["posix_spawnp", "std::process::Command::spawn", "a::makes"].map(str::to_owned).to_vec()
+}
+
+fn spawned() -> Names {
+    names(vec![ResolvedCallSite { functions: functions(), ..by_hand() }])
+}
+
+/// The remedies of a leaked child.
+fn of(change: fn(&mut Process), names: Names) -> Vec<Remedy> {
+    let mut process = asleep(CHILD);
+    change(&mut process);
+    remedies_of_leak(returned(vec![process]), names)
+}
+
+/// A handler may clean up; a process that SIGTERM does not end needs another signal.
+#[test]
+fn what_mends_a_leak_fits_what_sigterm_does() {
+    let first = Remedy::TerminateFirst { pid: CHILD };
+    let handles = |process: &mut Process| process.signals.handled = vec![libc::SIGTERM];
+    assert_eq!(of(handles, spawned()), [Remedy::KillAndWait, first.clone()]);
+    let reads = |process: &mut Process| {
+        process.signals.blocked = vec![libc::SIGTERM];
+        process.tasks[0].syscall = "rt_sigtimedwait".to_owned();
+    };
+    assert_eq!(of(reads, spawned()), [Remedy::KillAndWait, first]);
+    let ignore: fn(&mut Process) = |process| process.signals.ignored = vec![libc::SIGTERM];
+    let block: fn(&mut Process) = |process| process.signals.blocked = vec![libc::SIGTERM];
+    for (refuses, ignores) in [(ignore, true), (block, false)] {
+        let signals = vec![libc::SIGTERM];
+        let deaf = Remedy::EndDeaf { pid: CHILD, ignores, signals, inherited_from: None };
+        assert_eq!(of(refuses, spawned()), [Remedy::KillAndWait, deaf.clone()]);
+        let mut leader = Process { pgid: CHILD, ..asleep(CHILD) };
+        refuses(&mut leader);
+        let kill = Remedy::KillGroup { pid: CHILD, signal: libc::SIGKILL };
+        assert_eq!(remedies_of_leak(returned(vec![leader]), spawned()), [kill, deaf]);
+    }
+}
+
 #[test]
 fn what_mends_a_leak_fits_its_facts() {
-    let by_hand = || site(ResourceKind::Process, "posix_spawnp", CHILD as u64);
-    let functions =
-        || ["posix_spawnp", "std::process::Command::spawn", "a::makes"].map(str::to_owned).to_vec();
-    let spawned = || names(vec![ResolvedCallSite { functions: functions(), ..by_hand() }]);
-    let of = |change: fn(&mut Process), names: Names| {
-        let mut process = asleep(CHILD);
-        change(&mut process);
-        remedies_of_leak(returned(vec![process]), names)
-    };
     let tokios = ResolvedCallSite { is_tokios: true, ..site(ResourceKind::Process, "fork", CHILD as u64) };
     let shell = || ResolvedCallSite { keys: [90, 0], ..site(ResourceKind::Process, "posix_spawnp", 90) };
     let orphan = |process: &mut Process| process.adopted = true;
@@ -84,26 +118,6 @@ fn what_mends_a_leak_fits_its_facts() {
         ),
     ] {
         assert_eq!(remedies, [expected]);
-    }
-    // A handler may clean up; a process that SIGTERM does not end needs another signal.
-    let handles = |process: &mut Process| process.signals.handled = vec![libc::SIGTERM];
-    let first = Remedy::TerminateFirst { pid: CHILD };
-    assert_eq!(of(handles, spawned()), [Remedy::KillAndWait, first.clone()]);
-    let reads = |process: &mut Process| {
-        process.signals.blocked = vec![libc::SIGTERM];
-        process.tasks[0].syscall = "rt_sigtimedwait".to_owned();
-    };
-    assert_eq!(of(reads, spawned()), [Remedy::KillAndWait, first]);
-    for refuses in
-        [(|process| process.signals.ignored = vec![libc::SIGTERM]) as fn(&mut Process), |process| {
-            process.signals.blocked = vec![libc::SIGTERM]
-        }]
-    {
-        let mut leader = Process { pgid: CHILD, ..asleep(CHILD) };
-        refuses(&mut leader);
-        let kill = Remedy::KillGroup { pid: CHILD, signal: libc::SIGKILL };
-        assert_eq!(remedies_of_leak(returned(vec![leader]), spawned()), [kill]);
-        assert_eq!(of(refuses, spawned()), [Remedy::KillAndWait]);
     }
     // A command may be written in any language, and be the parent that an orphan had.
     let of_command = |change: fn(&mut Process), names: Names| {

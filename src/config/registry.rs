@@ -137,6 +137,20 @@ pub struct Test {
     is_reached: AtomicBool,
 }
 
+/// An address in the code of a crate that has added a test by hand.
+static CODE_OF_ADDED: AtomicUsize = AtomicUsize::new(0);
+
+/// Stores where code lies that was compiled for a test which is added by hand.
+pub(crate) fn note_code_of_added(address: usize) {
+    CODE_OF_ADDED.store(address, Ordering::Relaxed);
+}
+
+/// An address in code of the crate with the tests; `None` if there are no tests.
+pub(crate) fn code_of_tests() -> Option<usize> {
+    let added = Some(CODE_OF_ADDED.load(Ordering::Relaxed)).filter(|address| *address != 0);
+    registered().first().map(|test| test.body as usize).or(added)
+}
+
 /// The arguments of `childproof::policy!`, for all tests of the target.
 static TARGET: OnceLock<&Attribute> = OnceLock::new();
 

@@ -5,6 +5,7 @@ use std::panic::Location;
 use std::process::{Command, ExitCode, Termination};
 
 use crate::config::policy::Policy;
+use crate::config::registry;
 
 /// Runs the tests of a target; `childproof::main!()` makes one and runs it.
 ///
@@ -135,6 +136,8 @@ impl Harness {
         F: Fn() -> T + Send + Sync + 'static,
         T: Termination,
     {
+        // Its code, unlike that of the closure behind the box, has an address that can be taken.
+        registry::note_code_of_added(compiled_for::<F> as *const () as usize);
         let body = Box::new(move || body().report());
         let more = (policy != Policy::new()).then(|| Box::new(More::Policy(policy)));
         let place = Location::caller();
@@ -151,4 +154,10 @@ impl Harness {
         self.added.push(Added { name: name.into().into(), body, more, place });
         self
     }
+}
+
+/// Is compiled in the crate that adds a test of this type.
+#[inline(never)]
+fn compiled_for<F>() {
+    std::hint::black_box(std::any::type_name::<F>());
 }

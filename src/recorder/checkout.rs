@@ -44,6 +44,6 @@ pub(super) fn shown<'a>(file: &'a Path, here: &Path) -> &'a Path {
 /// The root of the workspace in which the tests were built.
 fn built_in() -> Option<&'static Path> {
     static BUILT_IN: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let find = || registry::registered().first().and_then(|test| compiled_in(test));
+    let find = || registry::code_of_tests().and_then(compiled_in);
     BUILT_IN.get_or_init(find).as_deref().filter(|root| root.parent().is_some())
 }

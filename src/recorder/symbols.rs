@@ -440,10 +440,10 @@ fn module<'a>(modules: &'a mut Vec<(String, Option<Module>)>, path: &str) -> Opt
     modules.iter_mut().find(|(known, _)| known == path)?.1.as_mut()
 }
 
-/// The directory in which the compiler ran for the code of a test of this program.
-pub(super) fn compiled_in(test: &Test) -> Option<PathBuf> {
+/// The directory in which the compiler ran for code of this program.
+pub(super) fn compiled_in(code: usize) -> Option<PathBuf> {
     let maps = Maps::read(std::process::id() as i32).ok()?;
-    let address = maps.locate(test.body as usize as u64)?;
+    let address = maps.locate(code as u64)?;
     module(&mut lock(&MODULES), &address.module)?.compiled_in(address.offset)
 }
 

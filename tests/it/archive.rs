@@ -8,11 +8,12 @@ use std::process::Command;
 use crate::support::{Fixture, Ran, root, scratch};
 
 /// The files of the fixture.
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "Cargo.toml",
     "Cargo.lock",
     "crates/inner/Cargo.toml",
     "crates/inner/src/lib.rs",
+    "crates/inner/tests/added.rs",
     "crates/inner/tests/stock.rs",
     "crates/inner/tests/whole.rs",
 ];
@@ -86,7 +87,7 @@ fn an_archive_of_one_checkout_runs_in_parts_from_another() {
             all += &ran.all();
         }
         assert_eq!(ran_tests(&out, &second), expected(), "{kind}: {all}");
-        for target in ["stock", "whole"] {
+        for target in ["added", "stock", "whole"] {
             let place = mark(&format!("crates/inner/tests/{target}.rs"));
             assert!(all.contains(&format!("It was spawned at {place}")), "{place}: {all}");
             let annotation = place.trim_end_matches(':').replacen(':', ",line=", 1);
@@ -110,6 +111,6 @@ fn ran_tests(out: &Path, checkout: &Path) -> BTreeMap<String, usize> {
 /// Each test once.
 fn expected() -> BTreeMap<String, usize> {
     let names = ["first", "second", "third", "leaks"];
-    let tests = ["stock", "whole"].map(|target| names.map(|name| (format!("{target} {name}"), 1)));
+    let tests = ["added", "stock", "whole"].map(|target| names.map(|name| (format!("{target} {name}"), 1)));
     tests.into_iter().flatten().collect()
 }

@@ -146,6 +146,7 @@ pub(crate) fn note_code_of_added(address: usize) {
 }
 
 /// An address in code of the crate with the tests; `None` if there are no tests.
+#[cfg(feature = "sites")]
 pub(crate) fn code_of_tests() -> Option<usize> {
     let added = Some(CODE_OF_ADDED.load(Ordering::Relaxed)).filter(|address| *address != 0);
     registered().first().map(|test| test.body as usize).or(added)

@@ -108,6 +108,7 @@ fn end(fd: i32, pipe: u64, access: i32) -> Fd {
         access,
         cloexec: false,
         event: 0,
+        is_set_timer: false,
         process: 0,
         ino: pipe,
         locks: false,

@@ -22,6 +22,8 @@ wire_struct! {
         pub(crate) cloexec: bool,
         /// The kernel's id of an eventfd, plus one, which all its fds share; 0 for every other file.
         pub(crate) event: u64,
+        /// Whether it is a timerfd that is set (timerfd_create(2)).
+        pub(crate) is_set_timer: bool,
         /// The process that a pidfd refers to; 0 for every other file, and if that process has exited.
         pub(crate) process: i32,
         /// The inode, of files that have no other identity. All files of one kind may have the same one.
@@ -224,6 +226,9 @@ pub(crate) fn parse(fd: i32, target: String, info: &str) -> Fd {
         cloexec: flags & libc::O_CLOEXEC != 0,
         // Since Linux 5.2. Older kernels cannot tell eventfds apart.
         event: value("eventfd-id:").and_then(|id| id.trim().parse::<u64>().ok()).map_or(0, |id| id + 1),
+        // `it_value: (0, 49406829)`, the seconds and nanoseconds that are left.
+        is_set_timer: value("it_value:")
+            .is_some_and(|left| left.contains(|digit| matches!(digit, '1'..='9'))),
         process: value("Pid:").and_then(|pid| pid.trim().parse().ok()).filter(|pid| *pid > 0).unwrap_or(0),
         ino: value("ino:").and_then(|ino| ino.trim().parse().ok()).unwrap_or(0),
         locks: !held.is_empty(),
@@ -333,6 +338,12 @@ mod tests {
         let fd = parse(8, "anon_inode:[eventfd]".to_owned(), "flags:\t02\neventfd-id: 0\n");
         assert_eq!((fd.event, fd.locks, fd.cloexec), (1, false, false));
         assert!(fd.reads() && fd.writes());
+        let timer = |left: &str| {
+            let info =
+                format!("clockid: 1\nticks: 0\nsettime flags: 01\nit_value: {left}\nit_interval: (0, 0)\n");
+            parse(8, "anon_inode:[timerfd]".to_owned(), &info).is_set_timer
+        };
+        assert!(timer("(0, 49406829)") && timer("(10, 0)") && !timer("(0, 0)") && !fd.is_set_timer);
         let fd = parse(8, "socket:[12]".to_owned(), "flags:\t02\nscm_fds: 1\n");
         assert!(fd.carries && fd.socket() == Some(12) && fd.pipe().is_none());
         let fd = parse(8, "pipe:[12]".to_owned(), "flags:\t010000000\n");

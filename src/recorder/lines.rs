@@ -445,12 +445,29 @@ impl Symbols {
 
     /// The name of the symbol that contains an address.
     fn at(&self, address: u64) -> Option<String> {
-        let name = self.names.get(self.find(address)?.name..)?;
+        let Some(symbol) = self.find(address) else { return self.semaphores(address) };
+        let name = self.names.get(symbol.name..)?;
         name.split(|byte| *byte == 0).next().map(demangled)
+    }
+
+    /// `sem_wait` or `sem_timedwait`, if an address lies before them and in no other function: in glibc they jump to one that
+    /// has no name in a stripped library.
+    fn semaphores(&self, address: u64) -> Option<String> {
+        let name = |symbol: Symbol| self.names.get(symbol.name..)?.split(|byte| *byte == 0).next();
+        let is_of_family = |name: Option<&[u8]>| name.is_some_and(|name| name.starts_with(b"sem_"));
+        is_of_family(name(self.nearest(address)?)).then_some(())?;
+        let all = self.table.chunks_exact(SYMBOL).filter_map(Symbol::parse);
+        let next = all.filter(|symbol| symbol.address > address).min_by_key(|symbol| symbol.address)?;
+        name(next).filter(|name| is_of_family(Some(name))).map(demangled)
     }
 
     /// The symbol that contains an address.
     fn find(&self, address: u64) -> Option<Symbol> {
+        self.nearest(address).filter(|symbol| address - symbol.address < symbol.size.max(1))
+    }
+
+    /// The symbol that contains an address, or that lies before it.
+    fn nearest(&self, address: u64) -> Option<Symbol> {
         let page = usize::try_from(address >> PAGE).ok()?;
         let pages = self.pages.get(..=page.min(self.pages.len().checked_sub(1)?))?;
         for last in pages.iter().rev() {
@@ -462,7 +479,7 @@ impl Symbols {
                 .max_by_key(|symbol| (symbol.address, symbol.size));
             // The nearest symbol: symbols do not nest.
             if let Some(symbol) = begun {
-                return (address - symbol.address < symbol.size.max(1)).then_some(symbol);
+                return Some(symbol);
             }
         }
         None

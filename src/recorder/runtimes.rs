@@ -2,8 +2,19 @@
 //! on a stack, innermost first.
 
 /// Crates that create pairs or wait on behalf of their callers.
-const CALLED: [&str; 9] =
-    ["childproof::", "std::", "core::", "alloc::", "mio::", "nix::", "rustix::", "socket2::", "parking_lot"];
+const CALLED: [&str; 11] = [
+    "childproof::",
+    "std::",
+    "core::",
+    "alloc::",
+    "mio::",
+    "nix::",
+    "rustix::",
+    "socket2::",
+    "parking_lot",
+    "polling::",
+    "parking::",
+];
 
 /// Whether a function only acts on behalf of its caller. Functions of the C library have no path.
 fn is_called(path: &str) -> bool {
@@ -62,7 +73,14 @@ pub(crate) fn is_process(paths: &[String]) -> bool {
 
 /// Whether a thread waits for work of a runtime, and not in the code of a task.
 pub(crate) fn waits(paths: &[String], name: &str) -> bool {
-    const WAITERS: [&str; 3] = ["tokio::runtime", "tokio::park", "tokio::loom"];
+    const WAITERS: [&str; 6] = [
+        "tokio::runtime",
+        "tokio::park",
+        "tokio::loom",
+        "async_io::driver",
+        "async_io::reactor",
+        "async_global_executor::",
+    ];
     match paths.iter().find(|path| !is_called(path)) {
         Some(path) => WAITERS.iter().any(|begin| path.starts_with(begin)),
         // Where the callers are unknown.
@@ -91,6 +109,19 @@ mod tests {
             ("t", &["syscall", "parking_lot_core::thread_parker::a"], false),
             ("t", &["mio::sys::unix::selector::Selector::select"], true),
             ("tokio-rt-worker", &[], false),
+            // smol: the test's own thread, and the one that drives the reactor otherwise.
+            ("t", &["epoll_pwait", "polling::epoll::Poller::wait", "async_io::reactor::x", "a::b"], true),
+            (
+                "async-io",
+                &["std::sync::poison::mutex::Mutex<T>::lock", "async_io::reactor::Reactor::lock"],
+                true,
+            ),
+            (
+                "async-process",
+                &["std::x::Condvar::wait", "parking::Inner::park", "async_io::driver::y"],
+                true,
+            ),
+            ("t", &["std::x::Condvar::wait", "parking::Inner::park", "a::b"], false),
         ] {
             assert_eq!(waits(&owned(paths), name), expected, "{paths:?}");
         }

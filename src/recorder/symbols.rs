@@ -413,7 +413,8 @@ fn resolve(address: &Address, maps: &Maps, full: bool) -> Vec<Frame> {
     let call = Address { offset: address.offset.saturating_sub(1), ..address.clone() };
     if is_system(&address.module) {
         // By name only: resolving libc's lines may mean inflating megabytes of debug information.
-        let function = maps.address_of(&call).and_then(sys::exported_name);
+        let unnamed = || module(&mut lock(&MODULES), &address.module)?.symbol(call.offset);
+        let function = maps.address_of(&call).and_then(sys::exported_name).or_else(unnamed);
         return vec![Frame {
             line: Line { function, ..Line::default() },
             is_plumbing: true,

@@ -32,6 +32,7 @@ const STUCK: &[(&str, &[&str])] = &[
     ("channel_that_nobody_empties", &["cycle"]),
     ("park_that_nobody_ends", &["cycle"]),
     ("barrier_for_one_more", &["cycle"]),
+    ("semaphore_without_a_post", &["cycle"]),
     ("scope_of_a_thread_that_parks", &["cycle", "cycle"]),
     ("child_whose_stdin_is_kept", &["cycle", "cycle"]),
     ("child_that_is_written_to_and_never_read", &["cycle", "cycle"]),
@@ -145,7 +146,7 @@ fn of_hundreds_are_found_in_time() {
 #[childproof::test]
 fn that_may_end_are_never_called_proved() {
     let verdicts = verdicts("leaky", "waits", &["not_"]);
-    assert_eq!(verdicts.len(), 57);
+    assert_eq!(verdicts.len(), 58);
     if File::open("/dev/kvm").is_ok() {
         let waits = verdicts["not_stuck_eventfd_that_a_virtual_machine_may_have"]["waits"].to_string();
         assert!(waits.contains("it uses `/dev/kvm`, which may write to an eventfd"), "{waits}");
@@ -187,6 +188,7 @@ fn are_reported_as_a_reader_needs_them() {
         "not_stuck_accept_of_a_child_that_has_ended",
         "not_stuck_accept_of_a_child_that_was_waited_for",
         "not_stuck_datagram_of_a_child_that_has_ended",
+        "not_stuck_semaphore_with_a_timeout",
         "not_stuck_child_that_blocks_what_was_sent_to_end_it",
         "not_stuck_pipe_that_a_job_keeps_under_another_number",
         "threads_that_still_run",

@@ -240,6 +240,33 @@ fn a_remedy_that_does_not_fit_the_facts_is_not_shown() {
     }
 }
 
+/// smol has its tasks' timeouts in one timerfd, and a thread of its own that drives what no `block_on` does.
+#[test]
+fn a_timer_of_smol_is_named_only_if_it_is_set() {
+    let of = |is_set_timer| {
+        let timer = Fd {
+            target: "anon_inode:[timerfd]".to_owned(),
+            is_set_timer,
+            ino: 1,
+            access: libc::O_RDWR,
+            ..read_end(10, 1)
+        };
+        let mut test = event_loop(TEST, &[10], &[1], vec![timer]);
+        test.is_test = true;
+        test.fds.iter_mut().for_each(|fds| fds.sort_by_key(|fd| fd.fd));
+        let lock = On::Futex { address: 8, place: None, shared: false, forever: true };
+        let mut driver = thread(TEST + 1, lock);
+        driver.name = "async-io".to_owned();
+        test.tasks.push(driver);
+        let mut names = names(vec![]);
+        names.in_runtime.extend([TEST, TEST + 1]);
+        let found = verdict(with_sockets(hung(vec![test])), names, Policy::new());
+        format!("{:?}", found.findings)
+    };
+    assert!(of(true).contains("Timer"), "{}", of(true));
+    assert!(!of(false).contains("Timer") && !of(false).contains("timerfd"), "{}", of(false));
+}
+
 #[test]
 fn hangs_of_one_line_are_alike_only_if_they_wait_for_the_same() {
     let hang = |on| {

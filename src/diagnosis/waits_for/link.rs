@@ -266,7 +266,7 @@ impl Evidence<'_> {
         let fds = thread.fds().into_iter().filter_map(|fd| process.fd(fd));
         let fds = fds.filter(|fd| fd.event == 0 && !fd.is_epoll());
         let mut waits: Vec<RuntimeWait> = fds.filter_map(|fd| self.runtime_wait(process, fd)).collect();
-        if matches!(thread.on, On::Epoll { forever: false, .. }) {
+        if matches!(thread.on, On::Epoll { forever: false, .. }) && !waits.contains(&RuntimeWait::Timer) {
             waits.push(RuntimeWait::Timer);
         }
         waits
@@ -274,6 +274,14 @@ impl Evidence<'_> {
 
     fn runtime_wait(&self, process: &Process, held: &Fd) -> Option<RuntimeWait> {
         let fd = held.fd;
+        if held.is_set_timer {
+            return Some(RuntimeWait::Timer);
+        }
+        // That of async-io, which it sets for a timeout.
+        let of_smol = || process.tasks.iter().any(|thread| thread.name == "async-io");
+        if held.target == "anon_inode:[timerfd]" && of_smol() {
+            return None;
+        }
         if held.target == "anon_inode:[pidfd]" {
             let only_child = || match self.children(process)[..] {
                 [child] => Some(child.pid),

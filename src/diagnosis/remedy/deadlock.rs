@@ -55,6 +55,7 @@ impl Evidence<'_> {
             {
                 Some(Remedy::ExecAfterFork { locking: locking(), or_own: true })
             }
+            Shape::Alone { .. } if self.executes(thread.tid) => Some(Remedy::FindAwait),
             Shape::Alone { .. } => Some(Remedy::EndWait(self.names.awaited.get(&thread.tid).cloned())),
             Shape::Threads { .. } => None,
             Shape::Ring { .. } => self.remedy_of_ring(&stuck.ring),
@@ -121,6 +122,13 @@ impl Evidence<'_> {
         Remedy::LookAtWriters { pid: process.pid, thread, ends }
     }
 
+    /// Whether a thread waits for a future in an executor without a runtime, as `futures` and `futures_lite` have one. It
+    /// parks the thread by any means.
+    fn executes(&self, tid: i32) -> bool {
+        let called = self.thread(tid).and_then(|(_, thread)| self.called(thread));
+        called.is_some_and(|called| called.ends_with("::block_on"))
+    }
+
     /// The remedy for threads that wait for each other; `joining` only wait for others to end.
     fn remedy_of_threads(&self, deadlock: &Deadlock, joining: &[i32]) -> Option<Remedy> {
         if let [only] = &deadlock.chain[..]
@@ -132,7 +140,7 @@ impl Evidence<'_> {
         if deadlock.chain.iter().any(|wait| wait.on == WaitsOn::BlockOn) {
             return Some(Remedy::LeaveRuntime);
         }
-        if deadlock.chain.is_empty() {
+        if deadlock.chain.is_empty() || matches!(&deadlock.chain[..], [only] if self.executes(only.tid)) {
             return Some(Remedy::FindAwait);
         }
         let mut tids: Vec<i32> = deadlock.chain.iter().map(|wait| wait.tid).collect();

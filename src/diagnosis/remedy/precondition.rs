@@ -37,7 +37,7 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
             of.deadlock_has(kind, |on| matches!(on, WaitsOn::Lock(_)))
         }
         Remedy::LeaveRuntime => of.deadlock_has(kind, |on| matches!(on, WaitsOn::BlockOn)),
-        Remedy::FindAwait => matches!(shape(kind), Some(Shape::Threads { .. })),
+        Remedy::FindAwait => matches!(shape(kind), Some(Shape::Threads { .. } | Shape::Alone { .. })),
 
         // Own ends of pipes and sockets.
         Remedy::CloseInChild { .. } => {

@@ -162,6 +162,20 @@ fn threads_that_all_wait_are_one_finding() {
 }
 
 #[test]
+fn an_executor_that_parks_waits_for_its_future() {
+    let conclude = |called: &str| {
+        let mut names = names(vec![]);
+        names.awaited.insert(TEST, Awaited::Condvar);
+        names.called.insert(TEST, called.to_owned());
+        let test = process(TEST, vec![thread(TEST, futex())], vec![]);
+        deadlock(&verdict(hung(vec![test]), names, Policy::new())).1
+    };
+    assert_eq!(conclude("futures_lite::future::block_on"), [Remedy::FindAwait]);
+    assert_eq!(conclude("futures_executor::local_pool::block_on"), [Remedy::FindAwait]);
+    assert_eq!(conclude("std::sync::Condvar::wait"), [Remedy::EndWait(Some(Awaited::Condvar))]);
+}
+
+#[test]
 fn a_ring_is_mended_where_the_test_can() {
     let conclude = |test: On, test_fds: Vec<Fd>, child: On, child_fds: Vec<Fd>, queued: u32| {
         let test = process(TEST, vec![thread(TEST, test)], test_fds);

@@ -416,7 +416,7 @@ fn remedy_of(kind: &Kind, evidence: &Evidence<'_>) -> Option<Remedy> {
         Kind::Threads { .. } => Some(Remedy::JoinThreads),
         Kind::ThreadedFork { .. } => Some(Remedy::ExecOrForkSingleThreaded),
         Kind::LeftMounts { mounts } => mounts.first().map(|mount| Remedy::Unmount { at: mount.at.clone() }),
-        Kind::Unkillable { pid, .. } => Some(Remedy::EndByHand { pid: *pid }),
+        Kind::Unkillable { pid, .. } => (*pid != 0).then_some(Remedy::EndByHand { pid: *pid }),
         Kind::Cut { .. }
         | Kind::MoreDeadlocks { .. }
         | Kind::UnwatchedLifeline { .. }

@@ -197,6 +197,8 @@ wire_enum! {
         Uninterruptible {},
         /// It was still there this long after SIGKILL, in this state of proc_pid_stat(5).
         StillThere { after: Duration, state: u32 },
+        /// The kernel reports that a child is left, but `/proc` lists none.
+        Unlisted {},
     }
 }
 
@@ -204,14 +206,22 @@ wire_struct! {
     /// A process that could not be killed.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub(crate) struct Survivor {
+        /// 0 if it is [`Unkillable::Unlisted`].
         pub(crate) pid: i32,
         pub(crate) name: String,
         pub(crate) because: Unkillable,
     }
 }
 
+impl Survivor {
+    /// A process of which nothing is known.
+    pub(crate) fn unlisted() -> Survivor {
+        Survivor { pid: 0, name: String::new(), because: Unkillable::Unlisted {} }
+    }
+}
+
 wire_struct! {
-    /// A mount that a test has left in its directory for temporary files.
+    /// A mount that was left in a test's directory for temporary files, or over `/proc`.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub(crate) struct LeftMount {
         /// The mount point.

@@ -356,6 +356,7 @@ impl<'a> GuardedRun<'a> {
         self.facts.ran = self.start.begin.elapsed();
         self.is_empty = self.at_end.is_none() && nothing_left();
         if self.is_empty {
+            self.uncover_proc();
             return;
         }
         // The processes that are left may use all CPUs.
@@ -403,6 +404,7 @@ impl<'a> GuardedRun<'a> {
         is_awaited
     }
 
+    /// Detaches what hides the processes, and records that. Costs one call where there is nothing.
     fn uncover_proc(&mut self) {
         if mounts::uncover_proc() {
             let (at, what, why) = (mounts::PROC_PATH.to_owned(), String::new(), None);

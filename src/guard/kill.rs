@@ -82,7 +82,10 @@ fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
             return killed;
         }
         let is_over = begin.elapsed() >= LONGEST;
-        if is_over || begin.elapsed() >= LIMIT && !alive.iter().all(|stat| is_as_good_as_gone(stat)) {
+        let is_late = begin.elapsed() >= LIMIT;
+        // A child is left that no list will ever contain.
+        let is_blind = is_late && alive.is_empty() && !sys::shows_own_processes();
+        if is_over || is_blind || is_late && !alive.iter().all(|stat| is_as_good_as_gone(stat)) {
             let why = |pid: Pid| refused.iter().find(|(refused, _)| *refused == pid).map(|(_, error)| error);
             killed.survivors = alive.iter().map(|stat| survivor(stat, why(stat.pid))).collect();
             if killed.survivors.is_empty() {
@@ -90,6 +93,9 @@ fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
                 let now = Tree::read();
                 let left = now.below(root, except).into_iter().find(|stat| !stat.is_zombie());
                 killed.survivors.extend(left.map(|stat| survivor(stat, why(stat.pid))));
+            }
+            if killed.survivors.is_empty() && sys::has_children() {
+                killed.survivors.push(Survivor::unlisted());
             }
             return killed;
         }

@@ -162,6 +162,8 @@ pub(super) struct Scratch {
     /// Its status while no test has used it. Includes device, inode and mount: something may be mounted over
     /// it.
     unused: Option<FileStatus>,
+    /// Whether the kernel knows its status without asking a server.
+    is_local: bool,
 }
 
 /// The result of emptying a directory.
@@ -175,7 +177,7 @@ pub(super) struct Reset {
 impl Scratch {
     /// Creates the directory of this name in the run's.
     pub(super) fn make(run: RunDirectory, name: &str) -> Result<Scratch, ScratchFailure> {
-        let mut scratch = Scratch { path: run.path.join(name), run, unused: None };
+        let mut scratch = Scratch { path: run.path.join(name), run, unused: None, is_local: false };
         let above = scratch.run.open(&mut Removal::default());
         let above = above.map_err(ScratchFailure::of(ScratchOperation::Make, &scratch.path))?;
         scratch.make_in(&above)?;
@@ -185,16 +187,17 @@ impl Scratch {
     /// Creates the directory with the mode of /tmp, whatever the umask: a test may change its user. The name
     /// of the parent directory cannot be guessed or listed.
     fn make_in(&mut self, above: &OwnedFd) -> Result<(), ScratchFailure> {
-        let make = || -> io::Result<()> {
+        let make = || -> io::Result<bool> {
             mkdirat(above, self.name().as_c_str(), Mode::S_IRWXU)?;
             let fd = sys::open_beneath(above, &self.name(), OFlag::O_PATH | OFlag::O_DIRECTORY)?;
             sys::change_mode(&fd, 0o1777)?;
             // A directory's time changes with every entry that is created or removed, so one `stat` shows
             // later whether it was used. The present time would not do, since times are coarse; nor would a
             // round number, since archives and `touch -d @0` set those.
-            sys::set_modified(&sys::reopen_directory(&fd)?, 0, i64::from(process::id()) + 1)
+            sys::set_modified(&sys::reopen_directory(&fd)?, 0, i64::from(process::id()) + 1)?;
+            Ok(sys::is_local(&fd).unwrap_or(false))
         };
-        make().map_err(ScratchFailure::of(ScratchOperation::Make, &self.path))?;
+        self.is_local = make().map_err(ScratchFailure::of(ScratchOperation::Make, &self.path))?;
         self.unused = sys::status_of_path(&self.path).ok();
         Ok(())
     }
@@ -203,10 +206,20 @@ impl Scratch {
         c_string(self.path.file_name().unwrap_or_default())
     }
 
+    /// Whether no test has used it. What is mounted over it is asked nothing: its server may never answer.
+    fn is_unused(&self) -> bool {
+        let (Some(unused), Ok(known)) = (self.unused, sys::known_status_of_path(&self.path)) else {
+            return false;
+        };
+        if self.is_local || identity(&known) != identity(&unused) {
+            return known == unused;
+        }
+        sys::status_of_path(&self.path).is_ok_and(|found| found == unused)
+    }
+
     /// Makes the directory empty and unused, as it usually already is.
     pub(super) fn reset(&mut self) -> Reset {
-        let found = sys::status_of_path(&self.path).ok();
-        if found.is_some() && found == self.unused {
+        if self.is_unused() {
             return Reset::default();
         }
         let mut removal = Removal::default();

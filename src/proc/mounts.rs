@@ -1,29 +1,36 @@
 //! The mounts of this process's namespace: `/proc/self/mountinfo`.
 
 use std::fs;
-use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::sys;
 
 pub(crate) const PROC_PATH: &str = "/proc";
 
-/// The id of the mount at `/proc` before the first test; `None` before Linux 5.8.
-static PROC: OnceLock<Option<u64>> = OnceLock::new();
+/// The id of the mount at `/proc`: the one before the first test, or one that was mounted since then and shows the same
+/// processes. 0 before Linux 5.8.
+static PROC: AtomicU64 = AtomicU64::new(0);
 
 /// Records what is mounted at `/proc`.
 pub(crate) fn remember_proc() {
-    PROC.get_or_init(|| sys::status_of_path(Path::new(PROC_PATH)).ok()?.mount);
+    PROC.store(sys::mount_at_proc().ok().flatten().unwrap_or(0), Ordering::Relaxed);
 }
 
-/// Detaches what a test has mounted over `/proc`: the processes could not be found without it. Returns whether there was
-/// such a mount.
+/// Detaches what was mounted over `/proc` and does not show the processes of this PID namespace: they could not be found
+/// with it. Returns whether there was such a mount. What does show them is left, whoever has mounted it.
 ///
 /// A test that mounts the `/proc` of its own PID namespace, and is not in a mount namespace of its own, does that to
-/// all processes of the machine.
+/// all processes of the machine. So does any other process of the machine: which one it was cannot be known.
 pub(crate) fn uncover_proc() -> bool {
-    let Some(&Some(mount)) = PROC.get() else { return false };
-    sys::uncover(Path::new(PROC_PATH), mount).is_ok_and(|count| count > 0)
+    let known = PROC.load(Ordering::Relaxed);
+    if known == 0 || sys::mount_at_proc().is_ok_and(|mount| mount == Some(known)) {
+        return false;
+    }
+    let found = sys::uncover_proc(known);
+    if let Some(mount) = found.mount {
+        PROC.store(mount, Ordering::Relaxed);
+    }
+    found.detached > 0
 }
 
 /// One line of `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).

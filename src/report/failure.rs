@@ -92,6 +92,7 @@ pub(super) fn unkillable(because: &Unkillable) -> String {
             after.as_secs(),
             char::from_u32(*state).unwrap_or('?')
         ),
+        Unkillable::Unlisted {} => "`/proc` does not list it".to_owned(),
     }
 }
 

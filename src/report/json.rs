@@ -66,7 +66,7 @@ fn value(verdict: &Verdict) -> Value {
         "terminals": list(&facts.contended.terminals, |found| terminal(verdict, found)),
         "shared_memory": list(&facts.contended.memory, memory),
         "waits": list(leaked, |(process, thread)| wait(verdict, process, thread)),
-        "survivors": list(&facts.survivors, |survivor| json!(survivor.pid)),
+        "survivors": list(facts.survivors.iter().filter(|one| one.pid != 0), |survivor| json!(survivor.pid)),
         "kept": if verdict.keeps() { &facts.kept[..] } else { &[] },
         "ended_at": ended.and_then(|site| site.place.as_ref()).map(SourceLocation::to_string),
         "ended": ended.map(made),

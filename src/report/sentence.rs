@@ -14,7 +14,7 @@ use crate::diagnosis::{
     Allowance, Child, CodePlace, CreatedBy, Creator, Ending, Finding, InheritedEnd, Kind, Note, SocketRole,
     StrayNumber, StraySocket, ThreadedFork, Verdict,
 };
-use crate::guard::facts::{EvidenceLimit, Facts, LeftMount, Unrecorded};
+use crate::guard::facts::{EvidenceLimit, Facts, LeftMount, Unkillable, Unrecorded};
 use crate::guard::report_page::HeldBy;
 use crate::proc::mounts::PROC_PATH;
 use crate::proc::threads::Running;
@@ -140,6 +140,9 @@ pub(super) fn of(verdict: &Verdict, finding: &Finding) -> String {
         Kind::ThreadedFork { fork, more } => threaded_fork(facts, fork, *more),
         Kind::LeftMounts { mounts } => left_mounts(mounts),
         Kind::UnusedAllowances { unused } => unused_allowances(unused),
+        Kind::Unkillable { because: because @ Unkillable::Unlisted {}, .. } => {
+            format!("a process that the test left could not be killed: {}.", failure::unkillable(because))
+        }
         Kind::Unkillable { pid, name, because, .. } => {
             format!("pid {pid} `{name}` could not be killed: {}.", failure::unkillable(because))
         }
@@ -522,7 +525,8 @@ fn left_mounts(mounts: &[LeftMount]) -> String {
         (false, false) => "Nothing behind them was removed.",
     };
     if is_one && mounts[0].at == PROC_PATH {
-        return format!("the test left a mount over `{PROC_PATH}`. {end}");
+        // Any process of the mount namespace may have mounted it.
+        return format!("a mount was over `{PROC_PATH}` when the test ended. {end}");
     }
     format!("the test left {left} in its `TMPDIR`: {}. {end}", enumerate(&named))
 }

@@ -1,4 +1,4 @@
-//! System calls on files below an open directory, and on mounts.
+//! System calls on files below an open directory.
 
 #![allow(unsafe_code)]
 
@@ -7,15 +7,15 @@ use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::ptr;
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
 use nix::libc;
 use nix::sys::stat::Mode;
 
+use super::mounts::dont_sync;
 use super::process::check;
 
 /// The kernel's status of a file, and of the mount through which it was reached.
@@ -23,7 +23,7 @@ use super::process::check;
 pub(crate) struct FileStatus {
     pub(crate) device: u64,
     pub(crate) inode: u64,
-    /// `None` before Linux 5.8.
+    /// `None` before Linux 5.8. Since Linux 6.8 it is an id that no other mount gets; before, it may be used again.
     pub(crate) mount: Option<u64>,
     pub(crate) mode: u32,
     pub(crate) owner: [u32; 2],
@@ -36,8 +36,18 @@ pub(crate) struct FileStatus {
 /// `statx(path, AT_SYMLINK_NOFOLLOW)` — the status of a path, without following a symlink in its last
 /// component.
 pub(crate) fn status_of_path(path: &Path) -> io::Result<FileStatus> {
+    status_by_path(path, AtFlags::empty())
+}
+
+/// `statx(path, AT_SYMLINK_NOFOLLOW | AT_STATX_DONT_SYNC)` — the same as far as the kernel knows it, without a request to
+/// the server of a file system, which may never answer. It knows all of a file system of this machine.
+pub(crate) fn known_status_of_path(path: &Path) -> io::Result<FileStatus> {
+    status_by_path(path, dont_sync())
+}
+
+fn status_by_path(path: &Path, flags: AtFlags) -> io::Result<FileStatus> {
     let name = CString::new(path.as_os_str().as_encoded_bytes())?;
-    let flags = AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_NO_AUTOMOUNT;
+    let flags = flags | AtFlags::AT_SYMLINK_NOFOLLOW | AtFlags::AT_NO_AUTOMOUNT;
     statx(libc::AT_FDCWD, &name, flags).or_else(|error| match error.raw_os_error() {
         // The kernel lacks the call, or a seccomp filter denies it.
         Some(libc::ENOSYS | libc::EPERM) => Ok(FileStatus::of(&fs::symlink_metadata(path)?)),
@@ -45,13 +55,15 @@ pub(crate) fn status_of_path(path: &Path) -> io::Result<FileStatus> {
     })
 }
 
-/// `statx(fd, "", AT_EMPTY_PATH)` — the status of an open file. The mount id comes from `/proc` where `statx`
-/// has none.
+/// `statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC)` — the status of an open file, as far as the kernel knows it: what
+/// identifies it never changes. The mount id comes from `/proc` where `statx` has none.
 pub(crate) fn status(fd: &OwnedFd) -> io::Result<FileStatus> {
     let found =
-        statx(fd.as_raw_fd(), c"", AtFlags::AT_EMPTY_PATH).or_else(|error| match error.raw_os_error() {
-            Some(libc::ENOSYS | libc::EPERM) => Ok(FileStatus::of(&fs::metadata(link_of(fd))?)),
-            _ => Err(error),
+        statx(fd.as_raw_fd(), c"", AtFlags::AT_EMPTY_PATH | dont_sync()).or_else(|error| {
+            match error.raw_os_error() {
+                Some(libc::ENOSYS | libc::EPERM) => Ok(FileStatus::of(&fs::metadata(link_of(fd))?)),
+                _ => Err(error),
+            }
         })?;
     Ok(FileStatus { mount: found.mount.or_else(|| mount_in_fdinfo(fd)), ..found })
 }
@@ -75,9 +87,12 @@ impl FileStatus {
     }
 }
 
-fn statx(directory: c_int, name: &CStr, flags: AtFlags) -> io::Result<FileStatus> {
+/// `STATX_MNT_ID_UNIQUE` (linux/stat.h). A kernel that does not know it returns the id of `STATX_MNT_ID`.
+const STATX_MNT_ID_UNIQUE: c_uint = 0x4000;
+
+pub(super) fn statx(directory: c_int, name: &CStr, flags: AtFlags) -> io::Result<FileStatus> {
     let mut found = MaybeUninit::<libc::statx>::zeroed();
-    let mask: c_uint = libc::STATX_BASIC_STATS | libc::STATX_MNT_ID;
+    let mask: c_uint = libc::STATX_BASIC_STATS | libc::STATX_MNT_ID | STATX_MNT_ID_UNIQUE;
     let (name, at) = (name.as_ptr(), found.as_mut_ptr());
     // SAFETY: the name is NUL-terminated, and `found` is a `struct statx` that the kernel may write.
     let result = unsafe { libc::syscall(libc::SYS_statx, directory, name, flags.bits(), mask, at) };
@@ -88,7 +103,7 @@ fn statx(directory: c_int, name: &CStr, flags: AtFlags) -> io::Result<FileStatus
     Ok(FileStatus {
         device: libc::makedev(found.stx_dev_major, found.stx_dev_minor),
         inode: found.stx_ino,
-        mount: (found.stx_mask & libc::STATX_MNT_ID != 0).then_some(found.stx_mnt_id),
+        mount: (found.stx_mask & (libc::STATX_MNT_ID | STATX_MNT_ID_UNIQUE) != 0).then_some(found.stx_mnt_id),
         mode: u32::from(found.stx_mode),
         owner: [found.stx_uid, found.stx_gid],
         modified: time(&found.stx_mtime),
@@ -129,11 +144,6 @@ pub(crate) fn open_beneath(directory: &OwnedFd, name: &CStr, flags: OFlag) -> io
 pub(crate) fn open_mounted(directory: &OwnedFd, name: &CStr) -> io::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     Ok(openat(directory, name, flags, Mode::empty())?)
-}
-
-/// `chmod("/proc/self/fd/N")` — changes the mode of an open file, even of a handle (`O_PATH`).
-pub(crate) fn change_mode(fd: &OwnedFd, mode: u32) -> io::Result<()> {
-    fs::set_permissions(link_of(fd), fs::Permissions::from_mode(mode))
 }
 
 /// One entry of a directory.
@@ -180,37 +190,6 @@ pub(crate) fn rewind(directory: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: reads no memory of ours.
     let at = unsafe { libc::lseek(directory.as_raw_fd(), 0, libc::SEEK_SET) };
     if at == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// `mount(fd, MS_PRIVATE | MS_REC)`, `umount2(fd, MNT_DETACH)` — detaches the mount with its root open here,
-/// and all mounts in it.
-///
-/// It is made private first: unmounting below a recursive bind mount of a shared one would also unmount in
-/// its source (mount_namespaces(7)). The path is that of the open file, so neither a symlink, nor another
-/// mount, nor a race can redirect it; `UMOUNT_NOFOLLOW` would not follow it.
-pub(crate) fn detach_mount(root: &OwnedFd) -> io::Result<()> {
-    detach(&CString::new(link_of(root).into_os_string().into_encoded_bytes())?)
-}
-
-fn detach(path: &CStr) -> io::Result<()> {
-    let (none, flags) = (ptr::null(), libc::MS_PRIVATE | libc::MS_REC);
-    // SAFETY: the path is NUL-terminated, and what is null is not read for these flags.
-    check(unsafe { libc::mount(none, path.as_ptr(), none, flags, ptr::null()) })?;
-    // SAFETY: the path is NUL-terminated.
-    check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) }).map(drop)
-}
-
-/// `umount2(path, MNT_DETACH)` — detaches what is mounted over the mount with this id. Returns how many mounts that were.
-///
-/// Uses no `/proc`, since that may be what is covered.
-pub(crate) fn uncover(path: &Path, mount: u64) -> io::Result<usize> {
-    let name = CString::new(path.as_os_str().as_encoded_bytes())?;
-    let mut count = 0;
-    while status_of_path(path)?.mount.is_some_and(|found| found != mount) {
-        detach(&name)?;
-        count += 1;
-    }
-    Ok(count)
 }
 
 /// A handle on a directory, by its path. Follows links on the way and at the end.

@@ -26,6 +26,8 @@ pub(crate) mod lock;
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
 pub(crate) mod memory;
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
+pub(crate) mod mounts;
+#[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
 pub(crate) mod peek;
 #[cfg(unix)]
 pub(crate) mod poll;
@@ -58,6 +60,8 @@ pub(crate) use fault::{report_fault_to, watch_faults};
 pub(crate) use fd::*;
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
 pub(crate) use memory::*;
+#[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
+pub(crate) use mounts::{change_mode, detach_mount, mount_at_proc, shows_own_processes, uncover_proc};
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
 pub(crate) use peek::peek_fds;
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]

@@ -13,6 +13,7 @@ mod bazel;
 mod bombs;
 mod command_line;
 mod compose;
+mod covers;
 mod cut;
 mod death;
 mod debuggers;

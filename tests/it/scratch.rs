@@ -18,7 +18,7 @@ const PRECIOUS: [&str; 8] = ["f0", "f1", "f2", "f3", "f4", "f5", "f6", "f7"];
 
 /// Unmounts on drop what is mounted below the directory of the running test: a broken guard must not leave it
 /// to the guard of this test.
-struct Detached;
+pub(crate) struct Detached;
 
 impl Drop for Detached {
     fn drop(&mut self) {
@@ -30,14 +30,14 @@ impl Drop for Detached {
 }
 
 /// The mount points at or below a directory, in the order of mounting.
-fn mounted_below(directory: &Path) -> Vec<PathBuf> {
+pub(crate) fn mounted_below(directory: &Path) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
     points.map(PathBuf::from).filter(|at| at.starts_with(directory)).collect()
 }
 
 /// Whether this process may mount; prints a note if not.
-fn may_mount() -> bool {
+pub(crate) fn may_mount() -> bool {
     let at = scratch().join("may-mount");
     fs::create_dir_all(&at).unwrap();
     let may = Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&at).output();

@@ -193,7 +193,7 @@ fn a_process_with_the_number_of_one_in_a_mounted_proc_is_left_alone() {
         for words in [
             "covers_proc ... FAILED",
             "left 3 processes",
-            "the test left a mount over `/proc`. It was detached",
+            "a mount was over `/proc` when the test ended. It was detached",
         ] {
             assert!(unbroken.contains(words), "{target}: no {words:?} in\n{text}");
         }

@@ -176,6 +176,7 @@ fn values(verdict: &Verdict, kind: &Kind) -> (&'static str, Vec<Value>) {
         Kind::Unkillable { pid, name, because, created } => {
             let known = verdict.names.of_process(*pid).map(CodePlace::of);
             let place = code(created.as_ref().or(known.as_ref()));
+            let pid = (*pid != 0).then_some(pid);
             ("unkillable", vec![json!(pid), json!(name), json!(failure::unkillable(because)), place])
         }
     }

@@ -6,7 +6,7 @@ use std::ffi::{CStr, CString, c_int, c_uint};
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -142,8 +142,17 @@ pub(crate) fn open_beneath(directory: &OwnedFd, name: &CStr, flags: OFlag) -> io
 
 /// `openat(directory, name, O_PATH | O_NOFOLLOW)` — a handle on an entry, or on the mount that covers it.
 pub(crate) fn open_mounted(directory: &OwnedFd, name: &CStr) -> io::Result<OwnedFd> {
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    Ok(openat(directory, name, flags, Mode::empty())?)
+    open_handle(directory.as_raw_fd(), name, OFlag::O_NOFOLLOW)
+}
+
+/// Opens a handle by a raw system call: a recorded one asks for the status of the file, whose server may never answer.
+fn open_handle(directory: c_int, name: &CStr, flags: OFlag) -> io::Result<OwnedFd> {
+    let (name, flags) = (name.as_ptr(), (flags | OFlag::O_PATH | OFlag::O_CLOEXEC).bits());
+    // SAFETY: the name is NUL-terminated, and these flags need no mode.
+    let opened = unsafe { libc::syscall(libc::SYS_openat, directory, name, flags) };
+    let number = check(opened as c_int)?;
+    // SAFETY: the kernel has just returned this fd, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// One entry of a directory.
@@ -194,8 +203,8 @@ pub(crate) fn rewind(directory: BorrowedFd<'_>) -> io::Result<()> {
 
 /// A handle on a directory, by its path. Follows links on the way and at the end.
 pub(crate) fn open_directory(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    Ok(nix::fcntl::open(path, flags, Mode::empty())?)
+    let name = CString::new(path.as_os_str().as_encoded_bytes())?;
+    open_handle(libc::AT_FDCWD, &name, OFlag::O_DIRECTORY)
 }
 
 /// A readable handle on the same directory.

@@ -12,12 +12,11 @@ use std::path::Path;
 use std::{process, ptr};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::libc;
-use nix::sys::stat::Mode;
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
-use super::directory::{open_directory, status, statx};
+use super::directory::{open_directory, open_mounted, status, statx};
 use super::process::check;
 
 const PROC: &str = "/proc";
@@ -51,8 +50,8 @@ fn is_own_proc(root: &OwnedFd) -> bool {
     let how = OpenHow::new().flags(flags).resolve(ResolveFlag::from_bits_retain(libc::RESOLVE_CACHED));
     let own = match openat2(root, c"self", how) {
         // Before Linux 5.12, 5.6, or with a seccomp filter.
-        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EPERM) => openat(root, c"self", flags, Mode::empty()),
-        result => result,
+        Err(Errno::EINVAL | Errno::ENOSYS | Errno::EPERM) => open_mounted(root, c"self"),
+        result => result.map_err(io::Error::from),
     };
     let Ok(own) = own else { return false };
     fstatfs(&own).is_ok_and(|found| found.filesystem_type() == PROC_SUPER_MAGIC)

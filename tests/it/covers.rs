@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::libc;
@@ -120,45 +121,69 @@ fn a_run_without_proc_ends_and_says_why() {
     }
 }
 
-/// A file system is mounted over the test's directory, and its server, which is not a process of the test, never answers.
-#[childproof::test(timeout = "120s")]
-fn a_stuck_file_system_over_the_directory_is_detached_at_once() {
+/// A file system whose server never answers: it is no process of a test, and reads nothing.
+struct Stuck {
+    device: File,
+    at: CString,
+}
+
+impl Stuck {
+    /// `None` on a machine without FUSE.
+    #[allow(unsafe_code)]
+    fn mount(at: &Path) -> Option<Stuck> {
+        let device = File::options().read(true).write(true).open("/dev/fuse").ok()?;
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+        let [at, options] = [at.to_str().unwrap(), &options].map(|text| CString::new(text).unwrap());
+        let (kind, data) = (c"fuse".as_ptr(), options.as_ptr().cast());
+        let mounted = unsafe { libc::mount(kind, at.as_ptr(), kind, 0, data) };
+        assert_eq!(mounted, 0, "{}", std::io::Error::last_os_error());
+        Some(Stuck { device, at })
+    }
+
+    /// Whatever still waits for an answer gets an error.
+    #[allow(unsafe_code)]
+    fn end(self) {
+        drop(self.device);
+        let _ = unsafe { libc::umount2(self.at.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+#[childproof::test(timeout = "240s")]
+fn a_stuck_file_system_is_detached_and_keeps_no_guard_waiting() {
     if !may_mount() {
         return;
     }
     let _detached = Detached;
     let fixture = victim();
-    for target in TARGETS {
-        let like = fixture.command(target, &[]);
-        let script = "while ! test -e \"$VICTIM_OUT/ready\"; do sleep 0.01; done; exec \"$@\"";
-        let arguments = ["bodies::covers::covers_its_directory_with_a_stuck_file_system", "--exact"];
-        let mut run = Run::spawn(through_shell(&like, script, fixture.binary(target), &arguments));
-        let stuck = run.out().join("stuck");
-        fs::create_dir(&stuck).unwrap();
-        let Ok(device) = File::options().read(true).write(true).open("/dev/fuse") else {
-            println!("not checked: this machine has no FUSE");
+    for (body, sentence, limit) in [
+        ("covers_its_directory_with_a_stuck_file_system", "the test left a mount in its `TMPDIR`", 10),
+        ("covers_proc_with_a_stuck_file_system", "a mount was over `/proc` when the test ended", 20),
+    ] {
+        for target in TARGETS {
+            let like = fixture.command(target, &[]);
+            let script = format!("while ! test -e \"$VICTIM_OUT/ready\"; do sleep 0.01; done; {SCRIPT}");
+            // The former must be detached in the mount namespace of all.
+            let script =
+                if body.contains("directory") { script.replace("unshare --mount ", "") } else { script };
+            let arguments = [&format!("bodies::covers::{body}"), "--exact"];
+            let mut run = Run::spawn(through_shell(&like, &script, fixture.binary(target), &arguments));
+            let at = run.out().join("stuck");
+            fs::create_dir(&at).unwrap();
+            let stuck = Stuck::mount(&at);
+            let begin = Instant::now();
             run.tell("ready");
-            run.finish();
-            return;
-        };
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
-        let [at, options] = [stuck.to_str().unwrap(), &options].map(|text| CString::new(text).unwrap());
-        let (kind, data) = (c"fuse".as_ptr(), options.as_ptr().cast());
-        #[allow(unsafe_code)]
-        let mounted = unsafe { libc::mount(kind, at.as_ptr(), kind, 0, data) };
-        assert_eq!(mounted, 0, "{}", std::io::Error::last_os_error());
-        let begin = Instant::now();
-        run.tell("ready");
-        let text = run.finish();
-        let took = begin.elapsed();
-        // Whatever still waits for an answer gets an error.
-        drop(device);
-        #[allow(unsafe_code)]
-        let _ = unsafe { libc::umount2(at.as_ptr(), libc::MNT_DETACH) };
-        assert!(took < Duration::from_secs(10), "{target}: it took {took:?}\n{text}");
-        let found = words(&text);
-        assert!(found.contains("the test left a mount in its `TMPDIR`"), "{target}\n{text}");
-        assert_eq!(mounted_below(&scratch()), Vec::<std::path::PathBuf>::new(), "{target}\n{text}");
-        run.assert_nothing_left(Duration::from_secs(2));
+            let text = run.finish();
+            let took = begin.elapsed();
+            let Some(stuck) = stuck else {
+                println!("not checked: this machine has no FUSE");
+                return;
+            };
+            stuck.end();
+            assert!(took < Duration::from_secs(limit), "{target} {body}: it took {took:?}\n{text}");
+            assert!(words(&text).contains(sentence), "{target} {body}\n{text}");
+            assert!(words(&text).contains("proc shows processes"), "{target} {body}\n{text}");
+            assert_eq!(mounted_below(&scratch()), Vec::<PathBuf>::new(), "{target} {body}\n{text}");
+            run.assert_nothing_left(Duration::from_secs(2));
+        }
     }
 }

@@ -670,7 +670,9 @@ fn a_clean_test_reads_nothing_of_proc() {
             let mut paths: BTreeMap<String, u32> = BTreeMap::new();
             for call in by_process(&trace).values().flatten() {
                 let path = call.split('"').nth(1).unwrap_or_default();
-                if path.starts_with("/proc") {
+                // What is mounted there is compared once a test, and nothing is read for that.
+                let is_compared = path == "/proc" && call.starts_with("statx(");
+                if path.starts_with("/proc") && !is_compared {
                     *paths.entry(normal(path)).or_default() += 1;
                 }
             }

@@ -185,7 +185,7 @@ impl<'a> GuardedRun<'a> {
     }
 
     /// A request from the harness.
-    fn request(&self) -> Option<Event> {
+    fn request(&mut self) -> Option<Event> {
         match self.sources.slot.receive() {
             Ok(Some((bytes, _))) => match SlotRequest::decode(&bytes) {
                 // The last descendant may have exited just now.
@@ -213,7 +213,8 @@ impl<'a> GuardedRun<'a> {
         }
     }
 
-    fn deadline_event(&self) -> Event {
+    fn deadline_event(&mut self) -> Event {
+        self.uncover_proc();
         match self.phase {
             Phase::Running | Phase::Checking if self.is_debugged() => Event::DeadlineUnderDebugger,
             Phase::Running if self.subject.has_returned() => Event::DeadlineAfterBody,

@@ -343,6 +343,15 @@ fn a_tree_that_a_guard_has_kept_is_killed_whole() {
     }
 }
 
+/// Compiles a program in C.
+fn compile(directory: &TempDir, source: &str) -> PathBuf {
+    let built = directory.path().join("built");
+    let compiled =
+        Command::new("cc").args(["-O1", "-g", "-w"]).arg(program(source)).arg("-o").arg(&built).status();
+    assert!(compiled.unwrap().success());
+    built
+}
+
 /// Processes that wait, each in another call.
 struct Waiters {
     child: Child,
@@ -354,14 +363,7 @@ struct Waiters {
 impl Waiters {
     fn start() -> Waiters {
         let directory = tempfile::tempdir().unwrap();
-        let built = directory.path().join("waiters");
-        let compiled = Command::new("cc")
-            .args(["-O1", "-g", "-w"])
-            .arg(program("waiters.c"))
-            .arg("-o")
-            .arg(&built)
-            .status();
-        assert!(compiled.unwrap().success());
+        let built = compile(&directory, "waiters.c");
         let mut child = Command::new(built)
             .current_dir(directory.path())
             .stdin(Stdio::piped())
@@ -402,10 +404,11 @@ impl Waiters {
 }
 
 /// What each call returns when what it waits for comes.
-const UNHARMED: [&str; 19] = [
+const UNHARMED: [&str; 23] = [
     "epoll returned 1",
     "epoll_timed returned 0",
     "eventfd returned 8",
+    "filtered returned 0",
     "flock returned 0",
     "futex returned 0",
     "msgrcv returned 1",
@@ -414,14 +417,17 @@ const UNHARMED: [&str; 19] = [
     "poll_timed returned 0",
     "read returned 1",
     "recv returned 1",
+    "recv_all returned 10",
     "recv_limited returned 1",
     "runs returned 0",
     "select returned 1",
     "semop returned 0",
+    "send returned 1048576",
     "sigwait returned 10",
     "sigwait_timed returned -1 EAGAIN",
     "stopped returned 0",
     "wait returned 7",
+    "write returned 1048576",
 ];
 
 #[test]
@@ -438,6 +444,30 @@ fn what_is_looked_at_goes_on_unharmed() {
         assert_eq!(state(&stopped).0, 'T');
     }
     assert_eq!(waiters.finish(), UNHARMED);
+}
+
+#[test]
+fn no_signal_is_lost_and_no_call_interrupted_by_many_looks() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut child = Command::new(compile(&directory, "interrupted.c"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut text = String::new();
+    out.read_line(&mut text).unwrap();
+    for _ in 0..60 {
+        let output = tool(&["inspect", &child.id().to_string()]);
+        assert_eq!(output.status.code(), Some(0), "{}", words(&output.stderr));
+    }
+    child.stdin.take().unwrap().write_all(b"x").unwrap();
+    out.read_to_string(&mut text).unwrap();
+    child.wait().unwrap();
+    let whole = ["1 received, 0 failed", "1 sent, 0 lost, 0 misplaced"].map(|line| [line; 4]).concat();
+    let mut lines: Vec<&str> = text.lines().filter(|line| *line != "ready").collect();
+    lines.sort_unstable();
+    assert_eq!(lines, whole);
 }
 
 #[test]

@@ -58,8 +58,8 @@ pub(super) fn of_threads(pid: Pid, tids: &[Pid]) -> Vec<ThreadStack> {
     let Ok(maps) = Maps::read(pid) else { return Vec::new() };
     let mut unwinder = Unwinder::default();
     let stack = |tid: &Pid| {
-        let frames = unwinder.frames(pid, *tid, &maps);
-        sys::ptrace_detach(*tid, 0);
+        let (frames, stop) = unwinder.frames_and_stop(pid, *tid, &maps);
+        sys::ptrace_detach(*tid, stop.signal);
         ThreadStack { tid: *tid, frames }
     };
     tids.iter().map(stack).collect()

@@ -42,6 +42,9 @@ pub(crate) struct Unwinder {
     modules: HashMap<(String, u64), Option<Tables>>,
     /// Total time that threads have taken to stop so far.
     stopping: Duration,
+    /// The threads that were to go on and had not stopped in time.
+    #[cfg(feature = "__engine")]
+    unstopped: Vec<super::waits::Thread>,
 }
 
 /// The unwind tables of one module, as mapped. They are the same in every process: their addresses are
@@ -58,11 +61,16 @@ impl Unwinder {
     /// The addresses of a thread's frames, innermost first. Empty if the thread may not be traced. Leaves the
     /// thread stopped.
     pub(crate) fn frames(&mut self, pid: Pid, tid: Pid, maps: &Maps) -> Vec<Address> {
+        self.frames_and_stop(pid, tid, maps).0
+    }
+
+    /// The same, and what the thread has stopped for.
+    pub(crate) fn frames_and_stop(&mut self, pid: Pid, tid: Pid, maps: &Maps) -> (Vec<Address>, Stop) {
         let begin = Instant::now();
         let found = registers(tid, STOP.saturating_sub(self.stopping).max(STOP_EACH));
         self.stopping += begin.elapsed();
-        let Some(registers) = found else { return Vec::new() };
-        self.unwind(&Memory::of(pid), registers, maps)
+        let Some((registers, stop)) = found else { return (Vec::new(), Stop::default()) };
+        (self.unwind(&Memory::of(pid), registers, maps), stop)
     }
 
     /// The frames above the one that these are the registers of, and that one.
@@ -140,34 +148,60 @@ mod arch {
 }
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn registers(tid: Pid, patience: Duration) -> Option<Registers> {
+fn registers(tid: Pid, patience: Duration) -> Option<(Registers, Stop)> {
     use nix::sys::ptrace;
     let thread = nix::unistd::Pid::from_raw(tid);
     ptrace::seize(thread, ptrace::Options::empty()).ok()?;
-    let stopped = ptrace::interrupt(thread).is_ok() && has_stopped(tid, patience);
-    let read = if stopped { ptrace::getregs(thread).ok() } else { None };
-    Some(Registers::of(&read?))
+    let stop = ptrace::interrupt(thread).ok().and_then(|()| stop_of(tid, patience));
+    let read = stop.and_then(|stop| Some((ptrace::getregs(thread).ok()?, stop)));
+    let (read, stop) = read?;
+    Some((Registers::of(&read), stop))
 }
 
 /// Not supported here; the report says that no stack was read.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-fn registers(_: Pid, _: Duration) -> Option<Registers> {
+fn registers(_: Pid, _: Duration) -> Option<(Registers, Stop)> {
     None
 }
 
+/// What a traced thread has stopped for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stop {
+    /// The signal that was taken from it and is to be given back when it goes on; 0 if none was.
+    pub(crate) signal: i32,
+}
+
+impl Stop {
+    /// `status` is that of waitid(2): a signal number, with the number of an event above it. A thread that was seized stops
+    /// for an event (`PTRACE_EVENT_STOP`) when it was interrupted, and also when a stop signal has stopped it. Without an
+    /// event it stops before a signal is delivered, which is lost unless the thread goes on with it ("Signal-delivery-stop",
+    /// ptrace(2)).
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    fn of(status: i32) -> Stop {
+        const EVENT: i32 = 8;
+        Stop { signal: if status >> EVENT == 0 { status } else { 0 } }
+    }
+}
+
+/// Waits until a traced thread has stopped.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn has_stopped(tid: Pid, patience: Duration) -> bool {
+fn stop_of(tid: Pid, patience: Duration) -> Option<Stop> {
     let begin = Instant::now();
     let is_uninterruptible = || Stat::read(tid).is_none_or(|stat| stat.state == 'D');
     loop {
         match sys::waitid(Some(tid), libc::WSTOPPED) {
-            Ok(Children::Ready(child)) => return matches!(child.state, ChildState::Trapped(_)),
+            Ok(Children::Ready(child)) => {
+                return match child.state {
+                    ChildState::Trapped(status) => Some(Stop::of(status)),
+                    _ => None,
+                };
+            }
             Ok(Children::Quiet) => {}
-            Ok(Children::None) | Err(_) => return false,
+            Ok(Children::None) | Err(_) => return None,
         }
         let left = patience.saturating_sub(begin.elapsed());
         if left.is_zero() || begin.elapsed() >= STOP_UNINTERRUPTIBLE && is_uninterruptible() {
-            return false;
+            return None;
         }
         // The stop of the thread raises SIGCHLD, which a supervisor has blocked.
         sys::wait_for_signal(libc::SIGCHLD, left.min(STOP_UNINTERRUPTIBLE));

@@ -447,6 +447,28 @@ pub(super) fn code_and_stack(pid: Pid, tid: Pid) -> Option<(u64, u64)> {
     Some((number()?, code))
 }
 
+/// Number and arguments of the call that a thread is blocked in at this moment; `None` if it is in none, or if numbers do not
+/// mean the same to its program.
+#[cfg(feature = "__engine")]
+pub(super) fn call_of(pid: Pid, tid: Pid) -> Option<(libc::c_long, [u64; 6])> {
+    if !is_native(pid) {
+        return None;
+    }
+    match Call::parse(&fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")).ok()?)? {
+        Call::Syscall { number, arguments } => Some((number, arguments)),
+        Call::Running | Call::Blocked => None,
+    }
+}
+
+/// Whether a filter decides about the calls of a thread (`Seccomp`, proc_pid_status(5)), or that may not be read.
+#[cfg(feature = "__engine")]
+pub(super) fn has_seccomp_filter(pid: Pid, tid: Pid) -> bool {
+    let status = fs::read(format!("/proc/{pid}/task/{tid}/status")).unwrap_or_default();
+    let status = String::from_utf8_lossy(&status);
+    let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:"));
+    status.is_empty() || mode.is_some_and(|mode| mode.trim() != "0")
+}
+
 /// Number and arguments of a line, for a test.
 #[cfg(test)]
 pub(super) fn parsed(line: &str) -> Option<(libc::c_long, [u64; 6])> {

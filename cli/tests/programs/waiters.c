@@ -3,9 +3,12 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/futex.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +18,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/msg.h>
+#include <sys/prctl.h>
 #include <sys/select.h>
 #include <sys/sem.h>
 #include <sys/socket.h>
@@ -23,8 +27,9 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MILLIS = 1500 };
-static int ends[2], pair[2], event, never, semaphores, queue, lock_of;
+enum { MILLIS = 1500, PART = 3, WHOLE = 10, MUCH = 1 << 20 };
+static char much[MUCH];
+static int ends[2], pair[2], full[2], sending[2], parted[2], event, never, semaphores, queue, lock_of;
 static int *word;
 static volatile int *runs;
 static sigset_t usr1;
@@ -65,7 +70,24 @@ static long w_wait(void) {
 }
 static long w_stopped(void) { return raise(SIGSTOP); }
 static long w_runs(void) { while (*runs) { } return 0; }
+/* These have transferred a part when they are looked at. */
+static long w_write(void) { return write(full[1], much, MUCH); }
+static long w_send(void) { return send(sending[1], much, MUCH, 0); }
+static long w_recv_all(void) { char bytes[WHOLE]; return recv(parted[0], bytes, WHOLE, MSG_WAITALL); }
 /* These end by themselves. */
+/* A filter that kills for `restart_syscall`, which is allowed by others with the call that it continues. */
+static long w_filtered(void) {
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_restart_syscall, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = { sizeof filter / sizeof *filter, filter };
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0) return -1;
+    return clock_nanosleep(CLOCK_MONOTONIC, 0, &limit, NULL);
+}
 static long w_nanosleep(void) { return nanosleep(&limit, NULL); }
 static long w_poll_timed(void) { return poll(NULL, 0, MILLIS); }
 static long w_epoll_timed(void) { return polled(never, MILLIS); }
@@ -78,6 +100,7 @@ static long w_sigwait_timed(void) {
 static const struct { const char *name; long (*wait)(void); } all[] = {
     W(read), W(poll), W(select), W(epoll), W(futex), W(eventfd), W(sigwait), W(recv), W(recv_limited), W(semop), W(msgrcv),
     W(flock), W(wait), W(stopped), W(runs), W(nanosleep), W(poll_timed), W(epoll_timed), W(sigwait_timed),
+    W(write), W(send), W(recv_all), W(filtered),
 };
 enum { COUNT = sizeof all / sizeof *all };
 
@@ -104,6 +127,10 @@ int main(void) {
     pid_t pids[COUNT];
     pipe(ends);
     socketpair(AF_UNIX, SOCK_STREAM, 0, pair);
+    pipe(full);
+    socketpair(AF_UNIX, SOCK_STREAM, 0, sending);
+    socketpair(AF_UNIX, SOCK_STREAM, 0, parted);
+    write(parted[1], much, PART);
     event = eventfd(0, EFD_SEMAPHORE);
     /* Its time has to pass, however soon the others are woken. */
     never = eventfd(0, 0);
@@ -129,6 +156,12 @@ int main(void) {
     /* Two of them read a byte, the others wait for that there is one. */
     write(ends[1], "xxxx", 4);
     write(pair[1], "x", 1);
+    write(parted[1], much, WHOLE - PART);
+    int from[2] = { full[0], sending[0] };
+    pid_t drains[2];
+    for (int at = 0; at < 2; at++) {
+        if ((drains[at] = fork()) == 0) { while (read(from[at], much, MUCH) > 0) { } _exit(0); }
+    }
     uint64_t one = 1;
     write(event, &one, sizeof one);
     struct sembuf up = { 0, 1, 0 };
@@ -140,7 +173,8 @@ int main(void) {
         if (!strcmp(all[at].name, "sigwait")) kill(pids[at], SIGUSR1);
         if (!strcmp(all[at].name, "stopped")) kill(pids[at], SIGCONT);
     }
-    while (wait(NULL) > 0) { }
+    for (int at = 0; at < COUNT; at++) { waitpid(pids[at], NULL, 0); }
+    for (int at = 0; at < 2; at++) { kill(drains[at], SIGKILL); waitpid(drains[at], NULL, 0); }
     semctl(semaphores, 0, IPC_RMID);
     msgctl(queue, IPC_RMID, NULL);
     return 0;

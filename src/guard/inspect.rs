@@ -1,7 +1,7 @@
 //! Looks at processes that no guard is above: the evidence of a report, without an end.
 //!
 //! No signal is sent, and what is looked at goes on as if it had not been. Only to read a stack is a thread stopped, for
-//! some 0.1 ms (`proc/unwind/unharmed.rs`).
+//! some 0.1 ms, and only in a call that does not notice it (`proc/unwind/unharmed.rs`).
 
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,8 @@ pub(crate) struct Limits {
     pub(crate) unread: Vec<(Pid, Option<u32>)>,
     /// The processes of which no stack could be read.
     pub(crate) stackless: Vec<Pid>,
+    /// The threads of which no stack was read because they ran: to stop one might cut short a call that it begins.
+    pub(crate) running: Vec<Pid>,
     /// `kernel.yama.ptrace_scope`, where it keeps this process from others of the same user.
     pub(crate) yama: Option<u8>,
 }
@@ -59,7 +61,7 @@ pub(crate) fn look(survey: &Survey, roots: &[Root], with_stacks: bool) -> Inspec
     let mut facts = Facts::clean(0, 0, None, Duration::ZERO);
     facts.end = End::TimedOut;
     facts.body = Body::Inspected;
-    facts.pipes = now.pipes();
+    facts.pipes = now.pipes_unharmed();
     facts.sockets = now.all_sockets();
     let mut targets: Vec<String> = facts.pipes.iter().map(|pipe| format!("pipe:[{}]", pipe.ino)).collect();
     targets.extend(facts.sockets.iter().flat_map(Socket::ends).map(|ino| format!("socket:[{ino}]")));
@@ -97,8 +99,12 @@ fn limits(facts: &Facts, with_stacks: bool) -> Limits {
     for process in facts.processes.iter().filter(|process| !process.tasks.is_empty()) {
         if process.fds.is_none() || process.tasks.iter().any(|thread| thread.syscall.is_empty()) {
             limits.unread.push((process.pid, process::effective_uid(process.pid)));
-        } else if with_stacks && process.tasks.iter().all(|thread| thread.frames.is_empty()) {
-            limits.stackless.push(process.pid);
+        } else if with_stacks {
+            let stackless = || process.tasks.iter().filter(|thread| thread.frames.is_empty());
+            limits.running.extend(stackless().filter(|thread| thread.is_running()).map(|thread| thread.tid));
+            if stackless().count() == process.tasks.len() {
+                limits.stackless.push(process.pid);
+            }
         }
     }
     if limits.unread.iter().any(|(_, owner)| *owner == Some(user)) {

@@ -303,6 +303,17 @@ impl Snapshot {
 
     /// The pipes of the test that a process of the tree holds, and how full they are.
     pub(crate) fn pipes(&mut self) -> Vec<PipeState> {
+        self.pipes_if(true)
+    }
+
+    /// The same of processes that go on, without how full they are: to ask takes an end of a pipe, and while this process has
+    /// it another one may read no EOF, or write without a reader.
+    #[cfg(feature = "__engine")]
+    pub(crate) fn pipes_unharmed(&mut self) -> Vec<PipeState> {
+        self.pipes_if(false)
+    }
+
+    fn pipes_if(&mut self, asks: bool) -> Vec<PipeState> {
         let mut known: Vec<PipeState> = Vec::new();
         // For each pipe its index in the list, and which of its ends were asked.
         let mut places: HashMap<u64, (usize, [bool; 2])> = HashMap::new();
@@ -323,7 +334,7 @@ impl Snapshot {
                 if (!fd.reads() || asked[0]) && (!fd.writes() || asked[1]) {
                     continue;
                 }
-                if let Some(pipe) = known.get_mut(*at)
+                if let Some(pipe) = known.get_mut(*at).filter(|_| asks)
                     && ask(&pidfd, fd, pipe)
                 {
                     *asked = [asked[0] || fd.reads(), asked[1] || fd.writes()];

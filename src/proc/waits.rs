@@ -105,6 +105,12 @@ impl Thread {
         }
     }
 
+    /// Whether it ran when it was read.
+    #[cfg(feature = "__engine")]
+    pub(crate) fn is_running(&self) -> bool {
+        self.syscall == "running"
+    }
+
     /// Marks it as running: it was stopped only by this process and would go on.
     pub(crate) fn set_running(&mut self) {
         if self.on != On::Stopped {

@@ -128,13 +128,22 @@ pub(super) fn notes(inspection: &Inspection<'_>) -> Vec<String> {
             list(&own)
         ));
     }
-    if *with_stacks && !limits.stackless.is_empty() {
-        let mut stackless = limits.stackless.clone();
+    let mut stackless = limits.stackless.clone();
+    // What is said below of a thread is not said of its process.
+    stackless.retain(|pid| !limits.running.contains(pid));
+    if *with_stacks && !stackless.is_empty() {
         stackless.sort_unstable();
         notes.push(format!(
             "no stack could be read of {}: {}",
             plural(stackless.len(), "process"),
             list(&stackless)
+        ));
+    }
+    if !limits.running.is_empty() {
+        notes.push(format!(
+            "the stack of {} was not read: to stop one that runs might cut short a call that it begins: {}",
+            plural(limits.running.len(), "thread"),
+            list(&limits.running)
         ));
     }
     for pid in &found.missing {

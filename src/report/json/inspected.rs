@@ -26,6 +26,7 @@ pub(crate) fn inspected(verdict: &Verdict, of: &Inspection<'_>) -> String {
                 "unknown_orphans": of.found.unreadable,
                 "unread": unread.collect::<Value>(),
                 "stackless": of.limits.stackless,
+                "running": of.limits.running,
             }),
         );
     }

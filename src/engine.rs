@@ -6,6 +6,7 @@
 #[cfg(feature = "json")]
 pub mod inspect;
 mod relay;
+mod terminal;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -19,6 +20,7 @@ use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use self::relay::{Pipe, Relay};
+use self::terminal::Foreground;
 use crate::config::policy::{Settings, from_environment, misspelt};
 use crate::config::registry::{ArgumentPosition, ArgumentSyntax};
 use crate::diagnosis::{self, Groups, Verdict};
@@ -100,6 +102,8 @@ pub struct Guarded {
     name: String,
     pid: Option<Pid>,
     supervisor: Option<Pid>,
+    /// Dropped last, when the processes of the command have ended.
+    _foreground: Option<Foreground>,
 }
 
 /// An event of a guarded command.
@@ -201,6 +205,7 @@ impl Guarded {
         let words = std::iter::once(command.get_program()).chain(command.get_args());
         let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
         let name = command_line(&words);
+        let foreground = Foreground::read();
         let mask = Mask::current()?;
         let mut blocked = SigSet::empty();
         for signal in FORWARDED.into_iter().filter(|signal| !sys::is_ignored(*signal as i32)) {
@@ -231,6 +236,7 @@ impl Guarded {
             name,
             pid: None,
             supervisor: None,
+            _foreground: foreground,
         })
     }
 

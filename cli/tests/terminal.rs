@@ -162,6 +162,26 @@ fn a_shell() {
 }
 
 #[test]
+fn a_shell_that_is_killed_with_the_terminal() {
+    if !are_installed(&["tmux", "bash"]) {
+        return;
+    }
+    let terminal = Terminal::new();
+    let tool = env!("CARGO_BIN_EXE_childproof");
+    let script = format!(
+        "{tool} run --quiet --timeout 2s -- bash --norc --noprofile -ic 'sleep 3137'\n\
+         echo code=$?.\n\
+         read line && echo got=$line. || echo failed.\n"
+    );
+    fs::write(terminal.path("script"), script).unwrap();
+    terminal.enter(&format!("clear; sh {}", terminal.path("script").display()));
+    terminal.wait_for("code=124.");
+    terminal.enter("x");
+    terminal.wait_until("an answer", |screen| screen.contains("got=x.") || screen.contains("failed."));
+    assert!(terminal.screen().contains("got=x."), "{}", terminal.screen());
+}
+
+#[test]
 fn a_pager() {
     if !are_installed(&["tmux", "less"]) {
         return;

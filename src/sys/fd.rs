@@ -86,6 +86,21 @@ pub(crate) fn terminal_width(fd: &impl AsFd) -> Option<usize> {
     (size.ws_col > 0).then_some(usize::from(size.ws_col))
 }
 
+/// `tcgetpgrp(fd)` — the foreground process group of this process's terminal.
+#[cfg(feature = "__engine")]
+pub(crate) fn foreground_group(terminal: &impl AsFd) -> Option<Pid> {
+    // SAFETY: reads and writes no memory of ours.
+    let group = unsafe { libc::tcgetpgrp(terminal.as_fd().as_raw_fd()) };
+    (group > 0).then_some(group)
+}
+
+/// `tcsetpgrp(fd, group)` — makes another one of this session the foreground group.
+#[cfg(feature = "__engine")]
+pub(crate) fn set_foreground_group(terminal: &impl AsFd, group: Pid) -> io::Result<()> {
+    // SAFETY: reads and writes no memory of ours.
+    check(unsafe { libc::tcsetpgrp(terminal.as_fd().as_raw_fd(), group) }).map(drop)
+}
+
 /// Takes ownership of an fd that the kernel has just returned.
 pub(crate) fn own(fd: RawFd) -> OwnedFd {
     // SAFETY: the callers pass fds out of a received SCM_RIGHTS message, signalfd or dup, which

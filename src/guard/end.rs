@@ -45,7 +45,9 @@ pub(crate) fn end_tree(root: &Stat) -> Ended {
     // What may not be signalled is named below.
     let _ = sys::pidfd_send_signal(&topmost, libc::SIGSTOP);
     let (tree, _) = stop::stop_all(root.pid, &[], Tree::default(), Instant::now() + STOP);
-    let below = tree.below(root.pid, &[]).into_iter().filter(|stat| !stat.is_zombie());
+    // It may have ended meanwhile, and another process may have its number and children by now.
+    let is_same = tree.get(root.pid).is_none_or(|now| now.start_ticks == root.start_ticks);
+    let below = tree.below(root.pid, &[]).into_iter().filter(|stat| is_same && !stat.is_zombie());
     let mut all = vec![(root.clone(), Some(topmost))];
     all.extend(below.map(|stat| (stat.clone(), None)));
     for part in all.chunks_mut(WATCHED) {

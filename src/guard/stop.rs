@@ -136,13 +136,16 @@ fn halt(root: Pid, except: &[Pid], until: Instant) {
 /// The processes below one, as far as they are known.
 struct Below {
     root: Pid,
+    /// What identifies the root; `None` for this process, which does not end meanwhile, and if it may not be opened.
+    identity: Option<u64>,
     /// By number, with what identifies the process.
     found: HashMap<Pid, u64>,
 }
 
 impl Below {
     fn of(root: Pid) -> Below {
-        Below { root, found: HashMap::new() }
+        let other = (root != sys::own_pid()).then(|| open(root)).flatten();
+        Below { root, identity: other.map(|other| sys::pidfd_identity(&other)), found: HashMap::new() }
     }
 
     /// Stops the processes that are not known yet; returns whether there was one.
@@ -169,11 +172,11 @@ impl Below {
 
     /// Whether this number is that of a process that was found and still exists, and not of a later one.
     fn has(&self, pid: Pid) -> bool {
-        pid == self.root
-            || self
-                .found
-                .get(&pid)
-                .is_some_and(|was| open(pid).is_some_and(|now| sys::pidfd_identity(&now) == *was))
+        let was = if pid == self.root { self.identity } else { self.found.get(&pid).copied() };
+        match was {
+            Some(was) => open(pid).is_some_and(|now| sys::pidfd_identity(&now) == was),
+            None => pid == self.root,
+        }
     }
 }
 
@@ -419,15 +422,19 @@ mod tests {
         };
         let identity = sys::pidfd_identity(&sys::pidfd_open(number).unwrap());
         // No process has this number.
-        let below = |identity| Below { root: i32::MAX, found: [(number, identity)].into() };
+        let below = |identity| Below { root: i32::MAX, identity: None, found: [(number, identity)].into() };
         below(identity + 1).stop(&[]);
+        // The same of the topmost one.
+        Below { root: number, identity: Some(identity + 1), found: [].into() }.stop(&[]);
         let state = Stat::read(child).unwrap().state;
+        let has_root = [identity + 1, identity]
+            .map(|identity| Below { identity: Some(identity), ..Below::of(number) }.has(number));
         let lineage = |identity| Lineage { below: below(identity), ..Lineage::of(i32::MAX) };
         let opened = [identity + 1, identity].map(|identity| lineage(identity).open_below(child).is_some());
         drop(parent.stdin.take());
         parent.wait().unwrap();
         assert_ne!(state, 'T');
-        assert_eq!(opened, [false, true]);
+        assert_eq!((opened, has_root), ([false, true], [false, true]));
     }
 
     #[test]

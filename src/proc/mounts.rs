@@ -17,7 +17,7 @@ pub(crate) fn remember_proc() {
 }
 
 /// Detaches what was mounted over `/proc` and does not show the processes of this PID namespace: they could not be found
-/// with it. Returns whether there was such a mount. What does show them is left, whoever has mounted it.
+/// with it. Returns whether there was such a mount. What does show them is left, whichever process has mounted it.
 ///
 /// A test that mounts the `/proc` of its own PID namespace, and is not in a mount namespace of its own, does that to
 /// all processes of the machine. So does any other process of the machine: which one it was cannot be known.

@@ -135,6 +135,7 @@ impl Stuck {
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
         let [at, options] = [at.to_str().unwrap(), &options].map(|text| CString::new(text).unwrap());
         let (kind, data) = (c"fuse".as_ptr(), options.as_ptr().cast());
+        // SAFETY: the strings are NUL-terminated.
         let mounted = unsafe { libc::mount(kind, at.as_ptr(), kind, 0, data) };
         assert_eq!(mounted, 0, "{}", std::io::Error::last_os_error());
         Some(Stuck { device, at })
@@ -144,6 +145,7 @@ impl Stuck {
     #[allow(unsafe_code)]
     fn end(self) {
         drop(self.device);
+        // SAFETY: the path is NUL-terminated.
         let _ = unsafe { libc::umount2(self.at.as_ptr(), libc::MNT_DETACH) };
     }
 }

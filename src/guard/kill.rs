@@ -32,6 +32,8 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 const STARVED: Duration = Duration::from_secs(10);
 /// The longest time that a kill takes.
 pub(crate) const LONGEST: Duration = LIMIT.saturating_add(STARVED);
+/// How long a process may take to end by itself if no list can contain it.
+const UNLISTED: Duration = Duration::from_millis(500);
 const PASS: u16 = 10;
 /// How long a pass may take to stop the tree before it kills the stopped processes.
 const STOP: Duration = Duration::from_secs(2);
@@ -84,7 +86,7 @@ fn kill(root: Pid, except: &[Pid], mut tree: Tree) -> Killed {
         let is_over = begin.elapsed() >= LONGEST;
         let is_late = begin.elapsed() >= LIMIT;
         // A child is left that no list will ever contain.
-        let is_blind = is_late && alive.is_empty() && !sys::shows_own_processes();
+        let is_blind = begin.elapsed() >= UNLISTED && alive.is_empty() && !sys::shows_own_processes();
         if is_over || is_blind || is_late && !alive.iter().all(|stat| is_as_good_as_gone(stat)) {
             let why = |pid: Pid| refused.iter().find(|(refused, _)| *refused == pid).map(|(_, error)| error);
             killed.survivors = alive.iter().map(|stat| survivor(stat, why(stat.pid))).collect();

@@ -19,7 +19,7 @@ use crate::recorder::hooks::{Log, Recorder};
 #[cfg(feature = "sites")]
 use crate::recorder::symbols::{self, Threads};
 use crate::report::leftovers::{self, Leftover};
-use crate::sys;
+use crate::sys::{self, Mark};
 
 /// How often it is checked whether what is left has ended.
 const AGAIN: Duration = Duration::from_millis(10);
@@ -33,6 +33,8 @@ struct Run {
 }
 
 static RUN: OnceLock<Run> = OnceLock::new();
+/// Set in that process, and not in its forks.
+static BEGUN: Mark = Mark::new();
 
 /// Records what this process starts, and checks at its end what is left. Runs before `main`.
 pub(crate) fn begin() {
@@ -44,6 +46,8 @@ pub(crate) fn begin() {
     let before = if sys::has_no_child() { Vec::new() } else { descendants(&process, &Tree::read()) };
     let run = Run { process, before, log: Log::install(0).ok() };
     if RUN.set(run).is_ok() {
+        BEGUN.prepare();
+        BEGUN.set();
         sys::at_exit(end);
     }
 }
@@ -57,7 +61,7 @@ fn descendants(process: &Stat, tree: &Tree) -> Vec<Stat> {
 }
 
 extern "C" fn end() {
-    let Some(run) = RUN.get().filter(|run| run.process.pid == sys::own_pid()) else { return };
+    let Some(run) = RUN.get().filter(|_| BEGUN.get().is_some()) else { return };
     let started = run.log.as_ref().map(|log| log.created()).unwrap_or_default();
     if started.is_empty() && sys::has_no_child() {
         return;

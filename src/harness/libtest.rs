@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::io::{IsTerminal, Write};
 use std::panic::catch_unwind;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Once, OnceLock};
 
 use crate::config::bazel::XML_FILE;
@@ -22,13 +21,14 @@ use crate::harness::{serial, signals, stock_cut};
 use crate::proc::process::Stat;
 use crate::report::failure;
 use crate::report::text::{self, Layout};
-use crate::sys;
+use crate::sys::{self, Mark};
 
 /// The run's fork server, started by the first guarded test. It ends when the harness calls `exit`, which
 /// waits for it, or at EOF of the lifeline.
 static SERVER: OnceLock<Result<ForkServer, String>> = OnceLock::new();
-/// The pid of the harness: a process that an unguarded test forks has another one.
-static HARNESS: AtomicU32 = AtomicU32::new(0);
+/// Set in the harness. A process that an unguarded test forks has no mark, but may have the harness's pid: both are
+/// the first of a PID namespace.
+static HARNESS: Mark = Mark::new();
 static ENVIRONMENT: OnceLock<Result<Policy, String>> = OnceLock::new();
 /// See [`runs_unguarded`].
 static IS_UNGUARDED: OnceLock<bool> = OnceLock::new();
@@ -79,8 +79,9 @@ impl Test {
     /// one did. Runs before `main`.
     pub fn register_guard(&'static self) {
         self.register_in_libtest();
-        let pid = std::process::id();
-        if STARTED.swap(pid, Ordering::Relaxed) != pid {
+        if STARTED.get().is_none() {
+            STARTED.prepare();
+            STARTED.set();
             sys::at_exit(check_guards);
         }
     }
@@ -243,7 +244,8 @@ fn start() -> Result<ForkServer, String> {
     let server = ForkServer::exec(Takeover::Late, runs_one_test(arguments().skip(1)));
     // While the fork server starts.
     serial::sweep();
-    HARNESS.store(std::process::id(), Ordering::Relaxed);
+    HARNESS.prepare();
+    HARNESS.set();
     sys::at_exit(end);
     server.map_err(|failure| format!("cannot start the fork server: {}", failure::words(&failure)))
 }
@@ -292,7 +294,7 @@ pub(super) fn end_failures() {
 /// Ends the fork server when libtest calls `exit`.
 extern "C" fn end() {
     // Not in a process that an unguarded test forked.
-    if HARNESS.load(Ordering::Relaxed) != std::process::id() {
+    if HARNESS.get().is_none() {
         return;
     }
     end_failures();
@@ -301,12 +303,12 @@ extern "C" fn end() {
     }
 }
 
-/// The process in which constructors registered guards; its forks have another pid.
-static STARTED: AtomicU32 = AtomicU32::new(0);
+/// Set in the process in which constructors registered guards, and not in its forks.
+static STARTED: Mark = Mark::new();
 
 /// Ends a run of all tests with an error if no test has reached a guard, because nothing made it a test.
 extern "C" fn check_guards() {
-    if STARTED.load(Ordering::Relaxed) != std::process::id() || !runs_all(arguments().skip(1)) {
+    if STARTED.get().is_none() || !runs_all(arguments().skip(1)) {
         return;
     }
     let is_missing =

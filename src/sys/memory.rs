@@ -76,48 +76,77 @@ impl<T> std::ops::Deref for Shared<T> {
     }
 }
 
-/// Points to a word that is zero after each fork, however the fork is made; it stores the mark of a process.
+/// A mark that a process sets for itself and that its forks do not have, however they are made.
 ///
 /// A pid does not distinguish a process from its descendants: one in a PID namespace of its own may have any
-/// number.
-static MARK: AtomicPtr<AtomicU32> = AtomicPtr::new(&raw const WITHOUT_WIPING as *mut AtomicU32);
-/// Used where the kernel has no `MADV_WIPEONFORK` (an emulator).
-static WITHOUT_WIPING: AtomicU32 = AtomicU32::new(0);
+/// number. So the mark is a word that is zero after each fork.
+pub(crate) struct Mark {
+    /// Null until it is prepared.
+    word: AtomicPtr<AtomicU32>,
+    /// Used where the kernel has no `MADV_WIPEONFORK` (an emulator).
+    without_wiping: AtomicU32,
+}
 
-/// `mmap`, `madvise(MADV_WIPEONFORK)` — creates the page for [`mark_process`], once for this process and its
-/// forks.
+impl Mark {
+    pub(crate) const fn new() -> Mark {
+        Mark { word: AtomicPtr::new(ptr::null_mut()), without_wiping: AtomicU32::new(0) }
+    }
+
+    /// `mmap`, `madvise(MADV_WIPEONFORK)` — creates the page for the mark, once for this process and its forks.
+    pub(crate) fn prepare(&self) {
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let size = mem::size_of::<AtomicU32>();
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing.
+        let at = unsafe { libc::mmap(ptr::null_mut(), size, access, kind, -1, 0) };
+        if at == libc::MAP_FAILED {
+            return;
+        }
+        // SAFETY: the mapping is ours, and nothing has a reference to it yet.
+        if unsafe { libc::madvise(at, size, libc::MADV_WIPEONFORK) } == 0 {
+            self.word.store(at.cast(), Ordering::Release);
+        }
+    }
+
+    #[inline(always)]
+    fn word(&self) -> &AtomicU32 {
+        let prepared = self.word.load(Ordering::Acquire);
+        // SAFETY: null, or a zeroed mapping that is never unmapped and is aligned for the type.
+        unsafe { prepared.as_ref() }.unwrap_or(&self.without_wiping)
+    }
+
+    /// Marks this process. Async-signal-safe.
+    #[inline(always)]
+    pub(crate) fn set(&self) {
+        self.word().store(super::own_pid() as u32, Ordering::Relaxed);
+    }
+
+    /// The pid that this process had when it was marked; `None` if it is not marked. A child that shares its
+    /// memory (vfork) has another pid. Async-signal-safe.
+    #[inline(always)]
+    pub(crate) fn get(&self) -> Option<u32> {
+        let marked = self.word().load(Ordering::Relaxed);
+        if marked != 0 && super::own_pid() as u32 == marked { Some(marked) } else { None }
+    }
+}
+
+/// The mark of a test process.
+static TEST: Mark = Mark::new();
+
+/// Creates the page for [`mark_process`], once for this process and its forks.
 pub(crate) fn prepare_mark() {
-    let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    let size = mem::size_of::<AtomicU32>();
-    // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing.
-    let at = unsafe { libc::mmap(ptr::null_mut(), size, access, kind, -1, 0) };
-    if at == libc::MAP_FAILED {
-        return;
-    }
-    // SAFETY: the mapping is ours, and nothing has a reference to it yet.
-    if unsafe { libc::madvise(at, size, libc::MADV_WIPEONFORK) } == 0 {
-        MARK.store(at.cast(), Ordering::Release);
-    }
+    TEST.prepare();
 }
 
-#[inline(always)]
-fn mark() -> &'static AtomicU32 {
-    // SAFETY: a static, or a zeroed mapping that is never unmapped; both are aligned for the type.
-    unsafe { &*MARK.load(Ordering::Acquire) }
-}
-
-/// Marks this process. Its forks are not marked. Async-signal-safe.
+/// Marks this process as the one that runs a test. Its forks are not marked. Async-signal-safe.
 #[inline(always)]
 pub(crate) fn mark_process() {
-    mark().store(super::own_pid() as u32, Ordering::Relaxed);
+    TEST.set();
 }
 
-/// The pid that this process had when it was marked; `None` if it is not marked. A child that shares its
-/// memory (vfork) has another pid. Async-signal-safe.
+/// The pid that this test process had when it was marked; `None` if it is not marked. Async-signal-safe.
 #[inline(always)]
 pub(crate) fn marked_process() -> Option<u32> {
-    let marked = mark().load(Ordering::Relaxed);
-    if marked != 0 && super::own_pid() as u32 == marked { Some(marked) } else { None }
+    TEST.get()
 }
 
 /// `process_vm_readv(pid, ..)` — reads the memory of another process; `None` if it may not be read, or is not

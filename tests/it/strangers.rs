@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Fixture, Run, alive, root, scratch, through_shell, until};
+use crate::support::{Fixture, Ran, Run, alive, root, scratch, through_shell, until};
 
 /// The job's script: leads a group, has another process in it, and reports at the end whether that is alive.
 const JOB: &str = "sleep 1000 & stranger=$!; \"$@\"; code=$?; \
@@ -165,6 +165,23 @@ fn a_job_is_not_harmed() {
 #[ignore = "some minutes: the same fifty times"]
 fn a_job_is_not_harmed_in_fifty_runs() {
     all_of_it(50);
+}
+
+/// As the entry point of a container the harness is pid 1, and so is the child of a plain test in a PID namespace of its own.
+#[childproof::test]
+fn a_child_with_the_pid_of_the_harness_does_not_end_its_fork_server() {
+    let fixture = strangers();
+    let script = "exec unshare --pid --fork --mount-proc \"$@\"";
+    let tests = ["beforehand::starts_the_server", "namespace::"];
+    let options = ["--include-ignored", "--test-threads=1"];
+    let like = fixture.command("stock", &[]);
+    let arguments = [&tests[..], &options[..]].concat();
+    let ran = Ran::of(&mut through_shell(&like, script, fixture.binary("stock"), &arguments));
+    if ran.stderr.contains("unshare failed") {
+        println!("not checked: it needs a PID namespace");
+        return;
+    }
+    assert!(ran.stdout.contains("3 passed; 0 failed"), "{}", ran.all());
 }
 
 /// A test has mounted the `/proc` of its own PID namespace, where another process has the stranger's number.

@@ -20,7 +20,8 @@ pub(crate) fn command() -> Command {
         .about("Ends what earlier test runs have left, each process with everything below it, and says what that was")
         .override_usage("childproof kill <PID>...\n       childproof kill --orphans")
         .after_help(
-            "What has its parent, is a service or is of a run that goes on is left alone.\n\
+            "What has its parent, is a service, is in a container or is of a run that may go on is left alone, and so is what is \
+             not shown to be an orphan: it is named with the reason, and `kill` of the system would end it.\n\
              Exit codes: 0 if all has ended, 1 if something was left alone or could not be ended, 125 if childproof failed.",
         )
         .arg(
@@ -72,13 +73,14 @@ fn end(options: &Kill) -> io::Result<bool> {
             eprintln!("childproof: {line}");
             all = false;
         }
+        if round == 0 {
+            for line in leftovers.doubtful() {
+                writeln!(out, "{line}")?;
+            }
+        }
         if leftovers.is_empty() {
             if round == 0 && options.pids.is_none() {
                 writeln!(out, "no process was found that an earlier test run has left")?;
-            }
-            if round == 0 && !leftovers.running().is_empty() {
-                let count = leftovers.running().len();
-                writeln!(out, "orphans of a run that may still go on: {count}, left alone")?;
             }
             break;
         }

@@ -261,12 +261,88 @@ fn what_a_run_that_goes_on_has_started_is_left_out() {
     "#;
     for report in folder.scripts(script) {
         let (before, after) = report.split_once("ALIVE").unwrap_or_else(|| panic!("{report}"));
-        assert!(
-            before.contains("0 processes note: 1 orphan left out, of a run that may still go on"),
-            "{report}"
-        );
+        assert!(before.contains("is left out: the run that it is of may still go on"), "{report}");
         assert!(before.contains("left alone") && before.matches("code 1").count() == 2, "{report}");
         assert!(after.contains("`sleep 3142`") && after.contains("GONE"), "{report}");
+    }
+}
+
+#[test]
+fn what_a_running_test_has_started_is_not_killed_whichever_its_runner_is() {
+    let folder = Folder::new();
+    // The last is of no run, so that something is killed.
+    let script = r#"
+        daemon() { setsid env -i PATH="$PATH" "$@" sh -c 'sleep 3150 & echo $! >> daemons'; }
+        mkdir -p target/debug/deps; cp /bin/sleep target/debug/deps/a-1234; cp /bin/sleep target/debug/server
+        cp /bin/sleep pytest-3; cp /bin/sleep editor
+        (env -i BATS_RUN_TMPDIR=/tmp/1 sh -c 'echo $$ >> runners; exec sleep 3151'; true) &
+        (sh -c 'echo $$ >> runners; exec ./pytest-3 3152'; true) &
+        (sh -c 'echo $$ >> runners; exec target/debug/deps/a-1234 3153'; true) &
+        written runners 3
+        for runner in $(cat runners); do asleep $runner; done
+        daemon BATS_TEST_NAME=a BATS_RUN_TMPDIR=/tmp/1
+        daemon PYTEST_CURRENT_TEST=a
+        setsid env -i PATH="$PATH" sh -c 'target/debug/server 3150 & echo $! >> daemons'
+        daemon GTEST_FILTER=a TEST_TARGET=//a NEXTEST=1
+        daemon BATS_TEST_NAME=a BATS_RUN_TMPDIR=/tmp/2
+        written daemons 5
+        for daemon in $(cat daemons); do asleep $daemon; done
+        ./childproof kill --orphans; echo code $?
+        for daemon in $(cat daemons); do there $daemon && echo ALIVE || echo GONE; done
+        kill -9 $(cat runners); wait
+        ./childproof kill --orphans; echo code $?
+        for daemon in $(cat daemons); do there $daemon && echo ALIVE || echo GONE; done
+    "#;
+    for report in folder.scripts(script) {
+        assert_eq!(
+            report.matches("is left alone: the run that it is of may still go on").count(),
+            3,
+            "{report}"
+        );
+        assert!(report.contains("code 0 ALIVE ALIVE ALIVE ALIVE GONE"), "{report}");
+        // The variables of a user show no test.
+        assert!(report.contains("code 0 GONE GONE GONE ALIVE GONE"), "{report}");
+    }
+}
+
+#[test]
+fn what_is_not_shown_to_be_an_orphan_is_not_killed() {
+    let folder = Folder::new();
+    // A program that `cargo run` has become, and the child of a process that goes on, under the name of a service manager.
+    let script = r#"
+        env -i CARGO_MANIFEST_DIR=/w/a setsid target/debug/service 3160 & echo $! > direct
+        cp /bin/sh systemd
+        (./systemd -c 'env -i CARGO_MANIFEST_DIR=/w/b setsid sleep 3162 & echo $! > child; wait'; true) &
+        written direct 1; written child 1
+        asleep $(cat direct); asleep $(cat child)
+        ./childproof kill --orphans; echo code $?
+        for pid in $(cat direct child); do there $pid && echo ALIVE; done
+    "#;
+    for report in folder.scripts(script) {
+        assert!(report.contains("is left alone: 1 `sh` may have started it"), "{report}");
+        assert!(report.contains("code 0 ALIVE ALIVE"), "{report}");
+        assert!(!report.contains("killed "), "{report}");
+    }
+}
+
+/// What is in a PID namespace is of a container, also where its parent has ended.
+#[test]
+fn what_is_in_another_pid_namespace_is_not_killed() {
+    let folder = Folder::new();
+    let script = r#"
+        setsid env CARGO_MANIFEST_DIR=/w/a sh -c 'unshare --user --map-current-user --fork --pid sh -c "sleep 3161 & wait" & echo $! > outer'
+        written outer 1
+        until grep -qszx 3161 /proc/[0-9]*/cmdline; do sleep 0.01; done
+        inner=$(cat /proc/$(cat outer)/task/*/children)
+        kill -9 $(cat outer)
+        while there $(cat outer); do sleep 0.01; done
+        asleep ${inner% }
+        ./childproof kill --orphans; ./childproof kill $inner; echo code $?
+        there ${inner% } && echo ALIVE
+    "#;
+    for report in folder.scripts(script) {
+        assert!(report.contains("is left alone: it is in another PID namespace"), "{report}");
+        assert!(report.contains("code 1 ALIVE"), "{report}");
     }
 }
 

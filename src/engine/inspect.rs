@@ -85,14 +85,14 @@ impl Seen {
 pub struct Leftovers {
     roots: Vec<Root>,
     refused: Vec<(i32, Refusal)>,
-    running: Vec<i32>,
+    doubtful: Vec<(i32, Refusal)>,
 }
 
 impl Leftovers {
     /// Finds everything that earlier runs have left.
     pub fn all() -> Leftovers {
         let found = Survey::read().orphans(|_, _| None);
-        Leftovers { roots: found.roots, refused: Vec::new(), running: found.running }
+        Leftovers { roots: found.roots, refused: Vec::new(), doubtful: found.doubtful }
     }
 
     /// Finds those with these numbers, and which of the numbers are of none.
@@ -125,9 +125,9 @@ impl Leftovers {
         self.refused.iter().map(|(pid, why)| text::refused(*pid, why)).collect()
     }
 
-    /// How many orphans are left alone because the run that they are of may go on.
-    pub fn running(&self) -> &[i32] {
-        &self.running
+    /// What a test may have started and is left alone, and why, a line each: the run that it is of may go on, or so.
+    pub fn doubtful(&self) -> Vec<String> {
+        self.doubtful.iter().map(|(pid, why)| text::refused(*pid, why)).collect()
     }
 
     /// Ends each of them with everything below it. Gives a text for each, and whether all of it has ended.

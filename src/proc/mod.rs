@@ -11,6 +11,8 @@ pub(crate) mod mapped;
 pub(crate) mod maps;
 pub(crate) mod mounts;
 pub(crate) mod process;
+#[cfg(feature = "__engine")]
+pub(crate) mod runner_kinds;
 pub(crate) mod runners;
 pub(crate) mod signals;
 pub(crate) mod sockets;

@@ -5,26 +5,44 @@ use std::fs;
 
 use crate::sys::Pid;
 
-/// The variables of test runners in the environment of what they start, the most specific one first, and
-/// whether the value names the running test.
-pub(super) const RUNNERS: [(&str, bool); 16] = [
-    ("PYTEST_CURRENT_TEST", true),
-    ("NEXTEST_TEST_NAME", true),
-    ("BATS_TEST_DESCRIPTION", true),
-    ("BATS_TEST_NAME", true),
-    ("GTEST_FILTER", true),
-    ("NEXTEST_RUN_ID", false),
-    ("NEXTEST", false),
-    ("PYTEST_XDIST_WORKER", false),
-    ("BATS_TEST_FILENAME", false),
-    ("GTEST_SHARD_INDEX", false),
-    ("JEST_WORKER_ID", false),
-    ("VITEST_WORKER_ID", false),
-    ("TEST_TARGET", false),
-    ("MESON_TEST_ITERATION", false),
-    ("CARGO_MANIFEST_DIR", false),
-    ("CARGO_PKG_NAME", false),
+/// A variable of a test runner in the environment of what it starts.
+pub(super) struct Variable {
+    pub(super) name: &'static str,
+    /// Whether the value names the running test.
+    is_test: bool,
+    /// Whether it shows that a runner has started a process. Others are set by users too.
+    #[cfg_attr(not(feature = "__engine"), allow(dead_code, reason = "only the tool asks for it"))]
+    pub(super) is_evidence: bool,
+}
+
+const fn of_test(name: &'static str) -> Variable {
+    Variable { name, is_test: true, is_evidence: true }
+}
+
+const fn of_run(name: &'static str) -> Variable {
+    Variable { name, is_test: false, is_evidence: true }
+}
+
+/// The variables, the most specific one first.
+pub(super) const VARIABLES: [Variable; 16] = [
+    of_test("PYTEST_CURRENT_TEST"),
+    of_test("NEXTEST_TEST_NAME"),
+    of_test("BATS_TEST_DESCRIPTION"),
+    of_test("BATS_TEST_NAME"),
+    Variable { name: "GTEST_FILTER", is_test: true, is_evidence: false },
+    of_run("NEXTEST_RUN_ID"),
+    Variable { name: "NEXTEST", is_test: false, is_evidence: false },
+    of_run("PYTEST_XDIST_WORKER"),
+    of_run("BATS_TEST_FILENAME"),
+    Variable { name: "GTEST_SHARD_INDEX", is_test: false, is_evidence: false },
+    of_run("JEST_WORKER_ID"),
+    of_run("VITEST_WORKER_ID"),
+    Variable { name: "TEST_TARGET", is_test: false, is_evidence: false },
+    of_run("MESON_TEST_ITERATION"),
+    of_run("CARGO_MANIFEST_DIR"),
+    of_run("CARGO_PKG_NAME"),
 ];
+
 /// The environment that a process was started with; `None` if it may not be read.
 pub(crate) fn environment(pid: Pid) -> Option<HashMap<String, String>> {
     let bytes = fs::read(format!("/proc/{pid}/environ")).ok()?;
@@ -43,8 +61,8 @@ pub(crate) fn environment(pid: Pid) -> Option<HashMap<String, String>> {
 
 /// The name of the test that started a process, if its runner has put it into the environment.
 pub(crate) fn test(environment: &HashMap<String, String>) -> Option<String> {
-    let mut names = RUNNERS.iter().filter(|(_, is_test)| *is_test).map(|(name, _)| name);
-    let name = names.find_map(|name| environment.get(*name).filter(|value| !value.is_empty()))?;
+    let mut names = VARIABLES.iter().filter(|variable| variable.is_test).map(|variable| variable.name);
+    let name = names.find_map(|name| environment.get(name).filter(|value| !value.is_empty()))?;
     // pytest appends the phase of the test.
     let phases = [" (setup)", " (call)", " (teardown)"];
     let plain = phases.iter().find_map(|phase| name.strip_suffix(phase)).unwrap_or(name);

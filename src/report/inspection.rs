@@ -76,6 +76,16 @@ pub(crate) fn refusal(refusal: &Refusal) -> String {
         Refusal::RunGoesOn(other) => {
             format!("the run that it is of may still go on: {} is of it and has its parent", name(other))
         }
+        Refusal::OtherNamespace => "it is in another PID namespace, as of a container".to_owned(),
+        Refusal::MayHaveParent(parent) => {
+            format!(
+                "{} may have started it: nothing shows that another process has. `kill` would end it",
+                name(parent)
+            )
+        }
+        Refusal::Service(service) => {
+            format!("it is in the service {}. `kill` would end it", escape::text(service))
+        }
         Refusal::NoTrace => {
             "nothing shows that a test has started it: its program lies in no target folder of cargo's, and \
                              its environment has no variable of a test runner. `kill` would end it"
@@ -92,12 +102,8 @@ pub(crate) fn refusal(refusal: &Refusal) -> String {
 pub(super) fn notes(inspection: &Inspection<'_>) -> Vec<String> {
     let Inspection { found, limits, with_stacks } = inspection;
     let mut notes = Vec::new();
-    if !found.running.is_empty() {
-        let count = plural(found.running.len(), "orphan");
-        notes.push(format!(
-            "{count} left out, of a run that may still go on: {}. `childproof inspect PID` shows each",
-            list(&found.running)
-        ));
+    for (pid, why) in &found.doubtful {
+        notes.push(format!("pid {pid} is left out: {}", refusal(why)));
     }
     if found.unreadable > 0 {
         let count = plural(found.unreadable, "process");

@@ -21,7 +21,7 @@ pub(crate) fn inspected(verdict: &Verdict, of: &Inspection<'_>) -> String {
             "inspection".to_owned(),
             json!({
                 "roots": list(&of.found.roots, root),
-                "left_out": of.found.running,
+                "left_out": list(&of.found.doubtful, |(pid, _)| json!(pid)),
                 "missing": of.found.missing,
                 "unknown_orphans": of.found.unreadable,
                 "unread": unread.collect::<Value>(),

@@ -330,7 +330,7 @@ fn what_is_not_shown_to_be_an_orphan_is_not_killed() {
 fn what_is_in_another_pid_namespace_is_not_killed() {
     let folder = Folder::new();
     let script = r#"
-        setsid env CARGO_MANIFEST_DIR=/w/a sh -c 'unshare --user --map-current-user --fork --pid sh -c "sleep 3161 & wait" & echo $! > outer'
+        setsid env -i PATH="$PATH" CARGO_MANIFEST_DIR=/w/a sh -c 'unshare --user --map-current-user --fork --pid sh -c "sleep 3161 & wait" & echo $! > outer'
         written outer 1
         until grep -qszx 3161 /proc/[0-9]*/cmdline; do sleep 0.01; done
         inner=$(cat /proc/$(cat outer)/task/*/children)

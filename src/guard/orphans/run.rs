@@ -112,7 +112,7 @@ impl Started {
         };
         let differs =
             |id: &&str| matches!((self.variable(id), other.variable(id)), (Some(a), Some(b)) if a != b);
-        has_variable(self) && has_variable(other) && !runner.ids.iter().any(|id| differs(id))
+        has_variable(self) && has_variable(other) && !runner.ids.iter().any(differs)
     }
 
     /// Whether it may be a cargo that runs the tests of an orphan's package.

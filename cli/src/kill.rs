@@ -20,8 +20,8 @@ pub(crate) fn command() -> Command {
         .about("Ends what earlier test runs have left, each process with everything below it, and says what that was")
         .override_usage("childproof kill <PID>...\n       childproof kill --orphans")
         .after_help(
-            "What has its parent, is a service, is in a container or is of a run that may go on is left alone, and so is what is \
-             not shown to be an orphan: it is named with the reason, and `kill` of the system would end it.\n\
+            "What has its parent, is in a container, is a service or is of a run that may go on is left alone.\n\
+             What a test may have started and is not shown to be its orphan is named with the reason.\n\
              Exit codes: 0 if all has ended, 1 if something was left alone or could not be ended, 125 if childproof failed.",
         )
         .arg(

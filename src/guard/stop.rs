@@ -431,6 +431,8 @@ mod tests {
             .map(|identity| Below { identity: Some(identity), ..Below::of(number) }.has(number));
         let lineage = |identity| Lineage { below: below(identity), ..Lineage::of(i32::MAX) };
         let opened = [identity + 1, identity].map(|identity| lineage(identity).open_below(child).is_some());
+        // One that was stopped would not end by the shell's signal.
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).unwrap();
         drop(parent.stdin.take());
         parent.wait().unwrap();
         assert_ne!(state, 'T');

@@ -1,5 +1,7 @@
 //! The names of a file's functions and statics, from its symbol table.
 
+use std::cmp::Reverse;
+
 use super::demangled;
 use crate::proc::elf;
 
@@ -49,6 +51,7 @@ impl Symbols {
     }
 
     /// Whether a name has this part.
+    #[cfg(feature = "__engine")]
     pub(super) fn has_name(&self, part: &[u8]) -> bool {
         self.names.windows(part.len()).any(|name| name == part)
     }
@@ -64,19 +67,28 @@ impl Symbols {
     /// The name of the symbol that contains an address.
     pub(super) fn at(&self, address: u64) -> Option<String> {
         let Some(symbol) = self.find(address) else { return self.semaphores(address) };
-        let name = self.names.get(symbol.name..)?;
-        name.split(|byte| *byte == 0).next().map(demangled)
+        self.name(&symbol).map(demangled)
     }
 
     /// `sem_wait` or `sem_timedwait`, if an address lies before them and in no other function: in glibc they jump to one that
     /// has no name in a stripped library.
     fn semaphores(&self, address: u64) -> Option<String> {
-        let name = |symbol: Symbol| self.names.get(symbol.name..)?.split(|byte| *byte == 0).next();
         let is_of_family = |name: Option<&[u8]>| name.is_some_and(|name| name.starts_with(b"sem_"));
-        is_of_family(name(self.nearest(address)?)).then_some(())?;
+        is_of_family(self.name(&self.nearest(address)?)).then_some(())?;
         let all = self.table.chunks_exact(SYMBOL).filter_map(Symbol::parse);
         let next = all.filter(|symbol| symbol.address > address).min_by_key(|symbol| symbol.address)?;
-        name(next).filter(|name| is_of_family(Some(name))).map(demangled)
+        self.name(&next).filter(|name| is_of_family(Some(name))).map(demangled)
+    }
+
+    /// Puts the names of the same code into an order, which in the table depends on the linker: a method of a trait, such as
+    /// `Read::read`, last, since that is more often what was called.
+    fn rank(&self, symbol: &Symbol) -> (bool, Reverse<Option<&[u8]>>) {
+        let name = self.name(symbol);
+        (name.is_some_and(|name| name.starts_with(b"_RNvX")), Reverse(name))
+    }
+
+    fn name(&self, symbol: &Symbol) -> Option<&'static [u8]> {
+        self.names.get(symbol.name..)?.split(|byte| *byte == 0).next()
     }
 
     /// The symbol that contains an address.
@@ -94,7 +106,7 @@ impl Symbols {
                 .take_while(|at| *at != NONE)
                 .filter_map(|at| self.get(at))
                 .filter(|symbol| symbol.address <= address)
-                .max_by_key(|symbol| (symbol.address, symbol.size));
+                .max_by_key(|symbol| (symbol.address, symbol.size, self.rank(symbol)));
             // The nearest symbol: symbols do not nest.
             if let Some(symbol) = begun {
                 return Some(symbol);

@@ -477,6 +477,11 @@ pub struct Running {
     pub switches: u64,
 }
 
+/// Whether a policy keeps what is left.
+pub fn keeps(policy: &Policy) -> bool {
+    policy.keep.unwrap_or(false)
+}
+
 /// Adds what the environment sets for guarded commands: `CHILDPROOF_GRACE`, `_FDS`, `_PROCESSES`, `_ALLOW_PROCESS` and
 /// `_ALLOW_CREATED_BY`. What the policy sets itself wins, and lists add up. `CHILDPROOF_TIMEOUT` is for one test, and a
 /// command may be a whole suite.

@@ -142,6 +142,16 @@ fn every_leak_of_an_unchanged_crate_is_named_with_its_test_and_line() {
     assert_eq!(lines.lines().filter(|line| line.contains("\"outcome\":\"failed\"")).count(), 2, "{lines}");
 }
 
+/// The guard of cargo would kill what a binary's guard has kept.
+#[test]
+fn nothing_can_be_kept_under_cargo() {
+    let project = Project::new();
+    let output = project.cargo(&["childproof", "test"]).env("CHILDPROOF_KEEP", "1").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{stderr}");
+    assert!(stderr.contains("run that binary by `childproof run --keep`"), "{stderr}");
+}
+
 #[test]
 fn documentation_tests_are_guarded() {
     let project = Project::new();

@@ -21,7 +21,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use childproof::__engine::{Ending, Guarded, InUse, Outcome, Policy, over_environment};
+use childproof::__engine::{Ending, Guarded, InUse, Outcome, Policy, keeps, over_environment};
 use clap::{Arg, ArgMatches};
 
 use self::call::Call;
@@ -94,6 +94,12 @@ pub(crate) fn command() -> clap::Command {
 }
 
 fn guarded(matches: &ArgMatches) -> Result<u8, String> {
+    // Each runner reads the environment; here it is only made sure of.
+    if keeps(&over_environment(Policy::new())?) {
+        return Err("`CHILDPROOF_KEEP` is for a single command, since the guard of cargo kills what a binary leaves: run that \
+                    binary by `childproof run --keep`"
+            .to_owned());
+    }
     let arguments: Vec<OsString> = matches.get_many("command").unwrap_or_default().cloned().collect();
     let json = matches.get_one::<std::path::PathBuf>("json");
     let mut json = json.map(|path| create(path)).transpose()?;
@@ -122,8 +128,6 @@ fn guarded(matches: &ArgMatches) -> Result<u8, String> {
         command.env(runners::variable(triple), runners::line(directory.path(), &file)?);
     }
     let results = Results::create(directory.path())?;
-    // Each runner reads it; here it is only made sure of.
-    over_environment(Policy::new())?;
 
     let policy = Policy::new().no_timeout().grace(RUNNERS).allow_processes();
     let mut guarded = Guarded::start(command, policy, Some(&directory.scratch), None)

@@ -452,18 +452,21 @@ fn write_test(
     }
 }
 
-/// Generates a pointer to a function that runs before `main`.
+/// Generates a pointer to a function that runs before `main`. Miri knows the section without a priority alone.
 fn before_main(statement: &TokenStream) -> TokenStream {
     quote! {
         #[used]
         #[cfg_attr(
-            any(target_os = "linux", target_os = "android"),
+            all(any(target_os = "linux", target_os = "android"), not(miri)),
             unsafe(link_section = ".init_array.00190")
         )]
         #[cfg_attr(target_vendor = "apple", unsafe(link_section = "__DATA,__mod_init_func,mod_init_funcs"))]
         #[cfg_attr(windows, unsafe(link_section = ".CRT$XCU"))]
         #[cfg_attr(
-            not(any(target_os = "linux", target_os = "android", target_vendor = "apple", windows)),
+            any(
+                all(miri, any(target_os = "linux", target_os = "android")),
+                not(any(target_os = "linux", target_os = "android", target_vendor = "apple", windows))
+            ),
             unsafe(link_section = ".init_array")
         )]
         static __CHILDPROOF_REGISTER: extern "C" fn() = {

@@ -87,3 +87,25 @@ fn a_harness_runs_its_shard_of_bazels() {
         all
     });
 }
+
+/// Miri runs constructors of one section alone, and tests register themselves in a constructor.
+#[childproof::test(timeout = "600s")]
+#[ignore = "needs a nightly toolchain with Miri: `cargo test --test it -- --ignored elsewhere`"]
+fn miri_runs_the_tests_of_both_kinds_of_target() {
+    for target in ["stock", "harness"] {
+        let mut command = Command::new("cargo");
+        command.args(["+nightly", "miri", "test", "--quiet", "--test", target, "--", "passes"]);
+        for name in ["CARGO", "RUSTC", "RUSTUP_TOOLCHAIN", "RUSTFLAGS", "LD_LIBRARY_PATH"] {
+            command.env_remove(name);
+        }
+        let directory = root().join("tests/fixtures/elsewhere");
+        let ran = Ran::of(command.current_dir(directory).env("CARGO_TARGET_DIR", scratch().join("miri")));
+        assert_eq!(ran.code, Some(0), "{target}\n{}", ran.all());
+        assert!(ran.stdout.contains("1 passed; 0 failed"), "{target}\n{}", ran.all());
+        assert!(
+            ran.stderr.contains("the tests run unguarded: Miri has no processes"),
+            "{target}\n{}",
+            ran.all()
+        );
+    }
+}

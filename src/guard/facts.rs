@@ -91,6 +91,13 @@ pub(crate) enum Disposition {
     Blocked,
 }
 
+impl Disposition {
+    /// Whether the process goes on as if there were no signal.
+    pub(crate) fn is_deaf(self) -> bool {
+        matches!(self, Disposition::Ignored | Disposition::Blocked)
+    }
+}
+
 impl Process {
     /// Whether it runs the test's own program: it is the test process, or a fork that has not called exec.
     pub(crate) fn runs_own_program(&self) -> bool {

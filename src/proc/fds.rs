@@ -175,7 +175,7 @@ pub(crate) fn open_key(pid: Pid, fd: i32, dev: u64, ino: u64) -> u64 {
 
 /// The key of a file that its process has closed, and that another one may have inherited.
 pub(crate) fn closed_key(key: u64) -> u64 {
-    key ^ 1 << 58
+    key | 1 << 58
 }
 
 /// The keys of an fd of `pid` whose file has a path: its own, and those of `ancestors`, from which it may have the fd under

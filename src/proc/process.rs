@@ -356,14 +356,17 @@ pub(crate) fn stopped_by_tracer(pid: Pid) -> Option<(Pid, String)> {
 
 /// How many threads of the machine are running or wait for a CPU (proc_loadavg(5)).
 pub(crate) fn running_threads() -> Option<usize> {
-    let text = fs::read_to_string("/proc/loadavg").ok()?;
-    text.split(' ').nth(3)?.split('/').next()?.parse().ok()
+    word_of_load(3)?.split('/').next()?.parse().ok()
 }
 
 /// The pid that was given last (proc_loadavg(5)).
 pub(crate) fn last_pid() -> Option<Pid> {
+    word_of_load(4)?.parse().ok()
+}
+
+fn word_of_load(at: usize) -> Option<String> {
     let text = fs::read_to_string("/proc/loadavg").ok()?;
-    text.trim_ascii_end().rsplit(' ').next()?.parse().ok()
+    text.split_ascii_whitespace().nth(at).map(str::to_owned)
 }
 
 /// The effective uid of a process, from `/proc/PID/status`.

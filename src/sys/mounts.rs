@@ -74,24 +74,23 @@ pub(crate) fn uncover_proc(known: u64) -> Uncovered {
     let mut detached = 0;
     for _ in 0..MOST {
         let Ok(root) = open_directory(Path::new(PROC)) else { break };
-        // The file system of another user may refuse this.
-        let mount = status(&root).ok().and_then(|found| found.mount);
+        let mount = mount_id(&root);
         if mount == Some(known) || is_own_proc(&root) {
             return Uncovered { detached, mount };
         }
         // By its root: another supervisor may have detached it, and the one below it must not be taken for it.
         match detach_mount(&root) {
             Ok(()) => detached += 1,
-            Err(_) if open_directory(Path::new(PROC)).is_ok_and(|now| is_same(&now, &root)) => break,
+            Err(_) if open_directory(Path::new(PROC)).is_ok_and(|now| mount_id(&now) == mount) => break,
             Err(_) => {}
         }
     }
     Uncovered { detached, mount: None }
 }
 
-fn is_same(one: &OwnedFd, other: &OwnedFd) -> bool {
-    let id = |root: &OwnedFd| status(root).ok().and_then(|found| found.mount);
-    id(one) == id(other)
+/// The id of the mount with its root open here. The file system of another user may refuse to tell it.
+fn mount_id(root: &OwnedFd) -> Option<u64> {
+    status(root).ok().and_then(|found| found.mount)
 }
 
 /// `mount(fd, MS_PRIVATE | MS_REC)`, `umount2(fd, MNT_DETACH)` — detaches the mount with its root open here,

@@ -152,9 +152,7 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
         Remedy::KillAllOfChild { pid } => {
             of.leaked(kind, |process| !process.forked_without_exec) && evidence.has_descendant_left(*pid)
         }
-        Remedy::EndDeaf { pid, .. } => of.process(*pid, |process| {
-            matches!(process.takes(libc::SIGTERM), Disposition::Ignored | Disposition::Blocked)
-        }),
+        Remedy::EndDeaf { pid, .. } => of.process(*pid, |process| process.takes(libc::SIGTERM).is_deaf()),
         Remedy::EndBeforeCommand => facts.is_command() && of.leaked(kind, |_| true),
         Remedy::NoDaemonInBody { pid } => of.is_daemons(*pid),
         Remedy::ClosePopen => evidence.names.call_sites.iter().any(|site| site.call == "popen"),

@@ -76,7 +76,7 @@ impl Evidence<'_> {
         let all = std::iter::once(pid).chain(others).filter_map(|pid| self.process(*pid));
         all.filter(|process| !process.holds_back(libc::SIGTERM)).find_map(|process| {
             let by_term = process.takes(libc::SIGTERM);
-            if !matches!(by_term, Disposition::Ignored | Disposition::Blocked) {
+            if !by_term.is_deaf() {
                 return None;
             }
             let signals =
@@ -92,15 +92,16 @@ impl Evidence<'_> {
 
     /// What ends all processes of a group that are left.
     pub(super) fn signal_for_group(&self, pgid: i32) -> i32 {
-        let refuses = |process: &&Process| {
-            matches!(process.takes(libc::SIGTERM), Disposition::Ignored | Disposition::Blocked)
-        };
         let mut group = self
             .facts
             .processes
             .iter()
             .filter(|process| process.class == Class::Leaked && process.pgid == pgid);
-        if group.any(|process| refuses(&process)) { libc::SIGKILL } else { libc::SIGTERM }
+        if group.any(|process| process.takes(libc::SIGTERM).is_deaf()) {
+            libc::SIGKILL
+        } else {
+            libc::SIGTERM
+        }
     }
 
     /// Whether a process is left that another one has started, which is left too.

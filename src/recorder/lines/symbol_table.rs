@@ -106,7 +106,10 @@ impl Symbols {
                 .take_while(|at| *at != NONE)
                 .filter_map(|at| self.get(at))
                 .filter(|symbol| symbol.address <= address)
-                .max_by_key(|symbol| (symbol.address, symbol.size, self.rank(symbol)));
+                .max_by(|one, other| {
+                    let places = (one.address, one.size).cmp(&(other.address, other.size));
+                    places.then_with(|| self.rank(one).cmp(&self.rank(other)))
+                });
             // The nearest symbol: symbols do not nest.
             if let Some(symbol) = begun {
                 return Some(symbol);

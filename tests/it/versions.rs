@@ -1,17 +1,22 @@
-//! The versions of other crates that cargo may select.
+//! The versions of other crates that cargo may select, and the profile that a project may give to this one.
 //!
-//! Each test asks the registry and builds all dependencies in other versions than the suite uses, so they run
+//! Each test asks the registry and builds all dependencies in another way than the suite does, so they run
 //! only on request: `cargo test --test it -- --ignored versions::`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 
 use crate::support::{root, scratch};
 
-/// Runs cargo, and returns its output.
+/// Runs cargo, which is to succeed.
 fn cargo(directory: &Path, arguments: &[&str]) {
-    let output = Command::new(env!("CARGO"))
+    let output = build(directory, arguments);
+    assert!(output.status.success(), "cargo {arguments:?}:\n{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn build(directory: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO"))
         .args(arguments)
         .current_dir(directory)
         .env("CARGO_TARGET_DIR", root().join("target/fixtures/versions"))
@@ -20,8 +25,7 @@ fn cargo(directory: &Path, arguments: &[&str]) {
         // this compiler for a nightly one.
         .envs(arguments.contains(&"-Zdirect-minimal-versions").then_some(("RUSTC_BOOTSTRAP", "1")))
         .output()
-        .unwrap();
-    assert!(output.status.success(), "cargo {arguments:?}:\n{}", String::from_utf8_lossy(&output.stderr));
+        .unwrap()
 }
 
 /// The versions of a crate in the lock file of a project.
@@ -89,3 +93,41 @@ fn that_are_the_lowest_of_their_ranges_compile() {
     assert_eq!(locked(&copy, "nix"), ["0.31.2"]);
     cargo(&copy, &["check", "--locked", "--quiet", "--all-features"]);
 }
+
+/// Most of a debug binary is debug information; without childproof's own it has less than half the size.
+#[childproof::test(timeout = "15m")]
+#[ignore = "asks the registry and builds for a minute"]
+fn of_childproof_without_debug_information_report_the_same_lines() {
+    let project = project(
+        "[profile.dev.package.childproof]\ndebug = false\n[[test]]\nname = \"guarded\"\nharness = false\n",
+    );
+    fs::create_dir(project.join("tests")).unwrap();
+    fs::write(project.join("tests/guarded.rs"), GUARDED).unwrap();
+    let Output { stdout, .. } = build(&project, &["test", "--test=guarded", "--", "--color=never"]);
+    let report = String::from_utf8_lossy(&stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+    for expected in [
+        "was still running 10 ms after the test ended. It was spawned at tests/guarded.rs:4:67 guarded::serve.",
+        "(posix_spawnp) < tests/guarded.rs:9:31 guarded::leaks clock_nanosleep",
+        "the test did not return within its timeout of 1 s: it is at tests/guarded.rs:14:11.",
+        "in <std::process::Child>::wait < tests/guarded.rs:14:11 guarded::hangs",
+    ] {
+        assert!(report.contains(expected), "no {expected:?} in\n{}", String::from_utf8_lossy(&stdout));
+    }
+}
+
+const GUARDED: &str = r#"childproof::main!();
+
+fn serve() -> std::process::Child {
+    let started = std::process::Command::new("sleep").arg("3137").spawn();
+    started.unwrap()
+}
+
+#[childproof::test(grace = "10ms")]
+fn leaks() { std::mem::forget(serve()) }
+
+#[childproof::test(timeout = "1s")]
+fn hangs() {
+    let mut child = serve();
+    child.wait().unwrap();
+}
+"#;

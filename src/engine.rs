@@ -40,7 +40,7 @@ use crate::report::junit::Junit;
 use crate::report::text::{self, Layout};
 use crate::sys::{self, Mask, Pid};
 
-pub use crate::config::policy::{Fds, Policy};
+pub use crate::config::policy::{Fds, Isolation, Policy};
 pub use crate::recorder::preload;
 #[cfg(all(target_env = "gnu", not(target_feature = "crt-static")))]
 pub use crate::recorder::program_log;
@@ -516,6 +516,14 @@ impl Report {
     /// Whether those are to be kept.
     pub fn keeps(&self) -> bool {
         self.0.keeps()
+    }
+
+    /// Why the command did not run in a PID namespace, if it was to.
+    pub fn not_isolated(&self) -> Option<String> {
+        self.0.facts.limits.iter().find_map(|limit| match limit {
+            EvidenceLimit::NotIsolated { why } => Some(failure::not_isolated(why)),
+            _ => None,
+        })
     }
 
     /// Formats it for people, fitted to the terminal behind stderr if there is one.

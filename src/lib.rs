@@ -123,6 +123,7 @@ pub use childproof_macros::policy;
 /// | `unwaited` | `"allow"`, `"deny"` | zombies: children that were not waited for |
 /// | `threads` | `"allow"`, `"deny"` | threads that still run when the body returns |
 /// | `threaded_fork` | `"warn"`, `"deny"`, `"allow"` | forks among threads whose child does not go straight on to exec |
+/// | `isolation` | `"off"`, `"pidns"` | run it in a PID namespace, with which the kernel kills everything: see [`Isolation`] |
 /// | `serial` | a key | tests with one key never run at the same time |
 /// | `crate` | a path | where this crate is, if it was renamed |
 ///
@@ -149,7 +150,7 @@ pub use childproof_macros::policy;
 /// The body runs in a forked process with one thread. It may fork in turn; code that caches the
 /// pid of the process before `main` sees another one.
 pub use childproof_macros::test;
-pub use config::policy::{Fds, Policy, ThreadedFork};
+pub use config::policy::{Fds, Isolation, Policy, ThreadedFork};
 pub use harness::{Harness, shared};
 #[cfg(unix)]
 pub use sys::lifeline::{Lifeline, Watch};
@@ -178,7 +179,7 @@ macro_rules! main {
 #[doc(hidden)]
 #[allow(missing_docs)]
 pub mod __private {
-    pub use crate::config::policy::{Fds, Level, ThreadedFork};
+    pub use crate::config::policy::{Fds, Isolation, Level, ThreadedFork};
     pub use crate::config::registry::{Attribute, Test, set_target_policy};
     pub use childproof_macros::{__guard as guard, __test as test};
     pub use std::process::ExitCode;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use childproof::__engine::Fds;
+use childproof::__engine::{Fds, Isolation};
 use childproof_values as values;
 use clap::builder::{PossibleValuesParser, ValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Command, Error};
@@ -36,6 +36,8 @@ pub(crate) struct Run {
     /// As the environment says, if nothing is given.
     pub(crate) fds: Option<Fds>,
     pub(crate) allow_created_by: Vec<String>,
+    /// As the environment says, if nothing is given.
+    pub(crate) isolation: Option<Isolation>,
     pub(crate) leak_exit_code: u8,
     pub(crate) json: Option<PathBuf>,
     pub(crate) junit: Option<PathBuf>,
@@ -95,6 +97,11 @@ fn of_run(matches: &ArgMatches) -> Run {
             None => None,
         },
         allow_created_by: matches.get_many("allow-created-by").unwrap_or_default().cloned().collect(),
+        isolation: match text("isolation") {
+            Some("pidns") => Some(Isolation::Pidns),
+            Some(_) => Some(Isolation::Off),
+            None => None,
+        },
         leak_exit_code: matches.get_one("leak-exit-code").copied().unwrap_or(LEAK),
         json: matches.get_one("json").cloned(),
         junit: matches.try_get_one("junit").ok().flatten().cloned(),
@@ -118,8 +125,8 @@ fn of_run(matches: &ArgMatches) -> Run {
 }
 
 const EXIT_CODES: &str = "\
-Environment: CHILDPROOF_GRACE, CHILDPROOF_FDS, CHILDPROOF_PROCESSES, CHILDPROOF_KEEP=1, and CHILDPROOF_ALLOW_PROCESS
-and CHILDPROOF_ALLOW_CREATED_BY with `;` between their items. Options win, lists add up.
+Environment: CHILDPROOF_GRACE, CHILDPROOF_FDS, CHILDPROOF_PROCESSES, CHILDPROOF_KEEP=1, CHILDPROOF_ISOLATION,
+and CHILDPROOF_ALLOW_PROCESS and CHILDPROOF_ALLOW_CREATED_BY with `;` between their items. Options win, lists add up.
 
 Signals are passed on to CMD. SIGQUIT, unless a terminal sent it, shows what runs and what it waits
 for. A second SIGINT or SIGTERM ends CMD.
@@ -220,6 +227,14 @@ pub(crate) fn options() -> Vec<Arg> {
         )
         .hide_possible_values(true)
         .value_parser(PossibleValuesParser::new(values::FDS_VALUES.0)),
+        value(
+            "isolation",
+            "KIND",
+            "Run CMD in a PID namespace, with which the kernel kills everything even if all of childproof is killed: `pidns` \
+             or `off` [default: off]",
+        )
+        .hide_possible_values(true)
+        .value_parser(PossibleValuesParser::new(values::ISOLATION_VALUES.0)),
         value("allow-created-by", "PATH", "Do not report fds that were made in this module or function (repeatable)")
             .action(ArgAction::Append),
         value("leak-exit-code", "N", "Exit code if CMD passed and left something [default: 123]")

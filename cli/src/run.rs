@@ -129,6 +129,9 @@ pub(crate) fn guard(
             .write_junit(path, &file)
             .map_err(|error| format!("cannot write `--junit {}`: {error}", path.display()))?;
     }
+    if let Some(why) = report.not_isolated().filter(|_| !options.quiet && !report.failed()) {
+        say(&format!("childproof: {why}\n"));
+    }
     if report.failed() && !options.quiet {
         say(&report.text(is_coloured()));
     }
@@ -179,6 +182,10 @@ fn policy(options: &Run) -> Policy {
     };
     let policy = match options.fds {
         Some(fds) => policy.fds(fds),
+        None => policy,
+    };
+    let policy = match options.isolation {
+        Some(isolation) => policy.isolation(isolation),
         None => policy,
     };
     let policy = if options.keep { policy.keep() } else { policy };

@@ -34,6 +34,7 @@ pub(crate) struct Args {
     deny_unwaited: Option<bool>,
     deny_threads: Option<bool>,
     threaded_fork: Option<Ident>,
+    isolation: Option<Ident>,
     allow_process: Vec<LitStr>,
     allow_created_by: Vec<LitStr>,
     pub(crate) serial: Option<LitStr>,
@@ -65,6 +66,7 @@ impl Args {
             deny_unwaited: None,
             deny_threads: None,
             threaded_fork: None,
+            isolation: None,
             allow_process: Vec::new(),
             allow_created_by: Vec::new(),
             serial: None,
@@ -151,6 +153,7 @@ impl Args {
             "unguarded" => set(&mut self.unguarded, variant(values::LEVELS, &text)),
             "unwaited" => set(&mut self.deny_unwaited, values::deny(&text)),
             "threads" => set(&mut self.deny_threads, values::deny(&text)),
+            "isolation" => set(&mut self.isolation, variant(values::ISOLATION_VALUES, &text)),
             "threaded_fork" => set(&mut self.threaded_fork, variant(values::THREADED_FORK_VALUES, &text)),
             // An empty pattern matches nothing, an empty prefix matches everything, an empty key was
             // forgotten: none of them can be intended.
@@ -214,6 +217,9 @@ impl Args {
         }
         if let Some(verdict) = &self.threaded_fork {
             field("threaded_fork", some(quote!(#private::ThreadedFork::#verdict)));
+        }
+        if let Some(isolation) = &self.isolation {
+            field("isolation", some(quote!(#private::Isolation::#isolation)));
         }
         for (name, deny) in [("deny_unwaited", self.deny_unwaited), ("deny_threads", self.deny_threads)] {
             if let Some(deny) = deny {
@@ -312,7 +318,7 @@ fn set<T>(field: &mut Option<T>, read: Option<T>) -> bool {
     is_valid
 }
 
-/// The variant of the library's `Fds` or `ThreadedFork`: the value in camel case.
+/// The variant of the library's `Fds`, `ThreadedFork` or `Isolation`: the value in camel case.
 fn variant(choice: values::Choice, value: &str) -> Option<Ident> {
     choice.index(value)?;
     let (first, rest) = value.split_at_checked(1)?;

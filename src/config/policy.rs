@@ -41,6 +41,25 @@ pub enum ThreadedFork {
     Allow,
 }
 
+/// Selects whether a test runs in a PID namespace (pid_namespaces(7)), which the guard's own process is the first one of.
+///
+/// The kernel kills everything in a namespace with its first process. So nothing survives even if all processes of the
+/// guard are killed at once, each by its pid. It is tried once a run; where the kernel or the machine refuses, the run
+/// says so and goes on without it.
+///
+/// A test sees some differences: its pids are those of the namespace, `getppid` of an orphan is 1, `/proc` shows nothing
+/// of other processes, what it mounts is seen by itself only, and no debugger from outside stops the clock. An ordinary
+/// user gets a user namespace as well, in which programs that change the user (`sudo`) do not work. As no process outside
+/// is seen, no wait at a file, pipe or socket is called endless. With `--keep` it has no effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Isolation {
+    /// The test shares the PID namespace of the run.
+    Off,
+    /// The tests of one guard share a PID namespace.
+    Pidns,
+}
+
 /// The verdict on processes that were left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // Not public API: generated code uses it.
@@ -86,6 +105,24 @@ impl ThreadedFork {
     }
 }
 
+impl Isolation {
+    /// In the order of [`values::ISOLATION_VALUES`].
+    const ALL: [Isolation; 2] = [Isolation::Off, Isolation::Pidns];
+
+    fn read(text: &str) -> Option<Isolation> {
+        Isolation::ALL.get(values::ISOLATION_VALUES.index(text)?).copied()
+    }
+}
+
+impl Wire for Isolation {
+    fn put(&self, out: &mut Vec<u8>) {
+        (*self as u8).put(out);
+    }
+    fn get(input: &mut &[u8]) -> Option<Self> {
+        Isolation::ALL.get(usize::from(u8::get(input)?)).copied()
+    }
+}
+
 impl Wire for Fds {
     fn put(&self, out: &mut Vec<u8>) {
         (*self as u8).put(out);
@@ -128,6 +165,7 @@ pub struct Policy {
     pub(crate) deny_unwaited: Option<bool>,
     pub(crate) deny_threads: Option<bool>,
     pub(crate) threaded_fork: Option<ThreadedFork>,
+    pub(crate) isolation: Option<Isolation>,
     pub(crate) allow_process: Vec<String>,
     pub(crate) allow_created_by: Vec<String>,
     pub(crate) serial: Option<String>,
@@ -146,6 +184,7 @@ impl Policy {
             deny_unwaited: None,
             deny_threads: None,
             threaded_fork: None,
+            isolation: None,
             allow_process: Vec::new(),
             allow_created_by: Vec::new(),
             serial: None,
@@ -240,6 +279,12 @@ impl Policy {
         self
     }
 
+    /// Sets whether a test runs in a PID namespace. The default is [`Isolation::Off`].
+    pub fn isolation(mut self, isolation: Isolation) -> Self {
+        self.isolation = Some(isolation);
+        self
+    }
+
     /// Expects leaked processes whose command line matches `glob` (`*` any run of characters,
     /// `?` one character). They are killed, and do not fail the test. Repeatable.
     pub fn allow_process(mut self, glob: impl Into<String>) -> Self {
@@ -278,6 +323,7 @@ impl Policy {
         self.deny_unwaited = self.deny_unwaited.or(weaker.deny_unwaited);
         self.deny_threads = self.deny_threads.or(weaker.deny_threads);
         self.threaded_fork = self.threaded_fork.or(weaker.threaded_fork);
+        self.isolation = self.isolation.or(weaker.isolation);
         self.allow_process.extend(weaker.allow_process.iter().cloned());
         self.allow_created_by.extend(weaker.allow_created_by.iter().cloned());
         self.serial = self.serial.or_else(|| weaker.serial.clone());
@@ -310,6 +356,7 @@ impl Policy {
             deny_unwaited: self.deny_unwaited.unwrap_or(false),
             deny_threads: self.deny_threads.unwrap_or(false),
             threaded_fork: self.threaded_fork.unwrap_or(ThreadedFork::Warn),
+            isolation: self.isolation.unwrap_or(Isolation::Off),
             allow_process: self.allow_process,
             allow_created_by: self.allow_created_by,
             serial: self.serial,
@@ -330,6 +377,7 @@ wire_struct! {
         pub(crate) deny_unwaited: bool,
         pub(crate) deny_threads: bool,
         pub(crate) threaded_fork: ThreadedFork,
+        pub(crate) isolation: Isolation,
         pub(crate) allow_process: Vec<String>,
         pub(crate) allow_created_by: Vec<String>,
         pub(crate) serial: Option<String>,
@@ -455,6 +503,7 @@ pub(crate) fn from_environment(get: impl Fn(&str) -> Option<OsString>) -> Result
         deny_unwaited: read(&get, of(&values::UNWAITED), values::deny)?,
         deny_threads: read(&get, of(&values::THREADS), values::deny)?,
         threaded_fork: read(&get, of(&values::THREADED_FORK), ThreadedFork::read)?,
+        isolation: read(&get, of(&values::ISOLATION), Isolation::read)?,
         keep: read(&get, ("keep", SWITCH), |text| SWITCH.index(text).map(|index| index == 1))?,
         ..Policy::new()
     })
@@ -541,6 +590,7 @@ mod tests {
         }
         named(values::FDS_VALUES, &Fds::ALL);
         named(values::THREADED_FORK_VALUES, &ThreadedFork::ALL);
+        named(values::ISOLATION_VALUES, &Isolation::ALL);
     }
 
     #[test]
@@ -548,8 +598,10 @@ mod tests {
         let mut bytes = Vec::new();
         Fds::ALL.iter().for_each(|fds| fds.put(&mut bytes));
         ThreadedFork::ALL.iter().for_each(|verdict| verdict.put(&mut bytes));
+        Isolation::ALL.iter().for_each(|isolation| isolation.put(&mut bytes));
         let input = &mut bytes.as_slice();
         assert!(Fds::ALL.into_iter().all(|fds| Fds::get(input) == Some(fds)));
         assert!(ThreadedFork::ALL.into_iter().all(|verdict| ThreadedFork::get(input) == Some(verdict)));
+        assert!(Isolation::ALL.into_iter().all(|isolation| Isolation::get(input) == Some(isolation)));
     }
 }

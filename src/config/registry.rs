@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::policy::{Fds, Level, Policy, ThreadedFork};
+use super::policy::{Fds, Isolation, Level, Policy, ThreadedFork};
 use crate::sys::static_list::{Linked, StaticList};
 
 /// How the arguments of a test are written, for suggestions in reports.
@@ -48,6 +48,7 @@ pub struct Attribute {
     pub deny_unwaited: Option<bool>,
     pub deny_threads: Option<bool>,
     pub threaded_fork: Option<ThreadedFork>,
+    pub isolation: Option<Isolation>,
     pub allow_process: &'static [&'static str],
     pub allow_created_by: &'static [&'static str],
     pub serial: Option<&'static str>,
@@ -80,6 +81,7 @@ impl Attribute {
         deny_unwaited: None,
         deny_threads: None,
         threaded_fork: None,
+        isolation: None,
         allow_process: &[],
         allow_created_by: &[],
         serial: None,
@@ -109,6 +111,7 @@ impl Attribute {
             deny_unwaited: self.deny_unwaited,
             deny_threads: self.deny_threads,
             threaded_fork: self.threaded_fork,
+            isolation: self.isolation,
             allow_process: owned(self.allow_process),
             allow_created_by: owned(self.allow_created_by),
             serial: self.serial.map(str::to_owned),

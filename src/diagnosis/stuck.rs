@@ -91,6 +91,8 @@ pub(crate) enum Doubt {
     FdTransferred,
     /// `/proc` hides processes of other users.
     HiddenProcesses,
+    /// `/proc` has no process outside of the test's PID namespace.
+    OutsideNamespace,
     /// An eventfd may be registered with a cgroup, which writes to it.
     CgroupMayWrite,
     /// An eventfd may be registered with this driver, which the process uses.
@@ -116,6 +118,7 @@ impl Doubt {
             | Doubt::ProcessAppeared
             | Doubt::FdTransferred
             | Doubt::HiddenProcesses
+            | Doubt::OutsideNamespace
             | Doubt::CgroupMayWrite
             | Doubt::EpollMayHaveLeft
             | Doubt::UnreadableFds { .. } => {}

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use nix::libc;
 
 use super::command;
-use super::facts::{Answer, Facts};
+use super::facts::{Answer, EvidenceLimit, Facts};
 use super::guarded_run::EXITING;
+use super::isolation::{self, NotIsolated};
 use super::keep;
 use super::kill;
 use super::messages::{Hello, Job, Request, SlotRequest};
@@ -34,13 +35,16 @@ use crate::sys::{self, ChildState, Children, Fork, Mask, Pid};
 /// The harness's handle on its fork server.
 pub(crate) struct ForkServer {
     control: Mutex<Channel>,
-    idle: Mutex<Idle>,
+    /// The idle supervisors, and those in PID namespaces.
+    idle: [Mutex<Idle>; 2],
     /// The supervisors that run a test.
     busy: Mutex<Vec<Arc<Channel>>>,
     /// The supervisors that have stopped what a test left, and wait to be told what becomes of it.
     held: Mutex<Vec<Slot>>,
     /// Whether the run was cut.
     is_cut: AtomicBool,
+    /// Why a test that was to run in a PID namespace does not. Reported once.
+    not_isolated: OnceLock<NotIsolated>,
     /// Why there is no fork server, if it has reported that.
     failure: OnceLock<GuardFailure>,
     /// The net, or the keeper of the process that forked it.
@@ -81,6 +85,8 @@ impl Idle {
 struct Slot {
     channel: Arc<Channel>,
     pid: Pid,
+    /// Whether it was to be in a PID namespace.
+    isolated: bool,
 }
 
 impl Drop for Slot {
@@ -124,6 +130,8 @@ pub(crate) enum Progress {
     Inspected(Box<Facts>),
     /// The timeout has passed while a debugger is attached. Reported once.
     Traced,
+    /// It was to run in a PID namespace, and there is none. Reported once a run.
+    NotIsolated(NotIsolated),
 }
 
 impl ForkServer {
@@ -182,10 +190,11 @@ impl ForkServer {
         let _ = control.send(&Request::Watch.encode(), &fds);
         Ok(ForkServer {
             control: Mutex::new(control),
-            idle: Mutex::new(Idle::default()),
+            idle: Default::default(),
             busy: Mutex::new(Vec::new()),
             held: Mutex::new(Vec::new()),
             is_cut: AtomicBool::new(false),
+            not_isolated: OnceLock::new(),
             failure: OnceLock::new(),
             // The child is not reaped yet, so its pid cannot have been reused.
             pidfd: sys::pidfd_open(child)?,
@@ -201,19 +210,28 @@ impl ForkServer {
     /// of a kill, and no longer, unless a debugger is attached to the test.
     pub(crate) fn run(&self, job: &Job, fds: &[BorrowedFd<'_>], progress: &dyn Fn(Progress)) -> Facts {
         let message = SlotRequest::Run { job: job.clone() }.encode();
-        let mut slot = match self.give(&message, fds) {
+        let (isolated, mut refused) = match isolation::wanted(&job.settings) {
+            Ok(isolated) => (isolated, None),
+            Err(why) => (false, Some(why)),
+        };
+        let mut slot = match self.give(isolated, &message, fds, &mut refused) {
             Ok(slot) => slot,
             Err(failure) => return Facts::unguarded(failure),
         };
+        let refused = refused.filter(|why| self.not_isolated.set(why.clone()).is_ok());
+        if let Some(why) = &refused {
+            progress(Progress::NotIsolated(why.clone()));
+        }
         self.begin(&slot);
         let result = self.follow(&mut slot, job, &message, fds, progress);
         lock(&self.busy).retain(|channel| !Arc::ptr_eq(channel, &slot.channel));
         match result {
-            Ok(facts) => {
+            Ok(mut facts) => {
+                facts.limits.extend(refused.map(|why| EvidenceLimit::NotIsolated { why }));
                 if !facts.kept.is_empty() {
                     lock(&self.held).push(slot);
                 } else if facts.survivors.is_empty() {
-                    lock(&self.idle).slots.push_back(slot);
+                    lock(&self.idle[usize::from(slot.isolated)]).slots.push_back(slot);
                 }
                 facts
             }
@@ -248,7 +266,7 @@ impl ForkServer {
         let slot = held.remove(at);
         drop(held);
         if slot.channel.send(&SlotRequest::Kill.encode(), &[]).is_ok() {
-            lock(&self.idle).slots.push_back(slot);
+            lock(&self.idle[usize::from(slot.isolated)]).slots.push_back(slot);
         }
     }
 
@@ -349,16 +367,23 @@ impl ForkServer {
     }
 
     /// Gives a job to a supervisor.
-    fn give(&self, job: &[u8], fds: &[BorrowedFd<'_>]) -> Result<Slot, GuardFailure> {
+    fn give(
+        &self,
+        isolated: bool,
+        job: &[u8],
+        fds: &[BorrowedFd<'_>],
+        refused: &mut Option<NotIsolated>,
+    ) -> Result<Slot, GuardFailure> {
+        let idle = &self.idle[usize::from(isolated)];
         loop {
-            let Some(slot) = lock(&self.idle).take() else { break };
+            let Some(slot) = lock(idle).take() else { break };
             // A supervisor that was killed while idle has lost no test.
             if slot.channel.send(job, fds).is_ok() {
                 return Ok(slot);
             }
         }
-        let slot = self.new_slot().or_else(|error| {
-            let mut idle = lock(&self.idle);
+        let slot = self.new_slot(isolated, refused).or_else(|error| {
+            let mut idle = lock(idle);
             idle.is_last = true;
             idle.slots.pop_front().ok_or(error)
         })?;
@@ -371,7 +396,7 @@ impl ForkServer {
     /// supervisor: that one may have preforked a process, and the exit of `slot` makes room for one. `None`
     /// if none is idle.
     fn give_to_another(&self, slot: &Slot, job: &[u8], fds: &[BorrowedFd<'_>]) -> Option<Slot> {
-        let mut idle = lock(&self.idle);
+        let mut idle = lock(&self.idle[usize::from(slot.isolated)]);
         idle.is_last = true;
         if idle.slots.is_empty() {
             return None;
@@ -386,13 +411,13 @@ impl ForkServer {
             drop(theirs);
             sys::readable(&reaped, Some(PATIENCE));
         }
-        self.give(job, fds).ok()
+        self.give(slot.isolated, job, fds, &mut None).ok()
     }
 
-    fn new_slot(&self) -> Result<Slot, GuardFailure> {
+    fn new_slot(&self, isolated: bool, refused: &mut Option<NotIsolated>) -> Result<Slot, GuardFailure> {
         for _ in 0..ATTEMPTS {
             let (channel, theirs) = Channel::pair().map_err(GuardFailure::set_up(Role::Supervisor))?;
-            if lock(&self.control).send(&Request::Slot.encode(), &[theirs.as_fd()]).is_err() {
+            if lock(&self.control).send(&Request::Slot { isolated }.encode(), &[theirs.as_fd()]).is_err() {
                 break;
             }
             drop(theirs);
@@ -405,7 +430,12 @@ impl ForkServer {
                 .and_then(|(bytes, _)| Hello::decode(&bytes));
             match hello {
                 Some(Hello { error: Some(failure), .. }) => return Err(failure),
-                Some(Hello { pid, error: None }) => return Ok(Slot { channel: Arc::new(channel), pid }),
+                Some(Hello { pid, error: None, not_isolated }) => {
+                    if not_isolated.is_some() {
+                        *refused = not_isolated;
+                    }
+                    return Ok(Slot { channel: Arc::new(channel), pid, isolated });
+                }
                 // The fork server was killed after it had received the request. The next one gets another.
                 None => {}
             }
@@ -440,7 +470,7 @@ impl ForkServer {
     pub(crate) fn shut_down(&self) {
         let held = std::mem::take(&mut *lock(&self.held));
         let kept = held.iter().filter(|slot| keep::request(&slot.channel, &[])).count();
-        lock(&self.idle).slots.clear();
+        self.idle.iter().for_each(|idle| lock(idle).slots.clear());
         let control = lock(&self.control);
         let _ = control.send(&Request::End.encode(), &[]);
         // This also ends a fork server that was started after the first one was killed.

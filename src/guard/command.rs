@@ -21,9 +21,10 @@ use nix::sys::signalfd::SignalFd;
 
 use super::client::check_proc;
 use super::events::Sources;
-use super::facts::Answer;
+use super::facts::{Answer, EvidenceLimit};
 use super::failure::{GuardFailure, Role};
 use super::guarded_run::GuardedRun;
+use super::isolation::{self, Forked, Forker, Place};
 use super::keep::{self, Decision};
 use super::kill;
 use super::messages::SlotRequest;
@@ -213,13 +214,18 @@ pub(super) fn hold(
         Ok(pair) => pair,
         Err(error) => return refuse(&slot, GuardFailure::set_up(Role::Net)(error)),
     };
-    let supervisor = match sys::fork() {
-        Ok(Fork::Child) => {
-            let mut supervisor = CommandSupervisor { slot, harness, lifeline, children };
+    let (isolated, refused) = match isolation::wanted(settings) {
+        Ok(isolated) => (isolated, None),
+        Err(why) => (false, Some(why)),
+    };
+    let supervisor = match Forker::default().fork(isolated) {
+        Ok(Forked::Child(mut place)) => {
+            place.refused = place.refused.or(refused);
+            let mut supervisor = CommandSupervisor { slot, harness, lifeline, children, place };
             // The net alone removes the files, after all of them have been read.
             sys::exit_now(supervisor.guard((gate, held), mask, command, settings))
         }
-        Ok(Fork::Parent(supervisor)) => supervisor,
+        Ok(Forked::Parent(supervisor)) => supervisor,
         Err(error) => return refuse(&slot, GuardFailure::fork(Role::Supervisor)(error)),
     };
     drop((slot, gate, command));
@@ -333,6 +339,7 @@ struct CommandSupervisor {
     lifeline: Watch,
     /// A signalfd for SIGCHLD, inherited from the net.
     children: SignalFd,
+    place: Place,
 }
 
 impl CommandSupervisor {
@@ -364,6 +371,8 @@ impl CommandSupervisor {
         facts.body = Body::OfCommand;
         facts.session = session;
         facts.preexisting = preexisting;
+        facts.note_isolation();
+        facts.limits.extend(self.place.refused.take().map(|why| EvidenceLimit::NotIsolated { why }));
         facts.time = begin.elapsed();
         let (left, is_held) = (i32::from(!facts.survivors.is_empty()), !facts.kept.is_empty());
         let _ = self.slot.send(&Answer::Other { facts }.encode(), &[]);
@@ -385,7 +394,7 @@ impl CommandSupervisor {
     }
 
     fn sources(&self) -> Sources<'_> {
-        let CommandSupervisor { slot, harness, lifeline, children } = self;
+        let CommandSupervisor { slot, harness, lifeline, children, .. } = self;
         Sources { lifeline, harness, slot, children }
     }
 
@@ -424,7 +433,8 @@ impl CommandSupervisor {
                 match ours.receive() {
                     // Exec has closed the child's end.
                     Ok(None) | Err(_) => {
-                        let _ = self.slot.send(&Answer::Started { pid, supervisor }.encode(), &[]);
+                        let (outside, supervisor) = (self.place.of_child(pid), self.place.pid());
+                        let _ = self.slot.send(&Answer::Started { pid: outside, supervisor }.encode(), &[]);
                         Ok(pid)
                     }
                     Ok(Some((bytes, _))) => {

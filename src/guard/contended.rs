@@ -13,6 +13,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::guard::facts::Process;
+use crate::guard::isolation;
 use crate::proc::fds::{self, Fd};
 use crate::proc::maps::Maps;
 use crate::proc::process::{self, Stat};
@@ -286,6 +287,8 @@ impl Wanted {
             let id = stat.readable_id();
             self.found.unreadable += u32::from(!self.look(stat.pid, id, outside.as_ref()));
         }
+        // Of those outside nothing can be read.
+        self.found.unreadable += u32::from(isolation::is_inside());
         self.add_keys(processes);
         for terminal in &mut self.found.terminals {
             let has = |waiter: &Waiter| {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::guard::contended::Contended;
 use crate::guard::failure::{GuardFailure, ScratchFailure, SystemError};
+use crate::guard::isolation::{self, NotIsolated};
 use crate::guard::report_page::{Body, End, StrayFd};
 use crate::proc::fds::Fd;
 use crate::proc::mapped::MappedFile;
@@ -183,6 +184,8 @@ wire_struct! {
         pub(crate) unreadable: u32,
         /// Whether `/proc` hides processes of other users (`hidepid`, proc(5)).
         pub(crate) hides: bool,
+        /// Whether no process outside of the test's PID namespace can be seen.
+        pub(crate) is_unseen: bool,
         /// Whether a cgroup may write to an eventfd.
         pub(crate) cgroups_notify: bool,
         /// Whether a process of the test was started between two snapshots.
@@ -326,6 +329,10 @@ wire_enum! {
         NotRecorded { why: Unrecorded },
         /// The scratch directory could not be emptied.
         ScratchNotEmptied { failure: ScratchFailure },
+        /// Pids are those of the test's PID namespace, and processes outside of it were not seen.
+        Isolated {},
+        /// The test was to run in a PID namespace.
+        NotIsolated { why: NotIsolated },
     }
 }
 
@@ -394,6 +401,13 @@ impl Facts {
         let kept = std::mem::take(&mut self.kept);
         for process in self.processes.iter_mut().filter(|process| kept.contains(&process.pid)) {
             process.killed = process.class == Class::Leaked;
+        }
+    }
+
+    /// Notes that pids are those of a namespace, if there are any.
+    pub(crate) fn note_isolation(&mut self) {
+        if isolation::is_inside() && !self.are_clean() {
+            self.limits.push(EvidenceLimit::Isolated {});
         }
     }
 

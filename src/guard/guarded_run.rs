@@ -453,6 +453,7 @@ impl<'a> GuardedRun<'a> {
         facts.outside = now.outside(&targets);
         now.close(&mut facts.limits);
         facts.processes = now.into_parts().1;
+        facts.note_isolation();
         if let Some(complete) = self.complete {
             complete(&mut facts);
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::config::policy::{Fds, Settings};
 use crate::guard::failure::GuardFailure;
+use crate::guard::isolation::NotIsolated;
 use crate::sys::Words;
 use crate::sys::wire::{wire_enum, wire_struct};
 
@@ -13,8 +14,9 @@ wire_enum! {
         /// The first message. It carries the read end of the lifeline, a pidfd of the harness, and one of the
         /// cargo or nextest that started it, if any.
         Watch,
-        /// Fork a supervisor that serves the channel with the attached end.
-        Slot,
+        /// Fork a supervisor that serves the channel with the attached end, in a PID namespace if that is possible and
+        /// asked for.
+        Slot { isolated: bool },
         /// Kill a supervisor that no longer responds.
         Kill { pid: i32 },
         /// Close the attached fd once this supervisor has exited and is reaped.
@@ -28,11 +30,13 @@ wire_enum! {
 }
 
 wire_struct! {
-    /// The first message of a new supervisor: its pid, or the error that prevented it. Also reports an error
-    /// of the fork server.
+    /// The first message of a new supervisor: its pid as the fork server and the harness know it, or the error that
+    /// prevented it. Also reports an error of the fork server.
     pub(crate) struct Hello {
         pub(crate) pid: i32,
         pub(crate) error: Option<GuardFailure>,
+        /// Why it is in no namespace, if that was asked for.
+        pub(crate) not_isolated: Option<NotIsolated>,
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) mod guarded;
 mod guarded_run;
 #[cfg(feature = "__engine")]
 pub(crate) mod inspect;
+pub(crate) mod isolation;
 mod keep;
 pub(crate) mod kill;
 pub(crate) mod messages;

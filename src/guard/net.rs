@@ -101,7 +101,7 @@ pub(super) fn children_fd() -> io::Result<SignalFd> {
 
 /// Reports to the harness why there is no fork server.
 pub(super) fn report(control: &Channel, error: GuardFailure) {
-    let _ = control.send(&Hello { pid: 0, error: Some(error) }.encode(), &[]);
+    let _ = control.send(&Hello { pid: 0, error: Some(error), not_isolated: None }.encode(), &[]);
 }
 
 impl Net {

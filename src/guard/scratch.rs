@@ -98,6 +98,18 @@ impl RunDirectory {
         &self.path
     }
 
+    /// The same directory in a copy of the mount namespace, whose mounts have other ids.
+    pub(super) fn from_another_namespace(mut self) -> RunDirectory {
+        let parent = self.path.parent().unwrap_or(Path::new("/"));
+        let found = sys::open_directory(parent).and_then(|fd| sys::status(&fd));
+        if let Ok(found) = found.as_ref().map(identity)
+            && (found.0, found.1) == (self.above.0, self.above.1)
+        {
+            self.above = found;
+        }
+        self
+    }
+
     /// Removes it with its contents. It is no error if it does not exist.
     pub(crate) fn remove(&self) -> Result<(), ScratchFailure> {
         let mut removal = Removal { own: self.own, ..Removal::default() };

@@ -16,6 +16,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signalfd::SignalFd;
 
+use super::isolation::{Forked, Forker, Place};
 use super::keep;
 use super::kill;
 use super::messages::{Hello, Request};
@@ -26,7 +27,7 @@ use crate::guard::failure::{GuardFailure, Role};
 use crate::proc::process;
 use crate::sys::channel::Channel;
 use crate::sys::wire::Wire;
-use crate::sys::{self, ChildState, Fork, Pid};
+use crate::sys::{self, ChildState, Pid};
 
 /// A supervisor that is not reaped yet.
 struct Live {
@@ -57,6 +58,7 @@ pub(super) struct Server {
     /// How many fork servers have been started, including this one.
     number: u32,
     forked: u32,
+    forker: Forker,
     pid: Pid,
 }
 
@@ -83,6 +85,7 @@ impl Server {
             directory,
             number: servers,
             forked: 0,
+            forker: Forker::default(),
             pid,
         }
         .run(then)
@@ -98,7 +101,7 @@ impl Server {
     }
 
     fn run(mut self, then: &ChildEntry<'_>) -> ServeOutcome {
-        let slot = loop {
+        let (slot, place) = loop {
             let mut fds = vec![
                 PollFd::new(self.control.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.context.lifeline.as_fd(), PollFlags::POLLIN),
@@ -140,10 +143,10 @@ impl Server {
                 return self.wind_down();
             };
             match (Request::decode(&bytes), fds.pop()) {
-                (Some(Request::Slot), Some(slot)) => {
+                (Some(Request::Slot { isolated }), Some(slot)) => {
                     let slot = Channel::from_fd(slot);
-                    if let Some(Fork::Child) = self.fork_supervisor(&slot) {
-                        break slot;
+                    if let Some(place) = self.fork_supervisor(&slot, isolated) {
+                        break (slot, place);
                     }
                 }
                 (Some(Request::Kill { pid }), _) => self.kill_supervisor(pid),
@@ -163,7 +166,7 @@ impl Server {
             }
         };
         // Called here, outside of the loop, so that none of the loop's values need to be freed.
-        self.become_supervisor(slot, then)
+        self.become_supervisor(slot, place, then)
     }
 
     /// Sets the time at which the harness, having lost its runner, is killed.
@@ -173,24 +176,24 @@ impl Server {
     }
 
     /// Forks a supervisor for `slot`; the child continues in [`Server::become_supervisor`].
-    fn fork_supervisor(&mut self, slot: &Channel) -> Option<Fork> {
+    fn fork_supervisor(&mut self, slot: &Channel, isolated: bool) -> Option<Place> {
         self.forked += 1;
-        match sys::fork() {
-            Ok(Fork::Parent(pid)) => {
+        match self.forker.fork(isolated) {
+            Ok(Forked::Parent(pid)) => {
                 self.supervisors.push(Live { pid, _awaited: None });
-                Some(Fork::Parent(pid))
+                None
             }
-            Ok(child) => Some(child),
+            Ok(Forked::Child(place)) => Some(place),
             Err(error) => {
                 let error = Some(GuardFailure::fork(Role::Supervisor)(error));
-                let _ = slot.send(&Hello { pid: 0, error }.encode(), &[]);
+                let _ = slot.send(&Hello { pid: 0, error, not_isolated: None }.encode(), &[]);
                 None
             }
         }
     }
 
     /// Drops what a supervisor does not need of the server.
-    fn become_supervisor(self, slot: Channel, then: &ChildEntry<'_>) -> ServeOutcome {
+    fn become_supervisor(self, slot: Channel, place: Place, then: &ChildEntry<'_>) -> ServeOutcome {
         let Server { context, directory, number, forked, control, runner, supervisors, children, .. } = self;
         drop((control, runner, supervisors));
         // Supervisors of a fork server that was killed may still use theirs.
@@ -198,7 +201,7 @@ impl Server {
             1 => forked.to_string(),
             _ => format!("{number}-{forked}"),
         };
-        match Supervisor::new(context, slot, children, directory, &scratch) {
+        match Supervisor::new(context, slot, children, directory, &scratch, place) {
             Ok(supervisor) => supervisor.serve(then),
             Err(_) => ServeOutcome::Done(1),
         }

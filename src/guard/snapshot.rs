@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::guard::contended::{Contended, Wanted};
 use crate::guard::facts::{Class, EvidenceLimit, Outside, Outsider, PipeState, Process, UnseenFds};
+use crate::guard::isolation;
 #[cfg(feature = "__engine")]
 use crate::guard::orphans::Root;
 #[cfg(feature = "sites")]
@@ -411,7 +412,7 @@ impl Snapshot {
 
     /// Searches all processes outside of the tree for these pipes and sockets.
     pub(crate) fn outside(&mut self, targets: &[String]) -> Outside {
-        let mut outside = Outside::default();
+        let mut outside = Outside { is_unseen: isolation::is_inside(), ..Outside::default() };
         let mut targets: HashSet<&str> = targets.iter().map(String::as_str).collect();
         let events: HashSet<u64> = self.processes.iter().flat_map(awaited_events).collect();
         if !events.is_empty() {

@@ -24,6 +24,7 @@ use crate::guard::events::{Sources, Wakeup};
 use crate::guard::facts::{Answer, EvidenceLimit, Facts};
 use crate::guard::failure::{GuardFailure, Role};
 use crate::guard::guarded_run::GuardedRun;
+use crate::guard::isolation::{self, Place};
 use crate::guard::keep::{self, Decision};
 use crate::guard::kill;
 use crate::guard::messages::{BodyRequest, Hello, Job, SlotRequest};
@@ -159,8 +160,12 @@ impl Supervisor {
         children: SignalFd,
         run: RunDirectory,
         name: &str,
+        place: Place,
     ) -> Result<Supervisor, GuardFailure> {
         let pid = nix::unistd::getpid().as_raw();
+        let (outside, not_isolated) = (place.pid(), place.refused.clone());
+        let run = if place.inside.is_some() { run.from_another_namespace() } else { run };
+        drop(place);
         let fd = slot.as_fd().try_clone_to_owned().map_err(GuardFailure::set_up(Role::Supervisor))?;
         let scratch = Scratch::make(run, name);
         let scratch = scratch.map_err(|failure| GuardFailure::MakeDirectory { failure });
@@ -169,7 +174,7 @@ impl Supervisor {
                 .map_err(GuardFailure::set_up(Role::Supervisor))
         });
         let error = made.as_ref().err().cloned();
-        let sent = Channel::from_fd(fd).send(&Hello { pid, error }.encode(), &[]);
+        let sent = Channel::from_fd(fd).send(&Hello { pid: outside, error, not_isolated }.encode(), &[]);
         sent.map_err(GuardFailure::set_up(Role::Supervisor))?;
         let mut supervisor = made?;
         // Only now: the baseline must not hold the fd that the greeting went through.
@@ -432,6 +437,7 @@ impl Supervisor {
             facts.preexisting = preexisting;
         }
         call_sites::look_up(&self.log, &job.settings, &mut facts);
+        facts.note_isolation();
         facts.time = begin.elapsed();
         Some(facts)
     }
@@ -449,7 +455,8 @@ impl Supervisor {
         let _ = self.scratch.remove();
         // The fork server would remove the run's directory. If it was killed, the last supervisor does so:
         // only then the directory is empty.
-        if nix::unistd::getppid().as_raw() != self.context.server {
+        // In a namespace there is no number of the parent.
+        if !isolation::is_inside() && nix::unistd::getppid().as_raw() != self.context.server {
             self.scratch.remove_run_if_empty();
         }
         ServeOutcome::Done(code)

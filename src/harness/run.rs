@@ -716,6 +716,7 @@ pub(super) fn observe(
         Progress::Looking => {}
         Progress::Inspected(facts) => signals::show(&judge(job, *facts)),
         Progress::Traced => signals::say_that_it_is_traced(&job.name),
+        Progress::NotIsolated(why) => signals::say_that_it_is_not_isolated(&why),
     };
     if no_capture && !job.settings.keep {
         let own = [sys::borrow(1), sys::borrow(2)];

@@ -17,7 +17,7 @@ use super::entries::{Entries, Entry};
 use super::run::{FAILED_BEFORE, Run, layout, names, observe, slow_line};
 use super::serial;
 use crate::config::options::Options;
-use crate::config::policy::{Fds, Policy, Settings, ThreadedFork};
+use crate::config::policy::{Fds, Isolation, Policy, Settings, ThreadedFork};
 use crate::config::registry;
 use crate::diagnosis::suite::{NotJudged, SuiteTest, conclude};
 use crate::diagnosis::{self, Verdict};
@@ -348,6 +348,10 @@ fn settings(base: Settings, tests: &[Planned]) -> Settings {
             true => ThreadedFork::Allow,
             false if base.threaded_fork == ThreadedFork::Allow => ThreadedFork::Warn,
             false => base.threaded_fork,
+        },
+        isolation: match all().any(|settings| settings.isolation == Isolation::Pidns) {
+            true => Isolation::Pidns,
+            false => Isolation::Off,
         },
         deny_unwaited: all().any(|settings| settings.deny_unwaited),
         deny_threads: all().any(|settings| settings.deny_threads),

@@ -14,8 +14,9 @@ use nix::libc;
 use super::run::layout;
 use crate::diagnosis::Verdict;
 use crate::guard::client::ForkServer;
+use crate::guard::isolation::NotIsolated;
 use crate::report::words::signal_name;
-use crate::report::{escape, text};
+use crate::report::{escape, failure, text};
 use crate::sys;
 
 /// How long a cut run may take to report. Tools that send the signal usually send SIGKILL 10 s later.
@@ -79,6 +80,11 @@ pub(super) fn show(verdict: &Verdict) {
 pub(super) fn say_that_it_is_traced(name: &str) {
     let name = escape::text(name);
     let _ = writeln!(io::stderr(), "childproof: test {name} is stopped by a debugger; its timeout waits");
+}
+
+/// Says once a run that there is no PID namespace.
+pub(super) fn say_that_it_is_not_isolated(why: &NotIsolated) {
+    let _ = writeln!(io::stderr(), "childproof: {}", failure::not_isolated(why));
 }
 
 /// The last line of a cut run. `not_begun` is empty or says how many tests had not started.

@@ -6,6 +6,8 @@ use crate::guard::facts::Unkillable;
 use crate::guard::failure::{
     GuardFailure, PathError, Role, ScratchFailure, ScratchOperation, SystemError, Tracer,
 };
+use crate::guard::isolation::NotIsolated;
+use crate::sys::NamespaceStep;
 
 /// The message of a failure, with its object and the error.
 pub(crate) fn words(failure: &GuardFailure) -> String {
@@ -59,6 +61,38 @@ pub(crate) fn words(failure: &GuardFailure) -> String {
         GuardFailure::WaitForSerialKey { error } => format!("cannot wait for the serial key: {}", error.text),
         GuardFailure::StartCommand { error } => format!("cannot start the command: {}", error.text),
     }
+}
+
+/// Why `isolation = "pidns"` has no effect.
+pub(crate) fn not_isolated(why: &NotIsolated) -> String {
+    let why = match why {
+        NotIsolated::Keeps => "what is kept (`--keep`) must have its number on the machine".to_owned(),
+        NotIsolated::Refused { step, error } => {
+            let (step, cause) = match step {
+                NamespaceStep::Fork => ("fork", ""),
+                NamespaceStep::Unshare => (
+                    "unshare(CLONE_NEWPID)",
+                    "; it needs CAP_SYS_ADMIN or user namespaces (user.max_user_namespaces, seccomp)",
+                ),
+                NamespaceStep::MapUser => {
+                    ("map the user in a user namespace", "; a security module may forbid that")
+                }
+                NamespaceStep::SeparateMounts => (
+                    "keep mounts apart (MS_SLAVE)",
+                    "; `/` has to be a mount, and a security module may forbid it",
+                ),
+                NamespaceStep::MountProc => (
+                    "mount `/proc`",
+                    "; a container that hides parts of `/proc` forbids it (Docker: `--security-opt systempaths=unconfined`)",
+                ),
+                NamespaceStep::Survive => {
+                    ("make a PID namespace", "; a process was killed meanwhile, maybe by seccomp")
+                }
+            };
+            format!("cannot {step}: {}{cause}", error.text)
+        }
+    };
+    format!("`isolation = \"pidns\"` has no effect: {why}")
 }
 
 /// The failed use of a directory for temporary files.

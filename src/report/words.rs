@@ -68,6 +68,11 @@ pub(super) fn not_among(facts: &Facts) -> &'static str {
     }
 }
 
+/// `only `, unless a process outside of the test, which cannot be seen, may have the same file.
+pub(super) fn only(facts: &Facts) -> &'static str {
+    if facts.outside.is_unseen { "" } else { "only " }
+}
+
 /// `1 process`, `2 processes`, `3 children`.
 pub(crate) fn plural(count: usize, noun: &str) -> String {
     match (count, noun) {

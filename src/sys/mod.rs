@@ -28,6 +28,8 @@ pub(crate) mod memory;
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
 pub(crate) mod mounts;
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
+pub(crate) mod namespace;
+#[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
 pub(crate) mod peek;
 #[cfg(unix)]
 pub(crate) mod poll;
@@ -62,6 +64,8 @@ pub(crate) use fd::*;
 pub(crate) use memory::*;
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
 pub(crate) use mounts::{change_mode, detach_mount, mount_at_proc, shows_own_processes, uncover_proc};
+#[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
+pub(crate) use namespace::{Inside, NamespaceFork, NamespaceStep, fork_in_namespace};
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
 pub(crate) use peek::peek_fds;
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]

@@ -104,6 +104,8 @@ impl fmt::Display for Value {
 pub const FDS_VALUES: Choice = Choice(&["pipes", "all", "off"]);
 /// The values of `threaded_fork`, in the order of the library's `ThreadedFork`.
 pub const THREADED_FORK_VALUES: Choice = Choice(&["warn", "deny", "allow"]);
+/// The values of `isolation`, in the order of the library's `Isolation`.
+pub const ISOLATION_VALUES: Choice = Choice(&["off", "pidns"]);
 /// The values of `processes`, in the order of the library's `Level`.
 pub const LEVELS: Choice = Choice(&["deny", "warn", "allow"]);
 const DENY_OR_ALLOW: Choice = Choice(&["deny", "allow"]);
@@ -143,6 +145,9 @@ pub const THREADS: Argument = Argument::new("threads", Value::Choice(DENY_OR_ALL
 /// The verdict on forks of a threaded process.
 pub const THREADED_FORK: Argument =
     Argument::new("threaded_fork", Value::Choice(THREADED_FORK_VALUES), "\"deny\"", Scope::Run);
+/// Whether a test runs in a PID namespace.
+pub const ISOLATION: Argument =
+    Argument::new("isolation", Value::Choice(ISOLATION_VALUES), "\"pidns\"", Scope::Run);
 /// Tests of one key never run at the same time.
 pub const SERIAL: Argument =
     Argument::new("serial", Value::Text("a key such as `port 8080`"), "\"port 8080\"", Scope::Test);
@@ -152,7 +157,7 @@ pub const UNGUARDED: Argument = Argument::new("unguarded", Value::Choice(LEVELS)
 pub const CRATE: Argument = Argument::new("crate", Value::Path, "childproof", Scope::Attribute);
 
 /// All arguments, in the order in which the documentation lists them.
-pub const ARGUMENTS: [&Argument; 13] = [
+pub const ARGUMENTS: [&Argument; 14] = [
     &TIMEOUT,
     &GRACE,
     &PROCESSES,
@@ -163,6 +168,7 @@ pub const ARGUMENTS: [&Argument; 13] = [
     &UNWAITED,
     &THREADS,
     &THREADED_FORK,
+    &ISOLATION,
     &SERIAL,
     &UNGUARDED,
     &CRATE,

@@ -560,6 +560,10 @@ impl<'a> Index<'a> {
         if outside.hides {
             doubts.push(Doubt::HiddenProcesses);
         }
+        // A file may have left over a socket that is closed by now. No process outside is the child of one inside.
+        if outside.is_unseen && !matches!(node.thread.on, On::Child { .. }) {
+            doubts.push(Doubt::OutsideNamespace);
+        }
         // A file that was created in the tree can only leave it over a socket. The epoll instances of other
         // processes cannot be compared.
         if self.leads_out && matches!(node.thread.on, On::Epoll { .. }) {

@@ -165,7 +165,8 @@ impl Evidence<'_> {
         let is_master = path.ends_with("ptmx");
         let other_side = known.map(|terminal| if is_master { &terminal.slaves } else { &terminal.masters });
         let (own, others) = inside(process, other_side.into_iter().flatten());
-        let outside = other_side.is_some_and(|ends| ends.iter().any(|end| end.outside.is_some()));
+        let outside = self.facts.outside.is_unseen
+            || other_side.is_some_and(|ends| ends.iter().any(|end| end.outside.is_some()));
         let index = known.map(|terminal| terminal.index);
         let alone = alone && !outside;
         is_terminal.then(|| LinkOn::Terminal {
@@ -195,7 +196,9 @@ impl Evidence<'_> {
         };
         let other_end = || fifo.holders.iter().filter(is_other_end);
         let (own, others) = inside(process, other_end());
-        let outside = other_end().any(|holder| holder.outside.is_some());
+        // Without another end this thread would not wait.
+        let is_unseen = self.facts.outside.is_unseen && own.is_empty() && others.is_empty();
+        let outside = is_unseen || other_end().any(|holder| holder.outside.is_some());
         Some(LinkOn::Fifo { path: path.clone(), writes, own, others, outside })
     }
 

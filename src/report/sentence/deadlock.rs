@@ -6,7 +6,7 @@ use crate::proc::process::UnseenWaker;
 use crate::recorder::awaited::Awaited;
 use crate::report::escape;
 use crate::report::words::{
-    a_socket, brief, fds, list, plural, process, process_name, queue_in_brackets, signal_word,
+    a_socket, brief, fds, list, only, plural, process, process_name, queue_in_brackets, signal_word,
 };
 
 /// The most waits in one sentence.
@@ -61,9 +61,10 @@ pub(super) fn sentence(verdict: &Verdict, deadlock: &Deadlock) -> String {
                 count => format!(", and all its {count} threads wait"),
             };
             format!(
-                "{} writes to {} that is full and that only itself could read: the other end is its own {}{all}. {}",
+                "{} writes to {} that is full and that {}itself could read: the other end is its own {}{all}. {}",
                 subject(facts, pid),
                 a_socket(facts, socket),
+                only(facts),
                 fds(ends),
                 can_never("make progress")
             )
@@ -139,6 +140,9 @@ pub(in crate::report) fn doubt(doubt: &Doubt) -> String {
         Doubt::ProcessAppeared => "a process appeared between two looks".to_owned(),
         Doubt::FdTransferred => "an fd was transferred between two looks".to_owned(),
         Doubt::HiddenProcesses => "/proc does not show the processes of other users (hidepid)".to_owned(),
+        Doubt::OutsideNamespace => {
+            "processes outside of the test's PID namespace are not seen, and may have it open".to_owned()
+        }
         Doubt::EpollMayHaveLeft => "an epoll instance may have left the test over a socket".to_owned(),
         Doubt::FdsOnTheirWayOut { pid } => {
             format!("fds are on their way to pid {pid}, outside of the test, over a socket")
@@ -179,6 +183,7 @@ fn own_end(facts: &Facts, deadlock: &Deadlock, own: &OwnEnd, can_never: &dyn Fn(
         };
     }
     let mut held = match (&own.ends[..], &own.others[..]) {
+        (ends, []) if facts.outside.is_unseen => format!("whose write end it has itself: {}", fds(ends)),
         ([end], []) => format!("whose only writer is its own fd {end}"),
         (ends, []) => format!("whose only writers are its own fds {}", list(ends)),
         (ends, [other]) => {
@@ -370,8 +375,8 @@ fn clause(facts: &Facts, wait: &Wait) -> String {
 fn does(facts: &Facts, wait: &Wait) -> String {
     let (only, holders) = match &wait.wakers[..] {
         [] => ("", "no process that was found".to_owned()),
-        [waker] if *waker == wait.pid => ("only ", "itself".to_owned()),
-        wakers => ("only ", list(wakers)),
+        [waker] if *waker == wait.pid => (only(facts), "itself".to_owned()),
+        wakers => (only(facts), list(wakers)),
     };
     let brief = brief_wait(wait);
     match &wait.on {
@@ -393,7 +398,10 @@ fn does(facts: &Facts, wait: &Wait) -> String {
             };
             format!("{brief}, to which {only}{holders} can write{mistake}")
         }
-        WaitsOn::SocketRoom { .. } => format!("{brief}, which is full and read by {holders} only"),
+        WaitsOn::SocketRoom { .. } => {
+            let only = if facts.outside.is_unseen { "" } else { " only" };
+            format!("{brief}, which is full and read by {holders}{only}")
+        }
         WaitsOn::SocketAccept { .. } => format!("{brief}, whose connection {holders} would have to accept"),
         WaitsOn::SocketData { .. } | WaitsOn::Eventfd => {
             format!("{brief}, to which {only}{holders} can write")

@@ -14,8 +14,8 @@ use crate::proc::sockets::{Peer, Socket};
 use crate::proc::waits::{On, Thread};
 use crate::report::escape;
 use crate::report::words::{
-    a_socket, address, and_address, enumerate, fds, not_among, process, process_name, queue_in_brackets,
-    unknown_peer,
+    a_socket, address, and_address, enumerate, fds, not_among, only, process, process_name,
+    queue_in_brackets, unknown_peer,
 };
 
 pub(super) fn sentence(verdict: &Verdict, waits: &WaitsFor) -> String {
@@ -146,6 +146,15 @@ impl Clause<'_> {
                 self.pipe_data(inodes, writers, *by_mistake, *part)
             }
             LinkOn::OwnPipe { fds: own, others, .. } => match &others[..] {
+                others if self.facts().outside.is_unseen => format!(
+                    "waits for EOF on a pipe that it itself has open for writing, {}{}",
+                    fds(own),
+                    if others.is_empty() {
+                        String::new()
+                    } else {
+                        format!(", as has {}", self.named(others))
+                    }
+                ),
                 [] => {
                     format!("waits for EOF on a pipe that only it itself has open for writing, {}", fds(own))
                 }
@@ -306,15 +315,16 @@ impl Clause<'_> {
         if let Some(target) = self.target().filter(|_| !by_mistake) {
             let ends: Vec<i32> = target.known_fds().iter().filter(|fd| is_one(fd)).map(|fd| fd.fd).collect();
             return format!(
-                "reads from a pipe that only {} could write to: {}",
+                "reads from a pipe that {}{} could write to: {}",
+                self::only(self.facts()),
                 self.the(target),
                 fds(&ends)
             );
         }
-        let named = self.named(writers);
+        let (named, sole) = (self.named(writers), self::only(self.facts()));
         if !self.is_last {
             return match writers.len() {
-                1 => format!("reads from a pipe that is open for writing only in {named}{only}"),
+                1 => format!("reads from a pipe that is open for writing {sole}in {named}{only}"),
                 _ => format!("reads from a pipe that is open for writing in {named}{only}"),
             };
         }
@@ -323,7 +333,7 @@ impl Clause<'_> {
             false => "it sees EOF only when that is closed",
         };
         match self.at > 0 && writers.len() == 1 {
-            true => format!("reads from a pipe that only {named} has open for writing{only}: {what}"),
+            true => format!("reads from a pipe that {sole}{named} has open for writing{only}: {what}"),
             false => format!("reads from a pipe that is open for writing in {named}{only}: {what}"),
         }
     }
@@ -336,12 +346,14 @@ impl Clause<'_> {
                 let ends: Vec<i32> = ends.map(|fd| fd.fd).collect();
                 let the = self.the(target);
                 format!(
-                    "writes to a pipe that is full{queue}, and only {the} could read that: {}",
+                    "writes to a pipe that is full{queue}, and {}{the} could read that: {}",
+                    only(self.facts()),
                     fds(&ends)
                 )
             }
             None => format!(
-                "writes to a pipe that is full{queue} and open for reading only in {}",
+                "writes to a pipe that is full{queue} and open for reading {}in {}",
+                only(self.facts()),
                 self.named(readers)
             ),
         }

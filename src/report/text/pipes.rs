@@ -190,7 +190,8 @@ fn end_lines(verdict: &Verdict, pipe: u64) -> Vec<String> {
         .flat_map(|(process, thread)| thread.fds().into_iter().map(move |fd| (process.pid, fd)))
         .collect();
     let is_blocked = |pid: i32, fd: i32| blocked.contains(&(pid, fd));
-    let only = |reads: bool| holders.iter().filter(|(_, fd, _)| fd.reads() == reads).count() == 1;
+    let is_known = !facts.outside.is_unseen;
+    let only = |reads: bool| is_known && holders.iter().filter(|(_, fd, _)| fd.reads() == reads).count() == 1;
     let mut lines = Vec::new();
     for (pid, fd, outside) in holders.iter().take(LISTED) {
         let mut line = format!("{:<5} end  {pid} fd {}", pipe_end(fd.access), fd.fd);

@@ -69,27 +69,27 @@ pub(crate) fn not_isolated(why: &NotIsolated) -> String {
         NotIsolated::Keeps => "what is kept (`--keep`) must have its number on the machine".to_owned(),
         NotIsolated::Refused { step, error } => {
             let (step, cause) = match step {
-                NamespaceStep::Fork => ("fork", ""),
+                NamespaceStep::Fork => ("cannot fork", ""),
                 NamespaceStep::Unshare => (
-                    "unshare(CLONE_NEWPID)",
+                    "cannot make a PID namespace (unshare)",
                     "; it needs CAP_SYS_ADMIN or user namespaces (user.max_user_namespaces, seccomp)",
                 ),
                 NamespaceStep::MapUser => {
-                    ("map the user in a user namespace", "; a security module may forbid that")
+                    ("cannot map the user in a user namespace", "; a security module may forbid that")
                 }
                 NamespaceStep::SeparateMounts => (
-                    "keep mounts apart (MS_SLAVE)",
+                    "cannot keep mounts apart (MS_SLAVE)",
                     "; `/` has to be a mount, and a security module may forbid it",
                 ),
                 NamespaceStep::MountProc => (
-                    "mount `/proc`",
+                    "cannot mount `/proc`",
                     "; a container that hides parts of `/proc` forbids it (Docker: `--security-opt systempaths=unconfined`)",
                 ),
                 NamespaceStep::Survive => {
-                    ("make a PID namespace", "; a process was killed meanwhile, maybe by seccomp")
+                    ("cannot make a PID namespace", "; a process was killed meanwhile, maybe by seccomp")
                 }
             };
-            format!("cannot {step}: {}{cause}", error.text)
+            format!("{step}: {}{cause}", error.text)
         }
     };
     format!("`isolation = \"pidns\"` has no effect: {why}")

@@ -27,6 +27,7 @@ mod forks;
 mod graphs;
 mod held;
 mod invariants;
+mod isolation;
 mod junit;
 mod keep;
 mod lifelines;

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::isolation::may_make_namespaces;
 use crate::proof::{Held, each, fixture, tool, trials};
 use crate::support::{Fixture, parent, root};
 
@@ -47,6 +48,8 @@ enum Victim {
     Pattern,
     /// All processes of the guard at once, each by its pid: there is no process left that could kill.
     Guard,
+    /// The same with `isolation = "pidns"`: the kernel kills everything in the namespace of the supervisor.
+    GuardOfNamespace,
 }
 
 const VICTIMS: [Victim; 9] = [
@@ -85,6 +88,8 @@ impl Matrix {
     /// The run of a cell.
     fn command(&self, kind: Kind, victim: Victim) -> Command {
         let (target, test) = match kind {
+            Harness if victim == Victim::GuardOfNamespace => ("harness", "guarded::isolated_tree"),
+            Stock if victim == Victim::GuardOfNamespace => ("stock", "guarded::isolated_tree"),
             Harness => ("harness", "guarded::tree"),
             Stock => ("stock", "guarded::tree"),
             Run => ("plain", "tree"),
@@ -98,6 +103,9 @@ impl Matrix {
                 words.extend([tool("cargo-childproof"), "childproof".into()])
             }
             (Victim::Cargo | Victim::Nextest, _) => words.push(env!("CARGO").into()),
+            (Victim::GuardOfNamespace, Run) => {
+                words.extend([tool("childproof"), "run".into(), "--isolation=pidns".into(), "--".into()]);
+            }
             (_, Run) => words.extend([tool("childproof"), "run".into(), "--".into()]),
             _ => {}
         }
@@ -128,7 +136,11 @@ impl Matrix {
         let mut held = Held::start(&self.command(kind, victim));
         let told = held.run.wait_for("tree");
         let (test, supervisor) = told.split_once(' ').unwrap();
-        let (test, supervisor): (i32, i32) = (test.parse().unwrap(), supervisor.parse().unwrap());
+        let (test, mut supervisor): (i32, i32) = (test.parse().unwrap(), supervisor.parse().unwrap());
+        if victim == Victim::GuardOfNamespace {
+            assert_eq!(supervisor, 1, "the first process of its namespace");
+            supervisor = held.run.marked().into_iter().find(|pid| is_first_of_namespace(*pid)).unwrap();
+        }
         let victims = self.victims(&held, kind, victim, test, supervisor);
         // `kill` would take others for groups.
         let are_processes = victims.iter().all(|pid| *pid > 1) && !victims.is_empty();
@@ -166,7 +178,7 @@ impl Matrix {
             Victim::Server => vec![above],
             Victim::Supervisor => vec![supervisor],
             Victim::Test => vec![test],
-            Victim::Guard => vec![top, net, above, supervisor],
+            Victim::Guard | Victim::GuardOfNamespace => vec![top, net, above, supervisor],
             Victim::Session => {
                 held.run.marked().into_iter().filter(|pid| session(*pid) == Some(top)).collect()
             }
@@ -190,6 +202,14 @@ fn send(pid: i32, signal: Signal) {
 
 fn session(pid: i32) -> Option<i32> {
     nix::unistd::getsid(Some(Pid::from_raw(pid))).ok().map(Pid::as_raw)
+}
+
+/// Whether a process is the first one of a PID namespace below this one.
+fn is_first_of_namespace(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    let numbers: Vec<&str> = line.split_whitespace().collect();
+    numbers.len() > 1 && numbers.last() == Some(&"1")
 }
 
 fn has_in_line(pid: i32, text: &str) -> bool {
@@ -255,6 +275,21 @@ fn of_the_whole_guard_leave_what_only_a_namespace_would_kill() {
     for kind in [Harness, Stock, Run] {
         let (left, _) = matrix.trial((kind, Victim::Guard, 0));
         println!("{kind:?}: {left} processes are left when all of the guard is killed at once");
+    }
+}
+
+/// Nor can it in a namespace, but then the kernel kills the rest.
+#[childproof::test(timeout = "300s")]
+fn of_the_whole_guard_leave_nothing_in_a_namespace() {
+    if !may_make_namespaces() {
+        return;
+    }
+    let matrix = Matrix::new();
+    let cells = [Harness, Stock, Run].map(|kind| (kind, Victim::GuardOfNamespace, 0));
+    let trials: Vec<Cell> = cells.iter().flat_map(|cell| std::iter::repeat_n(*cell, trials(1))).collect();
+    for (cell, (left, took)) in trials.iter().zip(each(trials.clone(), |cell| matrix.trial(cell))) {
+        println!("{cell:?}: {left} processes are left, after {took:.2?}");
+        assert_eq!(left, 0, "{cell:?}");
     }
 }
 

@@ -35,7 +35,7 @@ fn trials(otherwise: usize) -> usize {
 }
 
 /// The directory of the built command-line tool.
-fn tool() -> PathBuf {
+pub(crate) fn tool() -> PathBuf {
     let target = root().join("target/fixtures");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--offline", "--package", "childproof-cli"]).current_dir(root());

@@ -76,15 +76,13 @@ fn changes_no_verdict() {
         return;
     }
     let fixture = Fixture::build("leaky");
-    for filter in ["child", "shell", "exits", "pipe", "job"] {
-        let arguments = ["shapes::", "--skip", "crowd", "--skip", "hundred", filter, "--color=never"];
-        let (_, plain) = verdicts(fixture.command("harness", &arguments[5..]));
-        let (ran, inside) = verdicts(isolated(&fixture, "harness", &arguments[5..]));
-        assert!(!plain.is_empty(), "{filter}");
-        assert!(!ran.all().contains(NO_EFFECT), "{}", ran.all());
-        for (name, verdict) in &plain {
-            assert_eq!(essence(&inside[name]), essence(verdict), "{name}\n{}", ran.all());
-        }
+    let arguments = ["child", "shell", "exits", "pipe", "job", "--skip", "hundred", "--color=never"];
+    let (_, plain) = verdicts(fixture.command("harness", &arguments));
+    let (ran, inside) = verdicts(isolated(&fixture, "harness", &arguments));
+    assert!(plain.len() > 20, "{}", plain.len());
+    assert!(inside.values().any(|verdict| verdict["notes"].to_string().contains("PID namespace")));
+    for (name, verdict) in &plain {
+        assert_eq!(essence(&inside[name]), essence(verdict), "{name}\n{}", ran.all());
     }
 }
 
@@ -141,9 +139,7 @@ fn only_what_is_within_a_namespace_is_proved() {
         assert!(!proved(name).is_empty(), "{name}\n{}", ran.all());
     }
     for name in fds {
-        let others: Vec<Value> =
-            proved(name).into_iter().filter(|because| because != "stuck_child").collect();
-        assert!(others.is_empty(), "{name}: {others:?}\n{}", ran.all());
+        assert!(proved(name).is_empty(), "{name}: {:?}\n{}", proved(name), ran.all());
         let sentence = verdicts[name]["findings"].to_string();
         assert!(
             sentence.contains("processes outside of the test's PID namespace are not seen"),

@@ -99,7 +99,7 @@ impl RunDirectory {
     }
 
     /// The same directory in a copy of the mount namespace, whose mounts have other ids.
-    pub(super) fn from_another_namespace(mut self) -> RunDirectory {
+    pub(super) fn in_own_namespace(mut self) -> RunDirectory {
         let parent = self.path.parent().unwrap_or(Path::new("/"));
         let found = sys::open_directory(parent).and_then(|fd| sys::status(&fd));
         if let Ok(found) = found.as_ref().map(identity)

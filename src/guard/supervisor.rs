@@ -164,7 +164,7 @@ impl Supervisor {
     ) -> Result<Supervisor, GuardFailure> {
         let pid = nix::unistd::getpid().as_raw();
         let (outside, not_isolated) = (place.pid(), place.refused.clone());
-        let run = if place.inside.is_some() { run.from_another_namespace() } else { run };
+        let run = if place.inside.is_some() { run.in_own_namespace() } else { run };
         drop(place);
         let fd = slot.as_fd().try_clone_to_owned().map_err(GuardFailure::set_up(Role::Supervisor))?;
         let scratch = Scratch::make(run, name);

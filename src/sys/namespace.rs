@@ -154,8 +154,7 @@ fn go_between(to: &Channel) -> Inside {
 /// and whether there is a user namespace.
 fn enter() -> Result<(OwnedFd, bool), NamespaceRefusal> {
     let proc = open_directory(Path::new("/proc")).map_err(refused(NamespaceStep::MountProc))?;
-    // SAFETY: `geteuid` and `getegid` have no preconditions.
-    let (user, group) = unsafe { (libc::geteuid(), libc::getegid()) };
+    let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
     let is_other_user = match unshare(libc::CLONE_NEWPID | libc::CLONE_NEWNS) {
         Ok(()) => false,
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
@@ -185,8 +184,7 @@ fn enter() -> Result<(OwnedFd, bool), NamespaceRefusal> {
 fn settle(is_other_user: bool) -> Result<(), NamespaceRefusal> {
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
     mount(Some(c"proc"), c"/proc", flags).map_err(refused(NamespaceStep::MountProc))?;
-    // SAFETY: `geteuid` has no preconditions.
-    if is_other_user && unsafe { libc::geteuid() } != 0 {
+    if is_other_user && !nix::unistd::geteuid().is_root() {
         drop_capabilities().map_err(refused(NamespaceStep::MapUser))?;
     }
     Ok(())

@@ -3,6 +3,7 @@
 //! Uses `sys` alone. Reads no `/proc` and starts nothing.
 
 pub(crate) mod bazel;
+pub(crate) mod isolation;
 pub(crate) mod options;
 pub(crate) mod policy;
 pub(crate) mod printable;

@@ -24,7 +24,7 @@ use super::events::Sources;
 use super::facts::{Answer, EvidenceLimit};
 use super::failure::{GuardFailure, Role};
 use super::guarded_run::GuardedRun;
-use super::isolation::{self, Forked, Forker, Place};
+use super::isolation::{self, Forked, Forker, Isolated};
 use super::keep::{self, Decision};
 use super::kill;
 use super::messages::SlotRequest;
@@ -339,7 +339,7 @@ struct CommandSupervisor {
     lifeline: Watch,
     /// A signalfd for SIGCHLD, inherited from the net.
     children: SignalFd,
-    place: Place,
+    place: Isolated,
 }
 
 impl CommandSupervisor {

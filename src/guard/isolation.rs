@@ -47,19 +47,19 @@ pub(super) fn wanted(settings: &Settings) -> Result<bool, NotIsolated> {
 /// A fork, maybe in a namespace.
 pub(super) enum Forked {
     Parent(Pid),
-    Child(Place),
+    Child(Isolated),
 }
 
 /// Where a supervisor is.
 #[derive(Default)]
-pub(crate) struct Place {
+pub(crate) struct Isolated {
     /// The way outside, if it is in a namespace.
     pub(super) inside: Option<Inside>,
     /// Why it is in none, if one was asked for.
     pub(super) refused: Option<NotIsolated>,
 }
 
-impl Place {
+impl Isolated {
     /// The pid of the calling process outside.
     pub(super) fn pid(&self) -> Pid {
         self.inside.as_ref().map_or_else(sys::own_pid, |inside| inside.pid)
@@ -86,7 +86,7 @@ impl Forker {
                 Ok(NamespaceFork::First(inside)) => {
                     IS_INSIDE.store(true, Ordering::Relaxed);
                     mounts::remember_proc();
-                    return Ok(Forked::Child(Place { inside: Some(inside), refused: None }));
+                    return Ok(Forked::Child(Isolated { inside: Some(inside), refused: None }));
                 }
                 Err(refusal) => {
                     let (step, error) = (refusal.step, refusal.error.into());
@@ -97,7 +97,7 @@ impl Forker {
         Ok(match sys::fork()? {
             Fork::Parent(pid) => Forked::Parent(pid),
             Fork::Child => {
-                Forked::Child(Place { inside: None, refused: self.refused.clone().filter(|_| isolated) })
+                Forked::Child(Isolated { inside: None, refused: self.refused.clone().filter(|_| isolated) })
             }
         })
     }

@@ -100,13 +100,8 @@ impl RunDirectory {
 
     /// The same directory in a copy of the mount namespace, whose mounts have other ids.
     pub(super) fn in_own_namespace(mut self) -> RunDirectory {
-        let parent = self.path.parent().unwrap_or(Path::new("/"));
-        let found = sys::open_directory(parent).and_then(|fd| sys::status(&fd));
-        if let Ok(found) = found.as_ref().map(identity)
-            && (found.0, found.1) == (self.above.0, self.above.1)
-        {
-            self.above = found;
-        }
+        let parent = sys::open_directory(self.path.parent().unwrap_or(Path::new("/")));
+        self.above.2 = parent.and_then(|fd| sys::status(&fd)).map_or(None, |found| found.mount);
         self
     }
 

@@ -16,7 +16,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::signalfd::SignalFd;
 
-use super::isolation::{Forked, Forker, Place};
+use super::isolation::{Forked, Forker, Isolated};
 use super::keep;
 use super::kill;
 use super::messages::{Hello, Request};
@@ -176,7 +176,7 @@ impl Server {
     }
 
     /// Forks a supervisor for `slot`; the child continues in [`Server::become_supervisor`].
-    fn fork_supervisor(&mut self, slot: &Channel, isolated: bool) -> Option<Place> {
+    fn fork_supervisor(&mut self, slot: &Channel, isolated: bool) -> Option<Isolated> {
         self.forked += 1;
         match self.forker.fork(isolated) {
             Ok(Forked::Parent(pid)) => {
@@ -193,7 +193,7 @@ impl Server {
     }
 
     /// Drops what a supervisor does not need of the server.
-    fn become_supervisor(self, slot: Channel, place: Place, then: &ChildEntry<'_>) -> ServeOutcome {
+    fn become_supervisor(self, slot: Channel, place: Isolated, then: &ChildEntry<'_>) -> ServeOutcome {
         let Server { context, directory, number, forked, control, runner, supervisors, children, .. } = self;
         drop((control, runner, supervisors));
         // Supervisors of a fork server that was killed may still use theirs.

@@ -24,7 +24,7 @@ use crate::guard::events::{Sources, Wakeup};
 use crate::guard::facts::{Answer, EvidenceLimit, Facts};
 use crate::guard::failure::{GuardFailure, Role};
 use crate::guard::guarded_run::GuardedRun;
-use crate::guard::isolation::{self, Place};
+use crate::guard::isolation::{self, Isolated};
 use crate::guard::keep::{self, Decision};
 use crate::guard::kill;
 use crate::guard::messages::{BodyRequest, Hello, Job, SlotRequest};
@@ -160,7 +160,7 @@ impl Supervisor {
         children: SignalFd,
         run: RunDirectory,
         name: &str,
-        place: Place,
+        place: Isolated,
     ) -> Result<Supervisor, GuardFailure> {
         let pid = nix::unistd::getpid().as_raw();
         let (outside, not_isolated) = (place.pid(), place.refused.clone());

@@ -63,6 +63,10 @@ pub(crate) fn words(failure: &GuardFailure) -> String {
     }
 }
 
+/// What a namespace means for a report.
+pub(crate) const ISOLATED: &str = "pids are those of the test's PID namespace (`isolation`), and which processes outside of it \
+     have something open is not known";
+
 /// Why `isolation = "pidns"` has no effect.
 pub(crate) fn not_isolated(why: &NotIsolated) -> String {
     let why = match why {

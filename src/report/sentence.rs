@@ -212,11 +212,7 @@ fn limit(limit: &EvidenceLimit) -> String {
         EvidenceLimit::ScratchNotEmptied { failure } => {
             format!("cannot empty the scratch directory: {}", failure::scratch(failure))
         }
-        EvidenceLimit::Isolated {} => {
-            "pids are those of the test's PID namespace (`isolation`), and which processes \
-                                       outside of it have something open is not known"
-                .to_owned()
-        }
+        EvidenceLimit::Isolated {} => failure::ISOLATED.to_owned(),
         EvidenceLimit::NotIsolated { why } => failure::not_isolated(why),
     }
 }

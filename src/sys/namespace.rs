@@ -66,7 +66,7 @@ pub(crate) struct Inside {
 }
 
 wire_enum! {
-    /// What the new processes tell the forking one.
+    /// What the new processes report to the forking one.
     enum Message {
         Ready { pid: i32 },
         /// `pid` is that of the first process, or 0 if there is none.
@@ -122,7 +122,7 @@ fn refused(step: NamespaceStep) -> impl Fn(io::Error) -> NamespaceRefusal {
 
 /// Makes the namespace and forks its first process; returns in that.
 fn go_between(to: &Channel) -> Inside {
-    let tell = |refusal: &NamespaceRefusal, pid: Pid| {
+    let report = |refusal: &NamespaceRefusal, pid: Pid| {
         let errno = refusal.error.raw_os_error().unwrap_or(libc::EIO);
         let _ = to.send(&Message::Refused { step: refusal.step, errno, pid }.encode(), &[]);
     };
@@ -131,7 +131,7 @@ fn go_between(to: &Channel) -> Inside {
         Ok((entered, Fork::Child)) => entered,
         Ok((_, Fork::Parent(_))) => exit_now(0),
         Err(refusal) => {
-            tell(&refusal, 0);
+            report(&refusal, 0);
             exit_now(1)
         }
     };
@@ -144,7 +144,7 @@ fn go_between(to: &Channel) -> Inside {
         }
         result => {
             let none = || refused(NamespaceStep::MountProc)(Errno::ESRCH.into());
-            tell(&result.err().unwrap_or_else(none), pid);
+            report(&result.err().unwrap_or_else(none), pid);
             exit_now(1)
         }
     }

@@ -200,7 +200,7 @@ fn assert_falls_back(command: Command, why: &str) {
     assert!(with[0].contains(why), "{notes:?}");
 }
 
-/// Runs a command as an ordinary user who may make no user namespace.
+/// Runs a command as an ordinary user that may make no user namespace.
 const WITHOUT_NAMESPACES: &str = "exec unshare -Ur sh -c 'echo 0 > /proc/sys/user/max_user_namespaces; \
      exec setpriv --inh-caps=-all --bounding-set=-all \"$@\"' sh \"$@\"";
 

@@ -103,7 +103,9 @@ impl KindKey {
         };
         let wait = |link: &Link| {
             let tasks = match &link.on {
-                LinkOn::Runtime { waits } => waits.iter().map(discriminant).collect(),
+                LinkOn::Runtime { waits } | LinkOn::AnyOf { waits } => {
+                    waits.iter().map(discriminant).collect()
+                }
                 _ => Vec::new(),
             };
             (discriminant(&link.on), tasks)

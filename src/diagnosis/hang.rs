@@ -142,7 +142,12 @@ impl<'a> Roots<'a> {
         }
         // All threads of a process that could wake each other are one finding.
         if self.evidence.is_thread_group(root) {
+            // A thread that waits for another process in a ring explains why the others wait for it.
+            let is_ours = |tid: &i32| self.evidence.thread(*tid).is_some_and(|(own, _)| own.pid == root.pid);
+            let in_known_ring =
+                |known: &HashSet<i32>| known.iter().any(is_ours) && !known.iter().all(is_ours);
             if self.groups.contains(&root.pid)
+                || self.rings.iter().any(in_known_ring)
                 || stuck.iter().any(|other| other.pid == root.pid && is_other(other))
             {
                 return true;

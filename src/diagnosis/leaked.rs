@@ -1,5 +1,6 @@
 //! Processes that were still running after their test.
 
+use super::children;
 use super::evidence::Evidence;
 use super::finding::{Cause, CodePlace, CreatedBy, Creator, Finding, Kind};
 use super::glob::allows;
@@ -60,6 +61,10 @@ fn wait_of(evidence: &Evidence<'_>, allowed: &[i32], findings: &[Finding]) -> Op
     let facts = evidence.facts;
     if facts.is_inspected() || findings.iter().any(|finding| matches!(finding.kind, Kind::Deadlock(_))) {
         return None;
+    }
+    // What the tests wait for that it runs, and their guards, explains nothing.
+    if let Some(own) = children::own_binary(evidence) {
+        return Some(own);
     }
     let mut leaked = leaked(facts).filter(|process| !allowed.contains(&process.pid));
     let waits = leaked.find_map(|process| evidence.waits_of_leaked(process))?;

@@ -30,6 +30,8 @@ pub(crate) enum Remedy {
     ExecOrForkSingleThreaded,
     /// No thread is left that could end the wait; `None` if the stack does not show what it waits for.
     EndWait(Option<Awaited>),
+    /// A thread waits in the code of a task, without `.await`: its runtime runs nothing else there.
+    AwaitInTask(Option<Awaited>),
     /// Threads wait for different locks, and for nothing else.
     LockOrder,
     /// A thread waits for a lock, and another thread only joins it.
@@ -40,9 +42,10 @@ pub(crate) enum Remedy {
     CloseInChild {
         fds: Vec<i32>,
     },
-    /// The test reads a pipe and holds a write end of it.
+    /// The test reads a pipe and holds a write end of it; `only`: no other process does.
     DropOwnWriteEnd {
         fds: Vec<i32>,
+        only: bool,
     },
     /// A program reads a pipe and holds a write end of it; `created`: the line that created it.
     CreateWithCloexec {
@@ -111,6 +114,12 @@ pub(crate) enum Remedy {
     /// A process waits for data or EOF on a socket, and a waiter for this process holds the other end.
     ShutdownSocket {
         ends: Ends,
+        before: Before,
+    },
+    /// Two threads of one process each wait for data or EOF on one end of a connection.
+    ShutdownEither {
+        one: Ends,
+        other: Ends,
     },
     /// A child writes to a full pipe, and its parent waits for it to exit.
     ReadBeforeWait {
@@ -166,6 +175,18 @@ pub(crate) enum Remedy {
     CloseInProgram {
         ends: Ends,
     },
+    /// The pipe that is read is the output of a child of the test that runs on.
+    EndWriter {
+        pid: i32,
+    },
+    /// A process reads a FIFO that it has open for writing itself, by these fds; `reads` is the one that it reads.
+    CloseOwnFifo {
+        pid: i32,
+        fds: Vec<i32>,
+        reads: i32,
+    },
+    /// Two processes each open a FIFO whose other end no process has open.
+    OpenInOneOrder,
     /// A child failed, and the test waits for something that only the child could do.
     CheckChild {
         pid: i32,
@@ -188,6 +209,11 @@ pub(crate) enum Remedy {
         fd: i32,
         file: String,
         opened: Option<SourceLocation>,
+    },
+    /// A process has a file lock that it has taken itself, and runs on.
+    EndLockHolder {
+        pid: i32,
+        file: String,
     },
     /// Opening a path blocks, without a timeout.
     OpenOtherEnd {

@@ -1,5 +1,6 @@
 //! Findings from hand-made evidence: at least one for each kind, and for each precondition of a remedy.
 
+mod causes;
 mod chains;
 mod deadlocks;
 mod kinds;

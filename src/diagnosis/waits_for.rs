@@ -77,6 +77,10 @@ pub(crate) enum LinkOn {
     Runtime {
         waits: Vec<RuntimeWait>,
     },
+    /// Any of several things of different kinds, in one poll set.
+    AnyOf {
+        waits: Vec<RuntimeWait>,
+    },
     /// Only the channels that wake an event loop from within its own process.
     EventLoop,
     /// A connection to a listening socket.
@@ -259,7 +263,9 @@ impl LinkOn {
             | LinkOn::Fifo { others: pids, .. }
             | LinkOn::Terminal { others: pids, .. }
             | LinkOn::FileLock { holders: pids, .. } => pids.clone(),
-            LinkOn::Runtime { waits } => waits.iter().flat_map(RuntimeWait::wakers).collect(),
+            LinkOn::Runtime { waits } | LinkOn::AnyOf { waits } => {
+                waits.iter().flat_map(RuntimeWait::wakers).collect()
+            }
             LinkOn::Stopped
             | LinkOn::Thread { .. }
             | LinkOn::Threads { .. }
@@ -292,6 +298,7 @@ impl LinkOn {
                     | LinkOn::SharedFutex { .. }
                     | LinkOn::Call { .. }
                     | LinkOn::Runtime { .. }
+                    | LinkOn::AnyOf { .. }
                     | LinkOn::PipeData { .. }
             )
     }
@@ -308,7 +315,9 @@ impl LinkOn {
             LinkOn::Socket(AtSocket { own, holders: others, .. })
             | LinkOn::Fifo { own, others, outside: false, .. } => own.is_empty() && others.is_empty(),
             LinkOn::SharedFutex { others, outside: false, .. } => others.is_empty(),
-            LinkOn::Runtime { waits } => !waits.is_empty() && waits.iter().all(is_alone),
+            LinkOn::Runtime { waits } | LinkOn::AnyOf { waits } => {
+                !waits.is_empty() && waits.iter().all(is_alone)
+            }
             _ => false,
         }
     }
@@ -377,7 +386,17 @@ pub(super) fn more_time_may_help(evidence: &Evidence<'_>, findings: &[Finding]) 
         LinkOn::Sleep => return true,
         // Its other end is unknown.
         LinkOn::UnknownPeer { .. } => return true,
-        LinkOn::Runtime { waits } if waits.contains(&RuntimeWait::Timer) => return true,
+        LinkOn::Call { file: Some((fd, _)), .. }
+            if evidence
+                .process(last.pid)
+                .and_then(|process| process.fd(*fd))
+                .is_some_and(|fd| fd.is_set_timer) =>
+        {
+            return true;
+        }
+        LinkOn::Runtime { waits } | LinkOn::AnyOf { waits } if waits.contains(&RuntimeWait::Timer) => {
+            return true;
+        }
         // No other process that was found has the other end.
         LinkOn::Fifo { others, outside: false, .. } | LinkOn::SharedFutex { others, outside: false, .. }
             if others.is_empty() =>
@@ -467,7 +486,11 @@ impl Evidence<'_> {
         let polls_for_child = || {
             chain.first().is_some_and(|link| link.on == LinkOn::Polling) && !self.children(test).is_empty()
         };
-        let is_news = chain.iter().any(|link| !link.on.is_vague()) || ring.is_some() || polls_for_child();
+        let waits_for_signal = || chain.first().is_some_and(|link| link.on == LinkOn::Signal);
+        let is_news = chain.iter().any(|link| !link.on.is_vague())
+            || ring.is_some()
+            || polls_for_child()
+            || waits_for_signal();
         (is_news || !dead.is_empty()).then_some(WaitsFor { chain, ring, dead })
     }
 

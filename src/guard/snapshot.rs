@@ -480,7 +480,10 @@ fn note_own_program(processes: &mut [Process], tree: &Tree, test: Pid) {
         let file = std::fs::metadata(format!("/proc/{pid}/exe")).ok()?;
         Some((file.dev(), file.ino()))
     };
-    let Some(own) = program(test) else { return };
+    // Of a test that has exited, the kernel no longer shows the program: a test is a fork of this process.
+    let is_fork = || tree.get(test).is_some_and(|stat| stat.forked_without_exec);
+    let own = program(test).or_else(|| program(std::process::id() as Pid).filter(|_| is_fork()));
+    let Some(own) = own else { return };
     let has_execed = |process: &&mut Process| {
         !process.tasks.is_empty() && tree.get(process.pid).is_some_and(|stat| !stat.forked_without_exec)
     };

@@ -670,11 +670,20 @@ fn pidfd(pid: Pid, fd: i32) -> Option<Pid> {
 
 /// Reads a path from a process's memory.
 fn text(pid: Pid, address: u64) -> String {
-    // Stop at the end of the page: the next one may not be mapped.
-    let length = 4096 - (address as usize % 4096);
-    let mut bytes = sys::read_memory(pid, address, length.min(256)).unwrap_or_default();
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    bytes.truncate(end);
+    /// The most bytes of a path that are read.
+    const LONGEST: usize = 256;
+    let mut bytes: Vec<u8> = Vec::new();
+    // One page at a time: the next one may not be mapped.
+    while bytes.len() < LONGEST {
+        let at = address + bytes.len() as u64;
+        let length = (4096 - (at as usize % 4096)).min(LONGEST - bytes.len());
+        let Some(more) = sys::read_memory(pid, at, length).filter(|more| !more.is_empty()) else { break };
+        let end = more.iter().position(|byte| *byte == 0);
+        bytes.extend(&more[..end.unwrap_or(more.len())]);
+        if end.is_some() {
+            break;
+        }
+    }
     String::from_utf8_lossy(&bytes).into_owned()
 }
 

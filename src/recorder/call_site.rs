@@ -147,6 +147,8 @@ pub(crate) struct Names {
     pub(crate) awaited: HashMap<i32, Awaited>,
     /// The threads that wait for work of an async runtime.
     pub(crate) in_runtime: HashSet<i32>,
+    /// The threads that are in the code of a task, so that their runtime runs nothing else on them.
+    pub(crate) in_task: HashSet<i32>,
 }
 
 impl Names {

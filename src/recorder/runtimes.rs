@@ -91,12 +91,52 @@ pub(crate) fn waits(paths: &[String], name: &str) -> bool {
     }
 }
 
+/// Whether a thread is in the code of a task that shares it with others: one of a worker, or of a runtime of one thread.
+/// `spawn_blocking` has threads of its own, which it borrows to workers as well.
+pub(crate) fn is_in_task(paths: &[String]) -> bool {
+    const SHARED: [&str; 3] = [
+        "tokio::runtime::scheduler::current_thread",
+        "tokio::runtime::scheduler::multi_thread::worker",
+        "tokio::task::local",
+    ];
+    let shares = |path: &String| SHARED.iter().any(|begin| path.starts_with(begin));
+    let first = paths.iter().find(|path| shares(path) || path.starts_with("tokio::runtime::blocking"));
+    first.is_some_and(shares) && !paths.iter().find(|path| !is_called(path)).is_some_and(shares)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{is_of_harness, is_own_socket, is_sanitizers, is_waker, waits};
+    use super::{is_in_task, is_of_harness, is_own_socket, is_sanitizers, is_waker, waits};
 
     fn owned(paths: &[&str]) -> Vec<String> {
         paths.iter().map(|path| (*path).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_task_shares_its_thread_unless_it_may_block() {
+        const WORKER: &str = "tokio::runtime::scheduler::multi_thread::worker::Context::run_task";
+        const POOL: &str = "tokio::runtime::blocking::pool::Inner::run";
+        const BODY: &str = "tokio::runtime::scheduler::current_thread::CoreGuard::block_on";
+        for (paths, expected) in [
+            (&["std::sync::mpmc::x", "a::b", "tokio::runtime::task::core::x", WORKER, POOL][..], true),
+            (&["std::sync::mpmc::x", "a::b", BODY, "a::test"], true),
+            (&["a::b", "tokio::task::local::LocalSet::tick", BODY], true),
+            // The body of a test with workers has a thread of its own.
+            (&["a::b", "tokio::runtime::park::CachedParkThread::block_on", "a::test"], false),
+            (&["a::b", "tokio::runtime::blocking::task::x", "tokio::runtime::task::core::x", POOL], false),
+            // It waits for work.
+            (
+                &[
+                    "std::x::Condvar::wait",
+                    "tokio::runtime::scheduler::multi_thread::worker::Context::park",
+                    POOL,
+                ],
+                false,
+            ),
+            (&["a::b"], false),
+        ] {
+            assert_eq!(is_in_task(&owned(paths)), expected, "{paths:?}");
+        }
     }
 
     #[test]

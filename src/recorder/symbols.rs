@@ -91,6 +91,9 @@ pub(crate) fn names(
         if runtimes::waits(&paths(&frames), &thread.name) {
             names.in_runtime.insert(thread.tid);
         }
+        if runtimes::is_in_task(&paths(&frames)) {
+            names.in_task.insert(thread.tid);
+        }
         names.stacks.insert(thread.tid, stack);
     }
     for thread in all.stacks {

@@ -58,7 +58,12 @@ fn of_own_ends(facts: &Facts, remedy: &Remedy) -> Option<String> {
              child never execs.",
             list(fds)
         ),
-        Remedy::DropOwnWriteEnd { fds } => {
+        Remedy::DropOwnWriteEnd { fds: own, only: true } if own.len() == 1 => format!(
+            "the pipe's only write end is its own {}: drop its owner before reading to the end. A `Command` that was given \
+             it owns it until the `Command` is dropped.",
+            fds(own)
+        ),
+        Remedy::DropOwnWriteEnd { fds, .. } => {
             format!("drop the owner of the write end, fd {}, before reading to the end.", list(fds))
         }
         Remedy::CreateWithCloexec { fds, created } => format!(
@@ -144,9 +149,20 @@ fn of_rings(facts: &Facts, remedy: &Remedy) -> Option<String> {
             ends_of(facts, ends),
             before(*when)
         ),
-        Remedy::ShutdownSocket { ends } => format!(
+        Remedy::ShutdownSocket { ends, before: Before::Reading } => format!(
             "call `shutdown(Shutdown::Write)` on {} before reading to the end; or write to it first.",
             ends_of(facts, ends)
+        ),
+        Remedy::ShutdownSocket { ends, before: Before::Waiting } => format!(
+            "drop {}, or call `shutdown` on it, before waiting for the end of the process that reads the other end; or \
+             write there first what that waits for.",
+            ends_of(facts, ends)
+        ),
+        Remedy::ShutdownEither { one, other } => format!(
+            "these are the two ends of one connection, and each is read to its end: what has written all that it has to write \
+             calls `shutdown(Shutdown::Write)` before it reads, on {} or on {}.",
+            ends_of(facts, one),
+            ends_of(facts, other)
         ),
         Remedy::ReadBeforeWait { ends } => format!(
             "read {} to its end before waiting for the child: `Child::wait_with_output` or `Command::output` \
@@ -207,6 +223,27 @@ fn of_waits(facts: &Facts, remedy: &Remedy) -> Option<String> {
             ends_of(facts, ends),
             watch_lifeline(*watch)
         ),
+        Remedy::EndWriter { pid } => format!(
+            "pid {pid} still runs, and keeps its output open until it ends: end it (`kill`) before waiting for the end of \
+             its output, or wait with a timeout for what it should write."
+        ),
+        Remedy::CloseOwnFifo { pid, fds: own, reads } if own == &[*reads] => format!(
+            "open it for reading only: {} of pid {pid} is open for both, and so the FIFO never ends; or write to it first.",
+            fds(own)
+        ),
+        Remedy::CloseOwnFifo { pid, fds: own, .. } => {
+            let shell = own.iter().map(|fd| format!("`{fd}>&-`")).collect::<Vec<_>>().join(" ");
+            format!(
+                "close {} in pid {pid}, which only reads ({shell} in a shell), and in what waits for it: a FIFO ends when \
+                 its last writer has closed it. Or write to it first.",
+                fds(own)
+            )
+        }
+        Remedy::OpenInOneOrder => {
+            "opening a FIFO waits for the other side to open it: if the two sides open these FIFOs in different orders, \
+             have both open them in the same one."
+                .to_owned()
+        }
         Remedy::RedirectBackground { watch, orphan } => {
             let end = match orphan {
                 None => "end it".to_owned(),
@@ -263,8 +300,8 @@ fn of_waits(facts: &Facts, remedy: &Remedy) -> Option<String> {
             fds(masters)
         ),
         Remedy::OpenOtherEnd { .. } => {
-            "keep the other end of a FIFO open as long as this one is opened again, or open it with O_NONBLOCK or for \
-             reading and writing."
+            "start what opens the other end of the FIFO before this one, and keep it open as long as this one is opened \
+             again; or open it with O_NONBLOCK or for reading and writing."
                 .to_owned()
         }
         Remedy::UnblockSignal { signal } => format!(

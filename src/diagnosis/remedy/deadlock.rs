@@ -56,6 +56,9 @@ impl Evidence<'_> {
                 Some(Remedy::ExecAfterFork { locking: locking(), or_own: true })
             }
             Shape::Alone { .. } if self.executes(thread.tid) => Some(Remedy::FindAwait),
+            Shape::Alone { .. } if self.names.in_task.contains(&thread.tid) => {
+                Some(Remedy::AwaitInTask(self.names.awaited.get(&thread.tid).cloned()))
+            }
             Shape::Alone { .. } => Some(Remedy::EndWait(self.names.awaited.get(&thread.tid).cloned())),
             Shape::Threads { .. } => None,
             Shape::Ring { .. } => self.remedy_of_ring(&stuck.ring),
@@ -95,7 +98,7 @@ impl Evidence<'_> {
             return Remedy::CloseInChild { fds };
         }
         if process.is_test {
-            return Remedy::DropOwnWriteEnd { fds };
+            return Remedy::DropOwnWriteEnd { fds, only: own.others.is_empty() };
         }
         // An exec would have closed it; and what no call of the test created, siblings have from the fork of a program.
         let has_cloexec = fds.iter().any(|fd| process.fd(*fd).is_some_and(|fd| fd.cloexec));
@@ -157,6 +160,10 @@ impl Evidence<'_> {
             _ => None,
         };
         let locks: Vec<(Option<&String>, u64)> = tids.iter().filter_map(lock).collect();
+        let in_task = |tid: &&i32| self.names.in_task.contains(tid) && self.names.awaited.contains_key(tid);
+        if let Some(tid) = tids.iter().find(in_task) {
+            return Some(Remedy::AwaitInTask(self.names.awaited.get(tid).cloned()));
+        }
         Some(match other {
             None if locks.iter().any(|lock| Some(lock) != locks.first()) => Remedy::LockOrder,
             None if !joining.is_empty() && kinds().any(|kind| *kind == Awaited::Lock) => {
@@ -257,7 +264,10 @@ impl Evidence<'_> {
     fn let_member_go(&self, reader: &Stuck, next: Option<i32>, before: Before) -> Option<Remedy> {
         let (process, _) = self.thread(reader.tid)?;
         let (writer, _) = next.and_then(|tid| self.thread(tid))?;
-        self.let_reader_go(process, reader.pipe?, writer, before)
+        match reader.socket {
+            Some(socket) => self.shut_down(socket, writer, before),
+            None => self.let_reader_go(process, reader.pipe?, writer, before),
+        }
     }
 
     /// The same for a child that waits on its stdin while its parent reads the child's output.
@@ -267,9 +277,6 @@ impl Evidence<'_> {
         if process.runs_own_program() || process.lineage.first() != Some(&writer.pid) {
             return None;
         }
-        match reader.socket {
-            Some(socket) => self.shut_down(socket, writer),
-            None => self.let_member_go(reader, next, Before::Reading),
-        }
+        self.let_member_go(reader, next, Before::Reading)
     }
 }

@@ -9,6 +9,7 @@ use crate::diagnosis::deadlock::{Shape, WaitsOn};
 use crate::diagnosis::evidence::Evidence;
 use crate::diagnosis::finding::{Ending, Kind};
 use crate::diagnosis::waits_for::{LinkOn, WaitsFor};
+use crate::guard::contended::FdHolder;
 use crate::guard::facts::{Disposition, Process};
 use crate::guard::report_page::End;
 use crate::proc::fds::Fd;
@@ -32,7 +33,13 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
         Remedy::ExecOrForkSingleThreaded => {
             matches!(kind, Kind::ThreadedFork { fork, .. } if fork.threads > 1)
         }
-        Remedy::EndWait(_) => matches!(kind, Kind::Deadlock(_)),
+        // A lock that is waited for is held; what else a thread waits for may still come.
+        Remedy::EndWait(_) => {
+            matches!(kind, Kind::Deadlock(_))
+                || of.link_has(kind, |on| matches!(on, LinkOn::Threads { kind: Some(kind), .. } if kind.is_held()))
+        }
+        Remedy::AwaitInTask(_) => matches!(kind, Kind::Deadlock(deadlock)
+            if deadlock.chain.iter().any(|wait| evidence.names.in_task.contains(&wait.tid))),
         Remedy::LockOrder | Remedy::ReleaseBeforeJoin => {
             of.deadlock_has(kind, |on| matches!(on, WaitsOn::Lock(_)))
         }
@@ -67,7 +74,12 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
             of.writes_to_stdin(ends)
         }
         Remedy::CloseWriteEnd { reader, ends, .. } => *reader != ends.pid && of.are(ends, Fd::writes),
-        Remedy::ShutdownSocket { ends } => of.are(ends, |fd| fd.socket().is_some()),
+        Remedy::ShutdownSocket { ends, .. } => of.are(ends, |fd| fd.socket().is_some()),
+        Remedy::ShutdownEither { one, other } => {
+            one.pid == other.pid
+                && one.fds.iter().all(|fd| !other.fds.contains(fd))
+                && [one, other].into_iter().all(|ends| of.are(ends, |fd| fd.socket().is_some()))
+        }
         Remedy::ReadBeforeWait { ends }
         | Remedy::ReadBoth { ends, .. }
         | Remedy::ReadAllTheWhile { ends } => of.are(ends, Fd::reads),
@@ -99,11 +111,36 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
         Remedy::CloseInReaders { pids, ends } => {
             of.are(ends, Fd::writes) && pids.iter().all(|pid| of.reads_pipe_of(*pid, ends))
         }
+        // If it has left its output to others, its end is not sufficient. A test that reads by itself may have to wait for
+        // a slow child.
+        Remedy::EndWriter { pid } => {
+            let reads = |on: &LinkOn| {
+                matches!(on, LinkOn::PipeData { writers, by_mistake: false, .. } if writers == &[*pid])
+            };
+            of.link_has(kind, reads)
+                && !matches!(kind, Kind::WaitsFor(waits) if waits.first().is_some_and(|link| reads(&link.on)))
+                && of.process(*pid, |process| process.parent == facts.pid && !process.forked_without_exec)
+        }
+        Remedy::CloseOwnFifo { pid, fds, .. } => {
+            let holders: Vec<&FdHolder> =
+                facts.contended.fifos.iter().flat_map(|fifo| &fifo.holders).collect();
+            let writes = |fd: i32| {
+                let is_it = |holder: &FdHolder| (holder.pid, holder.fd) == (*pid, fd);
+                holders.iter().any(|holder| is_it(holder) && holder.access & libc::O_ACCMODE != libc::O_RDONLY)
+            };
+            !fds.is_empty() && fds.iter().all(|fd| writes(*fd))
+        }
+        Remedy::OpenInOneOrder => matches!(kind, Kind::WaitsFor(WaitsFor { chain, .. })
+            if chain.iter().filter(|link| matches!(link.on, LinkOn::Opening { .. })).count() > 1),
         Remedy::CheckChild { pid, .. } => {
             matches!(kind, Kind::WaitsFor(waits) if waits.dead.iter().any(|dead| dead.pid == *pid))
         }
         Remedy::ReleaseFileLock { pid, waiter, .. } => pid != waiter,
         Remedy::ReleaseOwnFileLock { .. } => of.deadlock_has(kind, |on| matches!(on, WaitsOn::FileLock { .. })),
+        Remedy::EndLockHolder { pid, file } => of.link_has(kind, |on| {
+            matches!(on, LinkOn::FileLock { file: known, holders } if known == file && holders.contains(pid))
+                && of.took_lock(*pid, file)
+        }),
         Remedy::CloseLockInChild { pid, fd, .. } => of.process(*pid, |process| {
             process.fd(*fd).is_some_and(|fd| !fd.held.is_empty() && of.has_inherited_lock(process, fd))
         }),
@@ -120,7 +157,8 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
         }
         Remedy::OpenOtherEnd { .. } => of.link_has(kind, |on| matches!(on, LinkOn::Opening { .. })),
         Remedy::UnblockSignal { signal } => facts.processes.iter().any(|process| process.holds_back(*signal)),
-        Remedy::StartOtherProgram => matches!(kind, Kind::OwnBinary { .. }),
+        // A test may start its binary on purpose, for another test that helps it.
+        Remedy::StartOtherProgram => matches!(kind, Kind::OwnBinary { .. }) && facts.end == End::TimedOut,
 
         // Processes that are left.
         Remedy::StopDaemon { pid } => {
@@ -251,6 +289,12 @@ impl Of<'_> {
             Some(taker) => taker != process.pid && !has_it(taker) && !fd.cloexec,
             None => !fd.cloexec,
         }
+    }
+
+    /// Whether a process that holds a lock has taken it.
+    fn took_lock(&self, pid: i32, file: &str) -> bool {
+        let mut locks = self.evidence.facts.contended.locks.iter().filter(|lock| lock.path == file);
+        locks.any(|lock| lock.taken_by == Some(pid) && lock.holders.iter().any(|holder| holder.pid == pid))
     }
 
     /// Whether the pipe that is read is the stdout or stderr of one of its writers, and that one's parent has exited.

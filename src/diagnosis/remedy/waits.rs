@@ -5,6 +5,7 @@ use nix::libc;
 use super::{Before, Ends, Remedy};
 use crate::diagnosis::evidence::Evidence;
 use crate::diagnosis::waits_for::{AtSocket, Link, LinkOn, RuntimeWait, WaitsFor, Way};
+use crate::guard::contended::FileLock;
 use crate::guard::facts::Process;
 use crate::proc::fds::Fd;
 use crate::proc::waits::On;
@@ -16,17 +17,10 @@ impl Evidence<'_> {
             return Some(Remedy::CheckChild { pid: dead.pid, was_waited_for: dead.status.is_none() });
         }
         // Two threads each hold one end of a connection.
-        if let Some(Link {
-            pid,
-            on: LinkOn::Socket(AtSocket { inode, own, holders, way: Way::Data, .. }),
-            ..
-        }) = waits.first()
-            && !own.is_empty()
-            && holders.is_empty()
-            && waits.chain.len() > 1
+        if let [first, second, ..] = &waits.chain[..]
+            && let Some(either) = self.shut_down_either(first, second)
         {
-            let ends = Ends { pid: *pid, fds: own.clone(), created: self.place_of(*inode).cloned() };
-            return Some(Remedy::ShutdownSocket { ends });
+            return Some(either);
         }
         if let (Some(last), Some(target)) = (waits.chain.last(), waits.ring_link()) {
             return self.remedy_of_last(last, target);
@@ -39,6 +33,9 @@ impl Evidence<'_> {
     fn remedy_of_last(&self, last: &Link, target: &Link) -> Option<Remedy> {
         let (process, _) = self.thread(last.tid)?;
         let (other, thread) = self.thread(target.tid)?;
+        let waits =
+            matches!(target.on, LinkOn::Polling | LinkOn::Thread { .. }) || target.on.waits_for_child();
+        let before = if waits { Before::Waiting } else { Before::Reading };
         match &last.on {
             LinkOn::PipeRoom { inode, .. } => {
                 let waits = matches!(target.on, LinkOn::Polling) || target.on.waits_for_child();
@@ -49,12 +46,18 @@ impl Evidence<'_> {
                 Some(self.open_by_mistake(*inodes.first()?)?.remedy())
             }
             LinkOn::PipeData { inodes, .. } => {
-                let waits = matches!(target.on, LinkOn::Polling | LinkOn::Thread { .. })
-                    || target.on.waits_for_child();
-                let before = if waits { Before::Waiting } else { Before::Reading };
                 inodes.iter().find_map(|pipe| self.let_reader_go(process, *pipe, other, before))
             }
-            LinkOn::Socket(AtSocket { inode, way: Way::Data, .. }) => self.shut_down(*inode, other),
+            LinkOn::Socket(AtSocket { inode, way: Way::Data, .. }) => self.shut_down(*inode, other, before),
+            LinkOn::AnyOf { waits } => waits.iter().find_map(|wait| match wait {
+                RuntimeWait::PipeData { fd, .. } => {
+                    self.let_reader_go(process, process.pipe(*fd)?, other, before)
+                }
+                RuntimeWait::Socket { inode, .. } => self.shut_down(*inode, other, before),
+                _ => None,
+            }),
+            LinkOn::Opening { .. } => Some(Remedy::OpenInOneOrder),
+            LinkOn::Fifo { .. } => self.close_own_fifo(last),
             LinkOn::Terminal { writes: true, .. } => Some(Remedy::ReadTerminal),
             LinkOn::Terminal { index, .. } => {
                 let terminals = &self.facts.contended.terminals;
@@ -88,24 +91,60 @@ impl Evidence<'_> {
                 Some(self.remedy_of_reader(process, inodes, writers, *part))
             }
             LinkOn::OwnPipe { inode, others, .. } => self.close_in_readers(process.pid, others, *inode),
-            LinkOn::FileLock { file, holders } => {
-                let holder = self.process(*holders.first()?)?;
-                let thread = self.thread(link.tid)?.1;
-                let holds = |fd: &&Fd| fd.held.iter().any(|lock| thread.behind.contains(lock));
-                let fd = holder.known_fds().iter().find(holds)?;
-                let is_inherited = holder.forked_without_exec || !fd.cloexec;
-                is_inherited.then(|| Remedy::CloseLockInChild {
-                    pid: holder.pid,
-                    fd: fd.fd,
-                    file: file.clone(),
-                    opened: self.opened(file, holder.pid, Some(fd.fd)),
-                })
+            LinkOn::FileLock { file, holders } => self.release_by_holder(link, file, holders),
+            LinkOn::Threads { kind: Some(kind), .. } if kind.is_held() => {
+                Some(Remedy::EndWait(Some(kind.clone())))
             }
+            LinkOn::Fifo { .. } => self.close_own_fifo(link),
             LinkOn::Terminal { writes: true, .. } => Some(Remedy::ReadTerminal),
             LinkOn::Terminal { fd, alone: true, .. } => Some(Remedy::CloseSlave { fd: *fd }),
             LinkOn::Opening { path } => Some(Remedy::OpenOtherEnd { path: path.clone() }),
             _ => None,
         }
+    }
+
+    /// Of a lock that is held by others: by one that took it and runs on, or by one that inherited it.
+    fn release_by_holder(&self, link: &Link, file: &str, holders: &[i32]) -> Option<Remedy> {
+        let of_file = |lock: &&FileLock| lock.path == file;
+        let mut takers = self.facts.contended.locks.iter().filter(of_file).filter_map(|lock| lock.taken_by);
+        if let Some(pid) = takers.find(|taker| holders.contains(taker) && *taker != link.pid) {
+            return Some(Remedy::EndLockHolder { pid, file: file.to_owned() });
+        }
+        let holder = self.process(*holders.first()?)?;
+        let thread = self.thread(link.tid)?.1;
+        let holds = |fd: &&Fd| fd.held.iter().any(|lock| thread.behind.contains(lock));
+        let fd = holder.known_fds().iter().find(holds)?;
+        let is_inherited = holder.forked_without_exec || !fd.cloexec;
+        is_inherited.then(|| Remedy::CloseLockInChild {
+            pid: holder.pid,
+            fd: fd.fd,
+            file: file.to_owned(),
+            opened: self.opened(file, holder.pid, Some(fd.fd)),
+        })
+    }
+
+    /// Of a process that reads a FIFO which it has open for writing itself.
+    fn close_own_fifo(&self, link: &Link) -> Option<Remedy> {
+        let LinkOn::Fifo { writes: false, own, outside: false, .. } = &link.on else { return None };
+        let On::Read { fd } = self.thread(link.tid)?.1.on else { return None };
+        (!own.is_empty()).then(|| Remedy::CloseOwnFifo { pid: link.pid, fds: own.clone(), reads: fd })
+    }
+
+    /// Of two threads of one process that each read from one end of a connection.
+    fn shut_down_either(&self, first: &Link, second: &Link) -> Option<Remedy> {
+        let read = |link: &Link| match &link.on {
+            LinkOn::Socket(AtSocket { inode, own, holders, way: Way::Data, full: false, .. })
+                if holders.is_empty() && !own.is_empty() =>
+            {
+                Some((*inode, own.clone()))
+            }
+            _ => None,
+        };
+        let ((inode, own), (peer, others)) = (read(first)?, read(second)?);
+        let process = self.process(first.pid).filter(|process| process.pid == second.pid)?;
+        let is_pair = self.facts.socket(inode)?.ends().get(1) == Some(&peer);
+        let (one, other) = (self.ends_of(process, others, inode)?, self.ends_of(process, own, peer)?);
+        is_pair.then_some(Remedy::ShutdownEither { one, other })
     }
 
     /// Which line opened the file by which a process holds a lock on it.
@@ -165,6 +204,12 @@ impl Evidence<'_> {
         if let Some((pid, fds)) = other.filter(|(_, fds)| !fds.is_empty()) {
             let created = pipes.first().and_then(|pipe| self.place_of(*pipe)).cloned();
             return Remedy::CloseInProgram { ends: Ends { pid, fds, created } };
+        }
+        if let [writer] = writers[..]
+            && writer.parent == self.facts.pid
+            && !writer.adopted
+        {
+            return Remedy::EndWriter { pid: writer.pid };
         }
         let is_orphan = |writer: &&Process| writer.adopted && !writer.runs_own_program();
         Remedy::RedirectBackground {
@@ -235,10 +280,11 @@ impl Evidence<'_> {
     }
 
     /// The same for a socket.
-    pub(super) fn shut_down(&self, socket: u64, writer: &Process) -> Option<Remedy> {
+    pub(super) fn shut_down(&self, socket: u64, writer: &Process, before: Before) -> Option<Remedy> {
         let known = self.facts.socket(socket).filter(|socket| !socket.is_datagram())?;
-        let fds = self.socket_fds(*known.ends().get(1)?, writer);
-        Some(Remedy::ShutdownSocket { ends: self.ends_of(writer, fds, socket)? })
+        let peer = *known.ends().get(1)?;
+        let ends = self.ends_of(writer, self.socket_fds(peer, writer), peer)?;
+        Some(Remedy::ShutdownSocket { ends, before })
     }
 
     /// `None` if there are no fds.
@@ -253,7 +299,9 @@ impl LinkOn {
     fn waits_for_child(&self) -> bool {
         match self {
             LinkOn::Child { .. } | LinkOn::AnyChild { .. } => true,
-            LinkOn::Runtime { waits } => waits.iter().any(|wait| matches!(wait, RuntimeWait::Child { .. })),
+            LinkOn::Runtime { waits } | LinkOn::AnyOf { waits } => {
+                waits.iter().any(|wait| matches!(wait, RuntimeWait::Child { .. }))
+            }
             _ => false,
         }
     }

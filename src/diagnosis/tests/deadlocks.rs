@@ -35,7 +35,7 @@ fn a_process_that_has_the_other_end_itself_deadlocks_on_itself() {
     assert_eq!(found.chain[0].on, WaitsOn::PipeData { inode: PIPE, by_mistake: vec![] });
     assert_eq!(remedies, [Remedy::CloseInChild { fds: vec![4] }]);
     let (_, remedies) = conclude(hung(vec![reads(TEST, process)]));
-    assert_eq!(remedies, [Remedy::DropOwnWriteEnd { fds: vec![4] }]);
+    assert_eq!(remedies, [Remedy::DropOwnWriteEnd { fds: vec![4], only: true }]);
     // A program has the end from its parent, if an exec did not close it; otherwise from a fork of its own.
     let (_, remedies) = conclude(returned(vec![reads(CHILD, process)]));
     assert_eq!(remedies, [Remedy::CreateWithCloexec { fds: vec![4], created: None }]);

@@ -72,8 +72,11 @@ fn a_lock_is_inherited_only_from_another_process() {
     let close = Remedy::CloseLockInChild { pid: CHILD, fd: 9, file: "/lock".to_owned(), opened: None };
     assert_eq!(remedies(Some(77), &[CHILD], locked(false)), vec![close.clone()]);
     assert_eq!(remedies(None, &[CHILD], locked(false)), vec![close.clone()]);
-    // It took the lock itself; what took it has it still; it cannot have come over an exec.
-    assert_eq!(remedies(Some(CHILD), &[CHILD], locked(false)), []);
+    // It took the lock itself, and runs on.
+    let end = Remedy::EndLockHolder { pid: CHILD, file: "/lock".to_owned() };
+    assert_eq!(remedies(Some(CHILD), &[CHILD], locked(false)), [end.clone()]);
+    assert_eq!(remedies(Some(CHILD), &[CHILD], locked(true)), [end]);
+    // What took it has it still; it cannot have come over an exec.
     assert_eq!(remedies(Some(77), &[CHILD, 77], locked(false)), []);
     assert_eq!(remedies(Some(77), &[CHILD], locked(true)), []);
     assert_eq!(remedies(None, &[CHILD], locked(true)), []);

@@ -119,6 +119,9 @@ impl Evidence<'_> {
         if thread.on.is_set() && wake_channel::entries(thread).iter().all(is_channel) {
             return Some(LinkOn::EventLoop);
         }
+        if let Some(any) = self.waits_for_any(process, thread, &fds().collect::<Vec<i32>>()) {
+            return Some(any);
+        }
         if let Some(socket) = fds().find_map(|fd| self.socket(process, fd)) {
             return self.waits_at(socket, process, thread);
         }
@@ -145,6 +148,22 @@ impl Evidence<'_> {
             }
             _ => None,
         }
+    }
+
+    /// A poll set with several things that are not all pipes, so that none of them alone is what the thread waits for; or
+    /// with a file of another kind.
+    fn waits_for_any(&self, process: &Process, thread: &Thread, set: &[i32]) -> Option<LinkOn> {
+        if !thread.on.is_set() {
+            return None;
+        }
+        let waits = self.waits_in_set(process, thread, set.iter().filter_map(|fd| process.fd(*fd)));
+        let is_other = |wait: &RuntimeWait| matches!(wait, RuntimeWait::Other { .. });
+        let is_socket = |wait: &RuntimeWait| {
+            matches!(wait, RuntimeWait::Socket { .. } | RuntimeWait::UnknownSocket { .. })
+        };
+        let several = waits.iter().filter(|wait| **wait != RuntimeWait::Timer).count() > 1;
+        (waits.iter().any(is_other) || several && waits.iter().any(is_socket))
+            .then_some(LinkOn::AnyOf { waits })
     }
 
     fn at_terminal(&self, process: &Process, thread: &Thread) -> Option<LinkOn> {
@@ -266,10 +285,19 @@ impl Evidence<'_> {
 
     /// What the tasks of an async runtime may wait for.
     fn runtime_waits(&self, process: &Process, thread: &Thread) -> Vec<RuntimeWait> {
-        let fds = thread.fds().into_iter().filter_map(|fd| process.fd(fd));
+        self.waits_in_set(process, thread, thread.fds().into_iter().filter_map(|fd| process.fd(fd)))
+    }
+
+    fn waits_in_set<'a>(
+        &self,
+        process: &Process,
+        thread: &Thread,
+        fds: impl Iterator<Item = &'a Fd>,
+    ) -> Vec<RuntimeWait> {
         let fds = fds.filter(|fd| fd.event == 0 && !fd.is_epoll());
         let mut waits: Vec<RuntimeWait> = fds.filter_map(|fd| self.runtime_wait(process, fd)).collect();
-        if matches!(thread.on, On::Epoll { forever: false, .. }) && !waits.contains(&RuntimeWait::Timer) {
+        let timed = matches!(thread.on, On::Epoll { forever: false, .. } | On::Poll { forever: false, .. });
+        if timed && !waits.contains(&RuntimeWait::Timer) {
             waits.push(RuntimeWait::Timer);
         }
         waits
@@ -291,7 +319,9 @@ impl Evidence<'_> {
                 _ => None,
             };
             let pid = Some(held.process).filter(|pid| *pid > 0).or_else(only_child);
-            return Some(RuntimeWait::Child { pid, fd });
+            // What has exited is not waited for: no task has asked yet.
+            let has_exited = |pid: i32| self.process(pid).is_some_and(|one| one.exit_status.is_some());
+            return (!pid.is_some_and(has_exited)).then_some(RuntimeWait::Child { pid, fd });
         }
         if let Some(pipe) = held.pipe() {
             let queued = self.facts.pipe(pipe).and_then(|state| state.queued);
@@ -350,7 +380,12 @@ fn waits_for_end(process: &Process, set: &[i32]) -> Option<LinkOn> {
 fn in_call(process: &Process, thread: &Thread) -> LinkOn {
     let is_named = thread.syscall.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     let file = thread.fds().first().map(|fd| (*fd, process.fd(*fd).map_or("", |fd| &fd.target).to_owned()));
-    let is_file = file.as_ref().is_none_or(|(_, path)| path.starts_with('/'));
+    // The kernel itself ends these waits: no other end is open anywhere.
+    let is_event = |path: &str| {
+        ["anon_inode:inotify", "anon_inode:[timerfd]", "anon_inode:[signalfd]", "anon_inode:[fanotify]"]
+            .contains(&path)
+    };
+    let is_file = file.as_ref().is_none_or(|(_, path)| path.starts_with('/') || is_event(path));
     // The second one stands for whatever the thread was in before it was stopped.
     let others = ["running", "restart_syscall", ""];
     if thread.state == "R"

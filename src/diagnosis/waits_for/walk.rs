@@ -72,10 +72,12 @@ impl Evidence<'_> {
         if let Some(ring) = ways.iter().position(|(_, ring)| ring.is_some()) {
             return Some(ways.swap_remove(ring));
         }
-        // A wait for another process explains more than one for a thread, or for time.
+        // A wait for another process or a lock explains more than one for a connection, for time or for a thread.
         ways.sort_by_key(|(chain, _)| match &chain.get(before.len())?.on {
-            LinkOn::Threads { .. } | LinkOn::Thread { .. } | LinkOn::EventLoop => Some(2),
-            on if on.is_vague() => Some(1),
+            LinkOn::Threads { kind: Some(kind), .. } if kind.is_held() => Some(0),
+            LinkOn::Threads { .. } | LinkOn::Thread { .. } | LinkOn::EventLoop => Some(3),
+            on if on.is_vague() => Some(2),
+            LinkOn::Connection { .. } => Some(1),
             _ => Some(0),
         });
         ways.into_iter().next()
@@ -114,13 +116,37 @@ impl Evidence<'_> {
         next.pids.dedup();
         match &link.on {
             LinkOn::Thread { tid } => next.tids.push(*tid),
+            // What waits for a connection does not hold the lock: servers do so all the time.
+            LinkOn::Threads { kind: Some(kind), tids, .. } if kind.is_held() => {
+                let accepts = |tid: &i32| {
+                    let thread = process.tasks.iter().find(|thread| thread.tid == *tid);
+                    thread.is_some_and(|thread| {
+                        matches!(self.link_on(process, thread), LinkOn::Connection { .. } | LinkOn::EventLoop)
+                    })
+                };
+                next.tids.extend(tids.iter().filter(|tid| !accepts(tid)));
+            }
             LinkOn::Threads { tids, .. } => next.tids.extend(tids),
             // All of them must be waited for, or each one may matter.
-            LinkOn::AnyChild { .. } | LinkOn::Runtime { .. } => {
+            LinkOn::AnyChild { .. } | LinkOn::Runtime { .. } | LinkOn::AnyOf { .. } => {
                 next.any_counts = true;
                 // A runtime with nothing to wait for but its own threads.
                 if link.on.is_idle_runtime() {
                     next.tids.extend(self.busy_threads(process, link.tid));
+                }
+            }
+            // Two that open FIFOs in two orders.
+            LinkOn::Opening { .. } => {
+                let fifos = &self.facts.contended.fifos;
+                let opens = |tid: i32| {
+                    fifos.iter().position(|fifo| {
+                        fifo.waiters.iter().any(|waiter| waiter.fd.is_none() && waiter.tid == tid)
+                    })
+                };
+                if let Some(own) = opens(link.tid) {
+                    let tasks = self.facts.tasks().filter(|(other, _)| other.pid != link.pid);
+                    let others = tasks.filter(|(_, thread)| opens(thread.tid).is_some_and(|at| at != own));
+                    next.pids.extend(others.map(|(other, _)| other.pid));
                 }
             }
             LinkOn::Polling => {

@@ -43,9 +43,7 @@ pub(super) fn name(all: &Threads<'_>, resolver: &mut Resolver<'_>, names: &mut N
         if resolver.full {
             stack = frames.iter().map(|frame| describe(frame, here)).collect();
         }
-        if all.without_test {
-            name_wait(thread, others, all.mapped, names);
-        }
+        name_wait(thread, others, all.mapped, names);
         names.lines.extend(line_in(&frames, here).map(|line| (thread.tid, line)));
         if runtimes::waits(&paths(&frames), &thread.name) {
             names.in_runtime.insert(thread.tid);

@@ -264,6 +264,10 @@ fn link(link: &Link) -> Value {
             fds.extend(waits.iter().filter_map(RuntimeWait::fd));
             "runtime"
         }
+        LinkOn::AnyOf { waits } => {
+            fds.extend(waits.iter().filter_map(RuntimeWait::fd));
+            "any_of"
+        }
         LinkOn::EventLoop => "event_loop",
         LinkOn::Connection { inode } => {
             inodes.push(*inode);

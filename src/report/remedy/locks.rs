@@ -28,6 +28,7 @@ pub(super) fn of(facts: &Facts, remedy: &Remedy) -> Option<String> {
                 .to_owned()
         }
         Remedy::EndWait(kind) => end_wait(kind.as_ref()).to_owned(),
+        Remedy::AwaitInTask(kind) => await_in_task(kind.as_ref()),
         Remedy::LockOrder => {
             "take locks in the same order everywhere, and join no thread while holding what it needs.".to_owned()
         }
@@ -64,6 +65,11 @@ pub(super) fn of(facts: &Facts, remedy: &Remedy) -> Option<String> {
             escape::text(file),
             in_brackets("opened at ", opened.as_ref())
         ),
+        Remedy::EndLockHolder { pid, file } => format!(
+            "pid {pid} took the lock on `{}` and still runs: end it, or wait for its end, before the lock is taken again; or \
+             take it with a timeout (`try_lock`, `flock -w`).",
+            escape::text(file)
+        ),
         Remedy::CloseLockInChild { pid, fd, file, .. }
             if process(facts, *pid).is_some_and(|process| process.forked_without_exec) =>
         {
@@ -81,6 +87,26 @@ pub(super) fn of(facts: &Facts, remedy: &Remedy) -> Option<String> {
         ),
         _ => return None,
     })
+}
+
+/// The fix for a task that blocks its runtime: another task may be what should end the wait, or none.
+fn await_in_task(kind: Option<&Awaited>) -> String {
+    let other = match kind {
+        Some(Awaited::Lock) => {
+            "another task holds the lock over an `.await`: release it before, or use `tokio::sync::Mutex`"
+        }
+        Some(Awaited::Message | Awaited::Room) => {
+            "another task is to end this wait: `.await` a channel of `tokio::sync` instead, or wait in `spawn_blocking`"
+        }
+        _ => {
+            "another task is to end this wait: `.await` what does the same in `tokio::sync`, or wait in `spawn_blocking`"
+        }
+    };
+    format!(
+        "a task that waits without `.await` blocks its thread, where the runtime then runs no other task. If so, {other}. \
+         If not, {}",
+        end_wait(kind)
+    )
 }
 
 /// The usual fix for a wait that no thread is left to end.

@@ -336,6 +336,11 @@ fn group(facts: &Facts, deadlock: &Deadlock, threads: usize, joining: &[i32], ne
                 thread_name(facts, pid, join.tid),
             )
         }
+        [only] => format!(
+            "{} of pid {pid} {}, and all its {threads} threads wait. {ending}",
+            thread_name(facts, pid, only.tid),
+            does(facts, only),
+        ),
         chain => {
             let mut clauses: Vec<(&Wait, Vec<i32>)> = Vec::new();
             for wait in chain {
@@ -394,7 +399,7 @@ fn does(facts: &Facts, wait: &Wait) -> String {
         WaitsOn::PipeData { by_mistake, .. } => {
             let mistake = match &by_mistake[..] {
                 [] => String::new(),
-                ends => format!(", because {} was created without O_CLOEXEC", fds(ends)),
+                ends => format!(", which has {} only because no O_CLOEXEC was set", fds(ends)),
             };
             format!("{brief}, to which {only}{holders} can write{mistake}")
         }

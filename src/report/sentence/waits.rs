@@ -12,6 +12,7 @@ use crate::guard::facts::{Class, Facts, Process};
 use crate::proc::fds::Fd;
 use crate::proc::sockets::{Peer, Socket};
 use crate::proc::waits::{On, Thread};
+use crate::recorder::awaited::Awaited;
 use crate::report::escape;
 use crate::report::words::{
     a_socket, address, and_address, enumerate, fds, not_among, only, process, process_name,
@@ -64,7 +65,8 @@ fn subject(facts: &Facts, before: Option<&Link>, link: &Link) -> String {
         LinkOn::Runtime { .. } if link.pid == before.pid => {
             format!(". There {} ", thread_name(facts, link.pid, link.tid))
         }
-        LinkOn::Runtime { .. } => format!(". Pid {name} "),
+        LinkOn::Runtime { .. } | LinkOn::AnyOf { .. } => format!(". Pid {name} "),
+        LinkOn::Opening { .. } => format!(", while pid {name} "),
         // It has already been named.
         LinkOn::AnyChild { pids }
         | LinkOn::FileLock { holders: pids, .. }
@@ -128,7 +130,7 @@ impl Clause<'_> {
                 format!("waits for the end of {}", thread_name(facts, link.pid, *tid))
             }
             LinkOn::Threads { .. } => self.for_threads(link),
-            LinkOn::Runtime { waits } => runtime(facts, waits),
+            LinkOn::Runtime { waits } | LinkOn::AnyOf { waits } => runtime(facts, link, waits),
             LinkOn::EventLoop => {
                 "idles in its event loop: nothing of the test could bring what that waits for".to_owned()
             }
@@ -179,6 +181,9 @@ impl Clause<'_> {
             }
             LinkOn::SharedFutex { .. } => self.in_shared_memory(link),
             LinkOn::Call { name, file } => {
+                if let Some((fd, what)) = file.as_ref().and_then(|(fd, path)| Some((fd, event(path)?))) {
+                    return format!("waits for {what}, fd {fd}");
+                }
                 let file = file.as_ref().map(|(fd, path)| format!(" (fd {fd}: `{}`)", escape::text(path)));
                 format!("waits in the system call `{name}`{}", file.unwrap_or_default())
             }
@@ -205,6 +210,15 @@ impl Clause<'_> {
         match next {
             Some(next) => format!("waits {}{timeout}, that is for {next}", awaited(&lock)),
             None if tids.is_empty() => format!("waits {}{timeout}", awaited(&lock)),
+            // It may be locked twice.
+            None if kind.as_ref().is_some_and(Awaited::is_held) => {
+                let line = self.verdict.names.lines.get(&link.tid).filter(|_| self.at > 0);
+                let line = line.map_or_else(String::new, |line| format!(" at {line}"));
+                format!(
+                    "waits {}{timeout}{line}, which another of its threads holds, or this one itself",
+                    awaited(&lock)
+                )
+            }
             None => format!("waits {}{timeout}, that is for another of its threads", awaited(&lock)),
         }
     }
@@ -213,6 +227,8 @@ impl Clause<'_> {
     fn at_fifo(&self, link: &Link) -> String {
         let LinkOn::Fifo { path, writes, own, others, outside } = &link.on else { return String::new() };
         let facts = self.facts();
+        let count = usize::from(!own.is_empty()) + others.len() + usize::from(*outside);
+        let has = if count > 1 { "have" } else { "has" };
         let own = (!own.is_empty()).then(|| format!("it itself ({})", fds(own)));
         let others = (!others.is_empty()).then(|| self.named(others));
         let outside = outside.then(|| format!("a process that is {}", not_among(facts)));
@@ -224,9 +240,9 @@ impl Clause<'_> {
         let path = escape::text(path);
         match writes {
             true => format!(
-                "writes to the FIFO `{path}`, which is full, and which {holders} has open for reading"
+                "writes to the FIFO `{path}`, which is full, and which {holders} {has} open for reading"
             ),
-            false => format!("reads from the FIFO `{path}`, which {holders} has open for writing"),
+            false => format!("reads from the FIFO `{path}`, which {holders} {has} open for writing"),
         }
     }
 
@@ -449,8 +465,8 @@ fn other_side(facts: &Facts, link: &Link, pid: i32) -> Vec<i32> {
     ends.into_iter().flatten().filter(|end| end.pid == pid).map(|end| end.fd).collect()
 }
 
-fn runtime(facts: &Facts, waits: &[RuntimeWait]) -> String {
-    let entries: Vec<String> = waits.iter().map(|wait| runtime_wait(facts, wait)).collect();
+fn runtime(facts: &Facts, link: &Link, waits: &[RuntimeWait]) -> String {
+    let entries: Vec<String> = waits.iter().map(|wait| runtime_wait(facts, link, wait)).collect();
     match &entries[..] {
         [] => "waits, with nothing in its poll set but what it created for itself".to_owned(),
         [entry] => format!("waits for {entry}"),
@@ -458,9 +474,10 @@ fn runtime(facts: &Facts, waits: &[RuntimeWait]) -> String {
     }
 }
 
-fn runtime_wait(facts: &Facts, wait: &RuntimeWait) -> String {
+fn runtime_wait(facts: &Facts, link: &Link, wait: &RuntimeWait) -> String {
     let names = |pids: &[i32]| match pids {
-        [] => "the test itself".to_owned(),
+        [] if process(facts, link.pid).is_some_and(|process| process.is_test) => "the test itself".to_owned(),
+        [] => "it itself".to_owned(),
         pids => named(facts, pids),
     };
     match wait {
@@ -496,16 +513,33 @@ fn runtime_wait(facts: &Facts, wait: &RuntimeWait) -> String {
                 peers => format!("{what} whose other end is in {} (fd {fd})", named(facts, peers)),
             }
         }
-        RuntimeWait::Other { fd, target } => format!("`{}` (fd {fd})", escape::text(target)),
+        RuntimeWait::Other { fd, target } => match event(target) {
+            Some(what) => format!("{what} (fd {fd})"),
+            None => format!("`{}` (fd {fd})", escape::text(target)),
+        },
         RuntimeWait::Timer => "a timer".to_owned(),
     }
 }
 
+/// What comes from a file that the kernel writes to.
+fn event(target: &str) -> Option<&'static str> {
+    Some(match target {
+        "anon_inode:inotify" => "an event of inotify",
+        "anon_inode:[fanotify]" => "an event of fanotify",
+        "anon_inode:[timerfd]" => "a timerfd",
+        "anon_inode:[signalfd]" => "a signal at a signalfd",
+        _ => return None,
+    })
+}
+
 /// Processes, with a note on each stopped one.
 fn named(facts: &Facts, pids: &[i32]) -> String {
-    let name = |pid: &i32| {
-        let stopped = if is_stopped(facts, *pid) { ", which is stopped" } else { "" };
-        format!("pid {}{stopped}", process_name(facts, *pid))
+    let name = |pid: &i32| match process(facts, *pid).is_some_and(|process| process.is_test) {
+        true => "the test".to_owned(),
+        false => {
+            let stopped = if is_stopped(facts, *pid) { ", which is stopped" } else { "" };
+            format!("pid {}{stopped}", process_name(facts, *pid))
+        }
     };
     pids.iter().map(name).collect::<Vec<_>>().join(", ")
 }

@@ -42,7 +42,8 @@ pub(crate) enum Remedy {
     CloseInChild {
         fds: Vec<i32>,
     },
-    /// The test reads a pipe and holds a write end of it; `only`: no other process does.
+    /// The test reads a pipe and holds a write end of it; `only`: it is proved that no other
+    /// process does.
     DropOwnWriteEnd {
         fds: Vec<i32>,
         only: bool,

@@ -481,8 +481,8 @@ fn note_own_program(processes: &mut [Process], tree: &Tree, test: Pid) {
         Some((file.dev(), file.ino()))
     };
     // Of a test that has exited, the kernel no longer shows the program: a test is a fork of this process.
-    let is_fork = || tree.get(test).is_some_and(|stat| stat.forked_without_exec);
-    let own = program(test).or_else(|| program(std::process::id() as Pid).filter(|_| is_fork()));
+    let may_be_fork = || tree.get(test).is_none_or(|stat| stat.forked_without_exec);
+    let own = program(test).or_else(|| program(std::process::id() as Pid).filter(|_| may_be_fork()));
     let Some(own) = own else { return };
     let has_execed = |process: &&mut Process| {
         !process.tasks.is_empty() && tree.get(process.pid).is_some_and(|stat| !stat.forked_without_exec)

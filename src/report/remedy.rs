@@ -59,8 +59,8 @@ fn of_own_ends(facts: &Facts, remedy: &Remedy) -> Option<String> {
             list(fds)
         ),
         Remedy::DropOwnWriteEnd { fds: own, only: true } if own.len() == 1 => format!(
-            "the pipe's only write end is its own {}: drop its owner before reading to the end. A `Command` that was given \
-             it owns it until the `Command` is dropped.",
+            "drop the owner of the write end, {0}, before reading to the end: the only write end is its own {0}, which a \
+             `Command` that was given it keeps until it is dropped.",
             fds(own)
         ),
         Remedy::DropOwnWriteEnd { fds, .. } => {
@@ -232,10 +232,12 @@ fn of_waits(facts: &Facts, remedy: &Remedy) -> Option<String> {
             fds(own)
         ),
         Remedy::CloseOwnFifo { pid, fds: own, .. } => {
+            let is_fork = process(facts, *pid).is_some_and(|process| process.forked_without_exec);
             let shell = own.iter().map(|fd| format!("`{fd}>&-`")).collect::<Vec<_>>().join(" ");
+            let how = if is_fork { "right after the fork".to_owned() } else { format!("{shell} in a shell") };
             format!(
-                "close {} in pid {pid}, which only reads ({shell} in a shell), and in what waits for it: a FIFO ends when \
-                 its last writer has closed it. Or write to it first.",
+                "close {} in pid {pid}, which only reads ({how}), and in what waits for it: a FIFO ends when its last writer \
+                 has closed it. Or write to it first.",
                 fds(own)
             )
         }

@@ -329,7 +329,7 @@ fn is_reported_as_a_reader_needs_it() {
         "connection_that_both_threads_read",
         "client_that_is_waited_for_with_its_connection",
         "fifos_that_are_opened_in_two_orders",
-        "fifo_that_a_shell_and_its_reader_keep_open",
+        "fifo_that_a_test_and_its_reader_keep_open",
         "lock_that_a_child_takes_and_keeps",
         "event_of_inotify_that_does_not_come",
         "signal_that_does_not_come",

@@ -98,7 +98,7 @@ impl Evidence<'_> {
             return Remedy::CloseInChild { fds };
         }
         if process.is_test {
-            return Remedy::DropOwnWriteEnd { fds, only: own.others.is_empty() };
+            return Remedy::DropOwnWriteEnd { fds, only: own.others.is_empty() && stuck.proved() };
         }
         // An exec would have closed it; and what no call of the test created, siblings have from the fork of a program.
         let has_cloexec = fds.iter().any(|fd| process.fd(*fd).is_some_and(|fd| fd.cloexec));

@@ -10,7 +10,7 @@ use crate::config::policy::{Level, Settings};
 use crate::guard::facts::{Class, Facts, Process};
 use crate::guard::report_page::End;
 use crate::proc::process::SYMBOLIZER;
-use crate::recorder::call_site::Names;
+use crate::recorder::call_site::{Names, ResolvedCallSite};
 
 /// Adds the findings about leaked processes outside of `allowed`, and about forked children that returned
 /// from the body.
@@ -73,7 +73,9 @@ fn wait_of(evidence: &Evidence<'_>, allowed: &[i32], findings: &[Finding]) -> Op
 
 /// The line that created a process. For a child of a program, that is the line that started the program.
 pub(super) fn created_by(names: &Names, exited: &[ExitedParent], process: &Process) -> Option<CreatedBy> {
-    let site = |pid: i32| names.of_process(pid).filter(|site| site.place.is_some());
+    let own =
+        |pid: i32| names.of_process(pid).or_else(|| system_of(names, process).filter(|_| pid == process.pid));
+    let site = |pid: i32| own(pid).filter(|site| site.place.is_some());
     let of = |creator: Creator, pid: i32| Some(CreatedBy { creator, site: CodePlace::of(site(pid)?) });
     let ancestor = |pid: &i32| of(Creator::Ancestor { pid: *pid }, *pid);
     of(Creator::Itself, process.pid).or_else(|| process.lineage.iter().find_map(ancestor)).or_else(|| {
@@ -81,6 +83,17 @@ pub(super) fn created_by(names: &Names, exited: &[ExitedParent], process: &Proce
         let sure = exited.relation == Relation::Session;
         of(Creator::ExitedParent { pid: exited.parent, sure }, exited.parent)
     })
+}
+
+/// The call of `system(3)` whose shell a process is: the only one with this command.
+pub(super) fn system_of<'a>(names: &'a Names, process: &Process) -> Option<&'a ResolvedCallSite> {
+    let [_, option, command] = &process.command_line[..] else { return None };
+    let is_it = |site: &&ResolvedCallSite| {
+        site.call == "system" && site.creator == process.parent && site.command_line.last() == Some(command)
+    };
+    let mut sites = names.call_sites.iter().filter(is_it);
+    let first = sites.next().filter(|_| option == "-c" && names.of_process(process.pid).is_none())?;
+    sites.all(|other| other.place == first.place).then_some(first)
 }
 
 /// Whether a process has left the session that the test was started in.

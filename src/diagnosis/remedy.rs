@@ -34,6 +34,8 @@ pub(crate) enum Remedy {
     AwaitInTask(Option<Awaited>),
     /// Threads wait for different locks, and for nothing else.
     LockOrder,
+    /// Threads wait for locks, and it is not known whether for the same one.
+    OneLockOrSeveral,
     /// A thread waits for a lock, and another thread only joins it.
     ReleaseBeforeJoin,
 
@@ -276,6 +278,10 @@ pub(crate) enum Remedy {
     ClosePopen,
     /// A command of `system(3)` started it; `system` only waits for the shell.
     EndJobsOfSystem,
+    /// It is the shell of a `system(3)` that has not returned.
+    EndSystem {
+        pid: i32,
+    },
     /// `forkpty(3)` forked it.
     EndForkpty {
         pid: i32,

@@ -376,6 +376,10 @@ fn of_processes(remedy: &Remedy) -> Option<String> {
              `process_group(0)` and kill the whole group."
                 .to_owned()
         }
+        Remedy::EndSystem { pid } => format!(
+            "a thread still waits in `system` for this command: join that thread before the test ends, or start the command \
+             with `Command` and `process_group(0)`, and kill that whole group. `system` gives no handle on pid {pid}."
+        ),
         Remedy::EndForkpty { pid } => format!(
             "close the terminal's master, or `kill({pid}, SIGKILL)`; and `waitpid({pid})` before the test ends."
         ),

@@ -36,9 +36,7 @@ pub(super) fn of(verdict: &Verdict, finding: &Finding) -> String {
             format!("{count} more threads never make progress, for other reasons.")
         }
         Kind::WaitsFor(found) => waits::sentence(verdict, found),
-        Kind::OwnBinary { pid, filters, created } => {
-            own_binary(&verdict.name, *pid, filters, created.as_ref())
-        }
+        Kind::OwnBinary { pid, filters, created } => own_binary(verdict, *pid, filters, created.as_ref()),
         Kind::Blocked { pid, signals, created } => blocked(facts, *pid, signals, created.as_ref()),
         Kind::InheritedByMistake { pid, pipe, is_socket: true, ends, created, others } => {
             inherited_socket(facts, *pid, *pipe, ends, created, *others)
@@ -264,8 +262,8 @@ fn started(created: Option<&CodePlace>) -> String {
     created.map_or_else(String::new, |created| format!(", started {},", at(created)))
 }
 
-fn own_binary(test: &str, pid: i32, filters: &[String], created: Option<&CodePlace>) -> String {
-    let again = filters.is_empty() || filters.iter().any(|filter| test.contains(filter.as_str()));
+fn own_binary(verdict: &Verdict, pid: i32, filters: &[String], created: Option<&CodePlace>) -> String {
+    let again = filters.is_empty() || filters.iter().any(|filter| verdict.name.contains(filter));
     let runs = if again { "it runs this test again" } else { "it runs tests" };
     let filters: Vec<String> = filters.iter().map(|filter| format!("`{filter}`")).collect();
     let taken = match &filters[..] {

@@ -164,7 +164,14 @@ impl Evidence<'_> {
         if let Some(tid) = tids.iter().find(in_task) {
             return Some(Remedy::AwaitInTask(self.names.awaited.get(tid).cloned()));
         }
+        // Readers and writers of one lock wait for two words, and parking_lot's threads each for one of their own.
+        let words_differ = |tid: &i32| {
+            let called = self.thread(*tid).and_then(|(_, thread)| self.called(thread)).unwrap_or_default();
+            called.contains("RwLock") || called.contains("<R,T>") || called.contains("lock_api")
+        };
+        let is_one = locks.iter().all(|lock| lock.0.is_some() && Some(lock) == locks.first());
         Some(match other {
+            None if locks.len() > 1 && !is_one && tids.iter().any(words_differ) => Remedy::OneLockOrSeveral,
             None if locks.iter().any(|lock| Some(lock) != locks.first()) => Remedy::LockOrder,
             None if !joining.is_empty() && kinds().any(|kind| *kind == Awaited::Lock) => {
                 Remedy::ReleaseBeforeJoin

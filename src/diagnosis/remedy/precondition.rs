@@ -8,6 +8,7 @@ use super::{Ends, Remedy};
 use crate::diagnosis::deadlock::{Shape, WaitsOn};
 use crate::diagnosis::evidence::Evidence;
 use crate::diagnosis::finding::{Ending, Kind};
+use crate::diagnosis::leaked::system_of;
 use crate::diagnosis::waits_for::{LinkOn, WaitsFor};
 use crate::guard::contended::FdHolder;
 use crate::guard::facts::{Disposition, Process};
@@ -40,7 +41,7 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
         }
         Remedy::AwaitInTask(_) => matches!(kind, Kind::Deadlock(deadlock)
             if deadlock.chain.iter().any(|wait| evidence.names.in_task.contains(&wait.tid))),
-        Remedy::LockOrder | Remedy::ReleaseBeforeJoin => {
+        Remedy::LockOrder | Remedy::OneLockOrSeveral | Remedy::ReleaseBeforeJoin => {
             of.deadlock_has(kind, |on| matches!(on, WaitsOn::Lock(_)))
         }
         Remedy::LeaveRuntime => of.deadlock_has(kind, |on| matches!(on, WaitsOn::BlockOn)),
@@ -195,6 +196,9 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
         Remedy::NoDaemonInBody { pid } => of.is_daemons(*pid),
         Remedy::ClosePopen => evidence.names.call_sites.iter().any(|site| site.call == "popen"),
         Remedy::EndJobsOfSystem => evidence.names.call_sites.iter().any(|site| site.call == "system"),
+        Remedy::EndSystem { pid } => {
+            of.process(*pid, |process| system_of(evidence.names, process).is_some() && !process.adopted)
+        }
         Remedy::EndForkpty { pid } => of.call(*pid, |call, _| call == "forkpty"),
         Remedy::StopWithParent => of.leaked(kind, |process| !process.adopted),
         Remedy::EndForker => matches!(kind, Kind::ElusiveProcess { .. }),

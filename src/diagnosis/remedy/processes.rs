@@ -5,7 +5,7 @@ use nix::libc;
 use super::Remedy;
 use crate::diagnosis::evidence::Evidence;
 use crate::diagnosis::finding::Kind;
-use crate::diagnosis::leaked::is_daemon;
+use crate::diagnosis::leaked::{is_daemon, system_of};
 use crate::guard::facts::{Class, Disposition, Process};
 use crate::recorder::call_site::ResolvedCallSite;
 
@@ -113,6 +113,9 @@ impl Evidence<'_> {
     /// The remedy for a process that a function of the C library started, which has its own way to end it.
     fn started_by_library(&self, process: &Process) -> Option<Remedy> {
         let pid = process.pid;
+        if !process.adopted && system_of(self.names, process).is_some() {
+            return Some(Remedy::EndSystem { pid });
+        }
         let exited = self.exited.iter().find(|exited| exited.orphan == pid).map(|exited| exited.parent);
         let mut pids = [pid].into_iter().chain(process.lineage.iter().copied()).chain(exited);
         let site =

@@ -98,6 +98,10 @@ fn a_lock_explains_more_than_the_accept_beside_it() {
     assert!(matches!(waits.chain[1].on, LinkOn::Threads { .. }) && waits.chain.len() == 2, "{waits:?}");
     assert_eq!(remedies, [Remedy::EndWait(Some(Awaited::Lock))]);
     // A worker without work.
+    // What a semaphore of another program stands for is not known.
+    let (waits, remedies) = hang(Awaited::Semaphore);
+    assert!(matches!(waits.chain[1].on, LinkOn::Threads { .. }) && waits.chain.len() == 2, "{waits:?}");
+    assert_eq!(remedies, []);
     let (waits, remedies) = hang(Awaited::Message);
     assert_eq!((&waits.chain[1].on, &remedies[..]), (&LinkOn::Connection { inode: 62 }, &[][..]));
 }
@@ -178,6 +182,25 @@ fn a_task_that_blocks_is_told_from_a_thread_that_does() {
         assert_eq!(remedies(true, threads), [Remedy::AwaitInTask(Some(Awaited::Message))]);
         assert_eq!(remedies(false, threads), [Remedy::EndWait(Some(Awaited::Message))]);
     }
+}
+
+#[test]
+fn readers_and_writers_may_wait_for_one_lock() {
+    let remedies = |called: &str| {
+        let lock = |address: u64| On::Futex { address, place: None, shared: false, forever: true };
+        let mut waits = test(lock(8), vec![]);
+        waits.tasks.push(thread(150, lock(16)));
+        let mut names = names(vec![]);
+        for tid in [TEST, 150] {
+            names.awaited.insert(tid, Awaited::Lock);
+            names.called.insert(tid, called.to_owned());
+        }
+        let found = verdict(hung(vec![waits]), names, Policy::new());
+        only(&found, |kind| matches!(kind, Kind::Deadlock(_))).remedies
+    };
+    assert_eq!(remedies("std::sync::poison::rwlock::RwLock<T>::read"), [Remedy::OneLockOrSeveral]);
+    assert_eq!(remedies("lock_api::mutex::Mutex<R,T>::lock"), [Remedy::OneLockOrSeveral]);
+    assert_eq!(remedies("std::sync::poison::mutex::Mutex<T>::lock"), [Remedy::LockOrder]);
 }
 
 #[test]

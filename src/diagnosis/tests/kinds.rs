@@ -291,6 +291,26 @@ fn a_job_of_system_is_told_by_its_command() {
 }
 
 #[test]
+fn the_shell_of_a_system_that_has_not_returned_is_not_a_child_of_std() {
+    let left = |commands: &[&str]| {
+        let call = |command: &&str| {
+            let command_line = ["sh", "-c", command].map(str::to_owned).to_vec();
+            ResolvedCallSite { command_line, ..site(ResourceKind::Process, "system", 0) }
+        };
+        let command_line = ["sh", "-c", "sleep 1"].map(str::to_owned).to_vec();
+        let shell = Process { command_line, ..child(On::Child { pid: -1 }, vec![]) };
+        let names = names(commands.iter().map(call).collect());
+        let found = verdict(returned(vec![shell]), names, Policy::new());
+        only(&found, |kind| matches!(kind, Kind::LeakedProcess { .. }))
+    };
+    let found = left(&["true", "sleep 1"]);
+    assert_eq!(found.remedies, [Remedy::EndSystem { pid: CHILD }]);
+    let Kind::LeakedProcess { created: Some(by), .. } = &found.kind else { panic!("{found:?}") };
+    assert_eq!(by.creator, Creator::Itself);
+    assert_eq!(left(&["true"]).remedies, [Remedy::KillAndWait]);
+}
+
+#[test]
 fn a_read_end_that_a_program_created_is_no_lifeline() {
     let notes = |sites: Vec<ResolvedCallSite>| {
         let mut facts =

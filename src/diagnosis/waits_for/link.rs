@@ -385,7 +385,9 @@ fn in_call(process: &Process, thread: &Thread) -> LinkOn {
         ["anon_inode:inotify", "anon_inode:[timerfd]", "anon_inode:[signalfd]", "anon_inode:[fanotify]"]
             .contains(&path)
     };
-    let is_file = file.as_ref().is_none_or(|(_, path)| path.starts_with('/') || is_event(path));
+    // A connection that waits for room in the queue of its listener is not known to that yet.
+    let connects = thread.syscall == "connect";
+    let is_file = file.as_ref().is_none_or(|(_, path)| path.starts_with('/') || is_event(path) || connects);
     // The second one stands for whatever the thread was in before it was stopped.
     let others = ["running", "restart_syscall", ""];
     if thread.state == "R"

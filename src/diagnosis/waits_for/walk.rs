@@ -5,6 +5,7 @@ use crate::diagnosis::evidence::Evidence;
 use crate::diagnosis::wake_channel;
 use crate::guard::facts::Process;
 use crate::proc::waits::{On, Thread};
+use crate::recorder::awaited::Awaited;
 
 /// The longest chain that is followed.
 const LONGEST: usize = 12;
@@ -72,12 +73,15 @@ impl Evidence<'_> {
         if let Some(ring) = ways.iter().position(|(_, ring)| ring.is_some()) {
             return Some(ways.swap_remove(ring));
         }
-        // A wait for another process or a lock explains more than one for a connection, for time or for a thread.
+        // A wait for another process or a lock explains more than one for time, for a connection or for a thread. What is
+        // waited for at a connection that was accepted is another thread than the one that accepts.
+        let at_connection = before.last().is_some_and(|link| matches!(link.on, LinkOn::Socket(_)));
         ways.sort_by_key(|(chain, _)| match &chain.get(before.len())?.on {
             LinkOn::Threads { kind: Some(kind), .. } if kind.is_held() => Some(0),
-            LinkOn::Threads { .. } | LinkOn::Thread { .. } | LinkOn::EventLoop => Some(3),
-            on if on.is_vague() => Some(2),
-            LinkOn::Connection { .. } => Some(1),
+            LinkOn::Threads { kind, .. } if at_connection && may_be_locked(process, kind.as_ref()) => Some(1),
+            LinkOn::Threads { .. } | LinkOn::Thread { .. } | LinkOn::EventLoop => Some(5),
+            on if on.is_vague() => Some(3),
+            LinkOn::Connection { .. } => Some(if at_connection { 4 } else { 2 }),
             _ => Some(0),
         });
         ways.into_iter().next()
@@ -117,7 +121,7 @@ impl Evidence<'_> {
         match &link.on {
             LinkOn::Thread { tid } => next.tids.push(*tid),
             // What waits for a connection does not hold the lock: servers do so all the time.
-            LinkOn::Threads { kind: Some(kind), tids, .. } if kind.is_held() => {
+            LinkOn::Threads { kind, tids, .. } if may_be_locked(process, kind.as_ref()) => {
                 let accepts = |tid: &i32| {
                     let thread = process.tasks.iter().find(|thread| thread.tid == *tid);
                     thread.is_some_and(|thread| {
@@ -164,6 +168,14 @@ impl Evidence<'_> {
             _ => {}
         }
         next
+    }
+}
+
+/// Whether a thread waits for a lock. Those of other languages are built on semaphores or futexes of their own.
+fn may_be_locked(process: &Process, kind: Option<&Awaited>) -> bool {
+    match kind {
+        Some(Awaited::Semaphore) | None => !process.runs_own_program(),
+        Some(kind) => kind.is_held(),
     }
 }
 

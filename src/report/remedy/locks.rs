@@ -32,6 +32,12 @@ pub(super) fn of(facts: &Facts, remedy: &Remedy) -> Option<String> {
         Remedy::LockOrder => {
             "take locks in the same order everywhere, and join no thread while holding what it needs.".to_owned()
         }
+        Remedy::OneLockOrSeveral => {
+            "if these are several locks, take them in the same order everywhere. If they are one, find where it is taken and \
+             never released: twice in one thread (also a `read` within a `read`, while another thread waits in `write`), or \
+             by a guard that was forgotten."
+                .to_owned()
+        }
         Remedy::ReleaseBeforeJoin => {
             "release a lock before the join of a thread that needs it. If the joining thread does not hold it, find \
              where this lock is taken and never released: in the same thread, or by a guard that was forgotten."

@@ -219,6 +219,12 @@ impl Clause<'_> {
                     awaited(&lock)
                 )
             }
+            // What a semaphore or a futex of another program stands for is not known.
+            None if matches!(kind, None | Some(Awaited::Semaphore))
+                && !process(facts, link.pid).is_some_and(Process::runs_own_program) =>
+            {
+                format!("waits {}{timeout}", awaited(&lock))
+            }
             None => format!("waits {}{timeout}, that is for another of its threads", awaited(&lock)),
         }
     }
@@ -509,7 +515,10 @@ fn runtime_wait(facts: &Facts, link: &Link, wait: &RuntimeWait) -> String {
                         if peers.is_empty() { String::new() } else { format!(" by {}", named(facts, peers)) };
                     format!("`accept`{by} on {}, of the connection at fd {fd}", listener(facts, *inode))
                 }
-                [] => format!("{what} (fd {fd})"),
+                [] => match own_end(facts, link, socket) {
+                    Some(own) => format!("{what} whose other end is its own fd {own} (fd {fd})"),
+                    None => format!("{what} (fd {fd})"),
+                },
                 peers => format!("{what} whose other end is in {} (fd {fd})", named(facts, peers)),
             }
         }
@@ -519,6 +528,13 @@ fn runtime_wait(facts: &Facts, link: &Link, wait: &RuntimeWait) -> String {
         },
         RuntimeWait::Timer => "a timer".to_owned(),
     }
+}
+
+/// The fd by which a process has the other end of its own socket.
+fn own_end(facts: &Facts, link: &Link, socket: Option<&Socket>) -> Option<i32> {
+    let peer = *socket?.ends().get(1)?;
+    let mut fds = process(facts, link.pid)?.known_fds().iter();
+    fds.find(|held| held.socket() == Some(peer)).map(|held| held.fd)
 }
 
 /// What comes from a file that the kernel writes to.

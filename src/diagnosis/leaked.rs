@@ -89,7 +89,9 @@ pub(super) fn created_by(names: &Names, exited: &[ExitedParent], process: &Proce
 pub(super) fn system_of<'a>(names: &'a Names, process: &Process) -> Option<&'a ResolvedCallSite> {
     let [_, option, command] = &process.command_line[..] else { return None };
     let is_it = |site: &&ResolvedCallSite| {
-        site.call == "system" && site.creator == process.parent && site.command_line.last() == Some(command)
+        site.call == "system"
+            && process.lineage.first().is_none_or(|parent| site.creator == *parent)
+            && site.command_line.last() == Some(command)
     };
     let mut sites = names.call_sites.iter().filter(is_it);
     let first = sites.next().filter(|_| option == "-c" && names.of_process(process.pid).is_none())?;

@@ -44,6 +44,7 @@ impl Awaited {
             ("pthread_barrier_", Awaited::Barrier),
             ("pthread_once", Awaited::Once),
             ("sem_", Awaited::Semaphore),
+            ("new_sem_", Awaited::Semaphore),
             ("mtx_", Awaited::Lock),
             ("cnd_", Awaited::Condvar),
             ("call_once", Awaited::Once),
@@ -195,6 +196,7 @@ mod tests {
             (&["__lll_lock_wait", "pthread_mutex_lock"][..], Some(Awaited::Lock)),
             (&["pthread_cond_wait"], Some(Awaited::Condvar)),
             (&["sem_wait"], Some(Awaited::Semaphore)),
+            (&["new_sem_wait_slow64.constprop.0"], Some(Awaited::Semaphore)),
             (&["malloc"], Some(Awaited::CLibrary)),
             (&["aio_suspend"], None),
         ] {

@@ -35,6 +35,7 @@ fn words(facts: &Facts, remedy: &Remedy) -> String {
         .or_else(|| of_rings(facts, remedy))
         .or_else(|| of_waits(facts, remedy))
         .or_else(|| signals::of(facts, remedy))
+        .or_else(|| of_library(remedy))
         .or_else(|| of_processes(remedy))
         .unwrap_or_else(|| of_endings(remedy))
 }
@@ -334,6 +335,34 @@ fn watch_lifeline(watch: bool) -> &'static str {
     }
 }
 
+/// The remedies for what a function of the C library has started.
+fn of_library(remedy: &Remedy) -> Option<String> {
+    Some(match remedy {
+        Remedy::NoDaemonInBody { pid } => format!(
+            "`daemon` forked the test itself, which runs on as pid {pid}: call it in a child process, never in the body, \
+             and end that process before the test ends."
+        ),
+        Remedy::ClosePopen => {
+            "call `pclose` on what `popen` returned, before the test ends: it closes the pipe and waits for the \
+             command."
+                .to_owned()
+        }
+        Remedy::EndJobsOfSystem => {
+            "`system` waits only for the shell: let the command wait for its jobs (`wait`), or start it with \
+             `process_group(0)` and kill the whole group."
+                .to_owned()
+        }
+        Remedy::EndSystem { pid } => format!(
+            "a thread still waits in `system` for this command: join that thread before the test ends, or start the command \
+             with `Command` and `process_group(0)`, and kill that whole group. `system` gives no handle on pid {pid}."
+        ),
+        Remedy::EndForkpty { pid } => format!(
+            "close the terminal's master, or `kill({pid}, SIGKILL)`; and `waitpid({pid})` before the test ends."
+        ),
+        _ => return None,
+    })
+}
+
 fn of_processes(remedy: &Remedy) -> Option<String> {
     Some(match remedy {
         Remedy::StopDaemon { pid } => format!(
@@ -362,27 +391,6 @@ fn of_processes(remedy: &Remedy) -> Option<String> {
         ),
         Remedy::WaitInCommand => "orphaned: the command has left it behind. Run it in the foreground, by `exec` in a shell, \
                                   or let the command end it and `wait` for it, also after SIGTERM.".to_owned(),
-        Remedy::NoDaemonInBody { pid } => format!(
-            "`daemon` forked the test itself, which runs on as pid {pid}: call it in a child process, never in the body, \
-             and end that process before the test ends."
-        ),
-        Remedy::ClosePopen => {
-            "call `pclose` on what `popen` returned, before the test ends: it closes the pipe and waits for the \
-             command."
-                .to_owned()
-        }
-        Remedy::EndJobsOfSystem => {
-            "`system` waits only for the shell: let the command wait for its jobs (`wait`), or start it with \
-             `process_group(0)` and kill the whole group."
-                .to_owned()
-        }
-        Remedy::EndSystem { pid } => format!(
-            "a thread still waits in `system` for this command: join that thread before the test ends, or start the command \
-             with `Command` and `process_group(0)`, and kill that whole group. `system` gives no handle on pid {pid}."
-        ),
-        Remedy::EndForkpty { pid } => format!(
-            "close the terminal's master, or `kill({pid}, SIGKILL)`; and `waitpid({pid})` before the test ends."
-        ),
         Remedy::KillAndWaitpid { pid } => format!(
             "`kill({pid}, SIGKILL)` and `waitpid({pid})` before the test ends, also when it panics."
         ),

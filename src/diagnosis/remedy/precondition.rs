@@ -197,7 +197,7 @@ pub(in crate::diagnosis) fn holds(remedy: &Remedy, kind: &Kind, evidence: &Evide
         Remedy::ClosePopen => evidence.names.call_sites.iter().any(|site| site.call == "popen"),
         Remedy::EndJobsOfSystem => evidence.names.call_sites.iter().any(|site| site.call == "system"),
         Remedy::EndSystem { pid } => {
-            of.process(*pid, |process| system_of(evidence.names, process).is_some() && !process.adopted)
+            of.process(*pid, |process| system_of(evidence.names, process).is_some())
         }
         Remedy::EndForkpty { pid } => of.call(*pid, |call, _| call == "forkpty"),
         Remedy::StopWithParent => of.leaked(kind, |process| !process.adopted),

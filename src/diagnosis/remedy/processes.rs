@@ -113,7 +113,7 @@ impl Evidence<'_> {
     /// The remedy for a process that a function of the C library started, which has its own way to end it.
     fn started_by_library(&self, process: &Process) -> Option<Remedy> {
         let pid = process.pid;
-        if !process.adopted && system_of(self.names, process).is_some() {
+        if system_of(self.names, process).is_some() {
             return Some(Remedy::EndSystem { pid });
         }
         let exited = self.exited.iter().find(|exited| exited.orphan == pid).map(|exited| exited.parent);

@@ -9,6 +9,7 @@ use crate::guard::contended::FileLock;
 use crate::guard::facts::Process;
 use crate::proc::fds::Fd;
 use crate::proc::waits::On;
+use crate::recorder::awaited::Awaited;
 use crate::recorder::call_site::SourceLocation;
 
 impl Evidence<'_> {
@@ -92,7 +93,7 @@ impl Evidence<'_> {
             }
             LinkOn::OwnPipe { inode, others, .. } => self.close_in_readers(process.pid, others, *inode),
             LinkOn::FileLock { file, holders } => self.release_by_holder(link, file, holders),
-            LinkOn::Threads { kind: Some(kind), .. } if kind.is_held() => {
+            LinkOn::Threads { kind: Some(kind @ (Awaited::Lock | Awaited::Once)), .. } => {
                 Some(Remedy::EndWait(Some(kind.clone())))
             }
             LinkOn::Fifo { .. } => self.close_own_fifo(link),

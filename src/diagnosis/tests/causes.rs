@@ -126,7 +126,8 @@ fn of_a_connection_that_both_threads_read_either_end_may_be_shut_down() {
         unwatched: &[],
         exited: &[],
     };
-    let kind = Kind::WaitsFor(evidence.waits_for().unwrap());
+    let Some(waits) = evidence.waits_for() else { panic!("no wait") };
+    let kind = Kind::WaitsFor(waits);
     let ends = |fd: i32, line: u32| Ends { pid: TEST, fds: vec![fd], created: created(0, line).place };
     let either = Remedy::ShutdownEither { one: ends(3, 1), other: ends(4, 2) };
     assert_eq!(crate::diagnosis::remedy::remedies(&kind, &evidence), [either]);

@@ -74,8 +74,9 @@ fn a_lock_is_inherited_only_from_another_process() {
     assert_eq!(remedies(None, &[CHILD], locked(false)), vec![close.clone()]);
     // It took the lock itself, and runs on.
     let end = Remedy::EndLockHolder { pid: CHILD, file: "/lock".to_owned() };
-    assert_eq!(remedies(Some(CHILD), &[CHILD], locked(false)), [end.clone()]);
-    assert_eq!(remedies(Some(CHILD), &[CHILD], locked(true)), [end]);
+    for cloexec in [false, true] {
+        assert_eq!(remedies(Some(CHILD), &[CHILD], locked(cloexec)), std::slice::from_ref(&end));
+    }
     // What took it has it still; it cannot have come over an exec.
     assert_eq!(remedies(Some(77), &[CHILD, 77], locked(false)), []);
     assert_eq!(remedies(Some(77), &[CHILD], locked(true)), []);

@@ -11,6 +11,7 @@ use super::{
 use crate::proc::mapped::MappedFile;
 use crate::proc::maps::Address;
 use crate::proc::waits::{On, Thread};
+use crate::recorder::awaited::Awaited;
 use crate::recorder::call_site::Names;
 use crate::recorder::lines::{Line, Module};
 use crate::recorder::runtimes;
@@ -44,6 +45,10 @@ pub(super) fn name(all: &Threads<'_>, resolver: &mut Resolver<'_>, names: &mut N
             stack = frames.iter().map(|frame| describe(frame, here)).collect();
         }
         name_wait(thread, others, all.mapped, names);
+        // Of a program without debug information, the functions around the C library's lock may have no names.
+        if !all.without_test && names.awaited.get(&thread.tid) == Some(&Awaited::CLibrary) {
+            names.awaited.remove(&thread.tid);
+        }
         names.lines.extend(line_in(&frames, here).map(|line| (thread.tid, line)));
         if runtimes::waits(&paths(&frames), &thread.name) {
             names.in_runtime.insert(thread.tid);

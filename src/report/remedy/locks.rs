@@ -58,6 +58,13 @@ pub(super) fn of(facts: &Facts, remedy: &Remedy) -> Option<String> {
         Remedy::LookAtWriters { pid, thread, ends } => {
             look_at_writers(facts, *pid, thread.as_ref(), &fds(ends))
         }
+        _ => return of_files(facts, remedy),
+    })
+}
+
+/// The same for locks on files.
+fn of_files(facts: &Facts, remedy: &Remedy) -> Option<String> {
+    Some(match remedy {
         Remedy::ReleaseFileLock { file, pid, waiter } => {
             let holder = if *pid == facts.pid { "the test".to_owned() } else { format!("pid {pid}") };
             format!(

@@ -92,7 +92,7 @@ pub(crate) fn waits(paths: &[String], name: &str) -> bool {
 }
 
 /// Whether a thread is in the code of a task that shares it with others: one of a worker, or of a runtime of one thread.
-/// `spawn_blocking` has threads of its own, which it borrows to workers as well.
+/// `spawn_blocking` has threads of its own, and `block_in_place` gives the other tasks to another thread.
 pub(crate) fn is_in_task(paths: &[String]) -> bool {
     const SHARED: [&str; 3] = [
         "tokio::runtime::scheduler::current_thread",
@@ -100,8 +100,9 @@ pub(crate) fn is_in_task(paths: &[String]) -> bool {
         "tokio::task::local",
     ];
     let shares = |path: &String| SHARED.iter().any(|begin| path.starts_with(begin));
-    let first = paths.iter().find(|path| shares(path) || path.starts_with("tokio::runtime::blocking"));
-    first.is_some_and(shares) && !paths.iter().find(|path| !is_called(path)).is_some_and(shares)
+    paths.iter().any(shares)
+        && !paths.iter().any(|path| path.contains("::block_in_place"))
+        && !paths.iter().find(|path| !is_called(path)).is_some_and(shares)
 }
 
 #[cfg(test)]
@@ -124,6 +125,10 @@ mod tests {
             // The body of a test with workers has a thread of its own.
             (&["a::b", "tokio::runtime::park::CachedParkThread::block_on", "a::test"], false),
             (&["a::b", "tokio::runtime::blocking::task::x", "tokio::runtime::task::core::x", POOL], false),
+            (
+                &["a::b", "tokio::runtime::scheduler::multi_thread::worker::block_in_place", "a::c", WORKER],
+                false,
+            ),
             // It waits for work.
             (
                 &[

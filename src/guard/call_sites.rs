@@ -94,5 +94,10 @@ fn has_orphans(facts: &Facts, reported: &dyn Fn(&&Process) -> bool, call_sites: 
         call_sites.iter().any(made)
     };
     let mut left = facts.processes.iter().filter(reported);
-    left.any(|process| process.adopted && !has_site(process.pid))
+    // The pid of the shell of `system` is not recorded.
+    let may_be_systems = |process: &Process| {
+        process.lineage == [facts.pid]
+            && matches!(&process.command_line[..], [_, option, _] if option == "-c")
+    };
+    left.any(|process| (process.adopted || may_be_systems(process)) && !has_site(process.pid))
 }

@@ -97,11 +97,11 @@ fn a_lock_explains_more_than_the_accept_beside_it() {
     let (waits, remedies) = hang(Awaited::Lock);
     assert!(matches!(waits.chain[1].on, LinkOn::Threads { .. }) && waits.chain.len() == 2, "{waits:?}");
     assert_eq!(remedies, [Remedy::EndWait(Some(Awaited::Lock))]);
-    // A worker without work.
     // What a semaphore of another program stands for is not known.
     let (waits, remedies) = hang(Awaited::Semaphore);
     assert!(matches!(waits.chain[1].on, LinkOn::Threads { .. }) && waits.chain.len() == 2, "{waits:?}");
     assert_eq!(remedies, []);
+    // A worker without work.
     let (waits, remedies) = hang(Awaited::Message);
     assert_eq!((&waits.chain[1].on, &remedies[..]), (&LinkOn::Connection { inode: 62 }, &[][..]));
 }

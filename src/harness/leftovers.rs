@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::config::policy::{self, Level};
 use crate::config::registry;
 use crate::diagnosis::{allows, test_of_call};
+use crate::proc::fds::{self, Fd};
 use crate::proc::process::{SYMBOLIZER, Stat, command_line};
 use crate::proc::tree::Tree;
 use crate::recorder::call_site::Names;
@@ -94,6 +95,7 @@ extern "C" fn end() {
             command_line,
             site: names.of_process(stat.pid),
             test: names.of_process(stat.pid).and_then(test_of_call),
+            outputs: outputs(stat.pid),
         })
         .collect();
     let level = policy::unguarded(registry::target_unguarded(), get);
@@ -101,6 +103,16 @@ extern "C" fn end() {
     if level == Level::Deny {
         sys::exit_now(101);
     }
+}
+
+/// Which outputs of this process, of those that are pipes or sockets, another one has open for writing.
+fn outputs(pid: i32) -> Vec<&'static str> {
+    let (own, its) = (fds::read(sys::own_pid()).unwrap_or_default(), fds::read(pid).unwrap_or_default());
+    let is_open = |fd: i32| {
+        let own = own.iter().find(|own| own.fd == fd).and_then(Fd::pipe_or_socket);
+        own.is_some() && its.iter().any(|fd| fd.writes() && fd.pipe_or_socket() == own)
+    };
+    [(1, "stdout"), (2, "stderr")].into_iter().filter(|(fd, _)| is_open(*fd)).map(|(_, name)| name).collect()
 }
 
 impl Run {

@@ -17,6 +17,8 @@ pub(crate) struct Leftover<'a> {
     pub(crate) site: Option<&'a ResolvedCallSite>,
     /// The test that made the call.
     pub(crate) test: Option<String>,
+    /// Which of the run's outputs it has open, of those that are pipes: "stdout" and "stderr".
+    pub(crate) outputs: Vec<&'static str>,
 }
 
 /// The most processes that are listed.
@@ -37,7 +39,14 @@ pub(crate) fn text(left: &[Leftover<'_>], is_denied: bool, layout: Layout) -> St
             let at = format!("{}{}", sentence::at(&CodePlace::of(site)), by(site, process.test.as_deref()));
             format!(" It was started {}.", escape::text(&at))
         });
-        out += &format!("  pid {} `{name}` is still running.{at}\n", process.pid);
+        let kept = match process.outputs[..] {
+            [] => String::new(),
+            _ => format!(
+                " It has this run's {} open: who reads that to its end (`| tee`, a CI job) waits for this process.",
+                process.outputs.join(" and ")
+            ),
+        };
+        out += &format!("  pid {} `{name}` is still running.{at}{kept}\n", process.pid);
     }
     if left.len() > LISTED {
         out += &format!("  and {}\n", plural(left.len() - LISTED, "more process"));

@@ -68,6 +68,26 @@ fn what_ends_by_itself_or_is_allowed_is_not_listed() {
     }
 }
 
+/// `cargo test | tee` waits for what has inherited its stdout, so that is told where it can still be read.
+#[childproof::test]
+fn that_a_leftover_keeps_an_output_open_is_told_with_it() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let errors = scratch().join("errors");
+    let mut command = command("plain", &["leaks", "--exact"]);
+    command.stdout(writer).stderr(fs::File::create(&errors).unwrap());
+    let mut harness = command.spawn().unwrap();
+    drop(command);
+    assert_eq!(harness.wait().unwrap().code(), Some(0));
+    let text = fs::read_to_string(errors).unwrap();
+    let left: i32 =
+        text.split_once("pid ").and_then(|(_, pid)| pid.split_once(' ')).unwrap().0.parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(left), nix::sys::signal::Signal::SIGKILL).unwrap();
+    // Its end is that of the pipe.
+    std::io::read_to_string(reader).unwrap();
+    let said = "It has this run's stdout open: who reads that to its end (`| tee`, a CI job) waits for this process.";
+    assert!(text.split_whitespace().collect::<Vec<_>>().join(" ").contains(said), "{text}");
+}
+
 #[childproof::test]
 fn what_tests_without_a_guard_leave_is_denied_where_the_policy_says_so() {
     let mut by_variable = command("plain", &["leaks", "--exact"]);

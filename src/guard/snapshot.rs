@@ -562,7 +562,7 @@ fn look(
     }
     let id = stat.readable_id();
     let is_line = zombie || depth == Depth::Line;
-    let command_line = if is_line { Vec::new() } else { process::command_line(id) };
+    let command_line = if is_line { Vec::new() } else { process::settled_command_line(id) };
     let closely = depth == Depth::Waits && !zombie;
     let before = stopped.threads_before(stat);
     let tasks = if closely { threads(stat.pid, before) } else { Vec::new() };

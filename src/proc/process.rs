@@ -4,6 +4,7 @@ use std::ffi::CStr;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
+use std::thread;
 use std::time::Duration;
 
 use nix::libc;
@@ -223,6 +224,20 @@ pub(crate) fn command_line(pid: Pid) -> Vec<String> {
         return Vec::new();
     }
     arguments(&bytes)
+}
+
+/// The same of a process that may be within execve(2): there it runs, and has no arguments for a moment. posix_spawn(3) returns
+/// to its parent before that moment ends.
+pub(crate) fn settled_command_line(pid: Pid) -> Vec<String> {
+    for _ in 0..50 {
+        let line = command_line(pid);
+        let may_exec = || Stat::read(pid).is_some_and(|stat| matches!(stat.state, 'R' | 'D'));
+        if !line.is_empty() || !may_exec() {
+            return line;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    command_line(pid)
 }
 
 /// Splits what the kernel shows as a command line.

@@ -56,6 +56,10 @@ impl Junit {
             if !output.is_empty() && case.system_out.is_none() {
                 case.set_system_out(output);
             }
+            // A test that passed has no other place for text.
+            if let Some(warning) = text::warning(verdict, text::Layout::PLAIN) {
+                case.set_system_err(clean(&warning));
+            }
             return;
         };
         let report = text::report(verdict, text::Layout::PLAIN);

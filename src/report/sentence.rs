@@ -3,13 +3,11 @@
 mod deadlock;
 mod waits;
 
-use super::allow;
-use super::escape;
-use super::failure;
 use super::words::{
     a_kind_of_socket, a_socket, address, duration, enumerate, fds, for_subject, list, pipe_end, plural,
     process, process_name, rough, signal_name,
 };
+use super::{allow, escape, failure};
 use crate::diagnosis::{
     Allowance, Child, CodePlace, CreatedBy, Creator, Ending, Finding, InheritedEnd, Kind, Note, SocketRole,
     StrayNumber, StraySocket, ThreadedFork, Verdict,

@@ -71,6 +71,18 @@ fn case<'a>(suite: &'a Value, name: &str) -> &'a Value {
 }
 
 #[childproof::test]
+fn has_the_warning_of_a_test_that_passed() {
+    let path = path();
+    let ran =
+        Ran::of(command(&["leaks", "--exact"]).env("CHILDPROOF_PROCESSES", "warn").arg("--junit").arg(&path));
+    assert_eq!(ran.code, Some(0), "{}", ran.all());
+    let Some(root) = read(&path) else { return };
+    let warned = case(child(&root, "testsuite"), "leaks");
+    assert!(text(child(warned, "system-err")).starts_with("WARN  leaks   left 1 process"), "{warned:#}");
+    assert!(children(warned, "failure").is_empty(), "{warned:#}");
+}
+
+#[childproof::test]
 fn tells_every_test_with_its_words() {
     let path = path();
     let ran = run(&path, &["passes", "ignored", "panics", "leaks", "--exact"]);

@@ -1,9 +1,11 @@
 //! Finds the program that started a process, if that has exited: the kernel then no longer shows it as the
 //! parent.
 
+use super::charged::test_of_call;
 use crate::guard::facts::{Class, Facts, Process};
+use crate::guard::report_page::Body;
 use crate::proc::fds::Fd;
-use crate::recorder::call_site::{Names, ResolvedCallSite, ResourceKind, SourceLocation};
+use crate::recorder::call_site::{Names, ResolvedCallSite, ResourceKind};
 
 /// A process without its parent, and the program that was probably its parent or another ancestor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,26 +45,33 @@ pub(super) fn find(facts: &Facts, names: &Names) -> Vec<ExitedParent> {
             && process.lineage.iter().all(|pid| *pid == facts.pid)
             && names.of_process(process.pid).is_none()
     };
+    // Calls of several tests are in one log: a suite's, or those of a command that may be one.
+    let has_tests = facts.body == Body::OfCommand || programs.iter().any(|site| site.test != 0);
+    let owner = |site: &ResolvedCallSite| (site.test, has_tests.then(|| test_of_call(site)).flatten());
     let parent = |process: &Process| {
         let is = |pid: i32| programs.iter().any(|site| site.keys[0] as i32 == pid);
         let before = || programs.iter().filter(|site| (1..process.pid as u64).contains(&site.keys[0]));
         let streams = process.known_fds().iter().filter(|fd| fd.fd <= 2).filter_map(Fd::pipe);
-        let places: Vec<&SourceLocation> =
-            streams.filter_map(|pipe| names.of_inode(pipe)?.place.as_ref()).collect();
-        let by_pipe = before().rfind(|site| site.place.as_ref().is_some_and(|place| places.contains(&place)));
-        let last = || before().map(|site| site.keys[0] as i32).max();
+        let created: Vec<&ResolvedCallSite> =
+            streams.filter_map(|pipe| names.of_inode(pipe)).filter(|site| site.place.is_some()).collect();
+        let by_pipe = before()
+            .rfind(|site| created.iter().any(|pipe| pipe.place == site.place && owner(pipe) == owner(site)));
         // The shell of `system`, whose pid is not known: 0. Its command names the program.
-        let is_systems = |site: &&&ResolvedCallSite| site.call == "system" && names_program(site, process);
-        let by_system = || matches!(programs.iter().filter(is_systems).count(), 1);
+        let is_systems = |site: &&ResolvedCallSite| site.call == "system" && names_program(site, process);
+        let mut systems = programs.iter().copied().filter(is_systems);
+        let system = systems.next().filter(|_| systems.next().is_none());
+        // Which of several tests it was must not be guessed: it would fail for another one's process.
+        let is_ones =
+            |site: &&ResolvedCallSite| !has_tests || before().all(|other| owner(other) == owner(site));
+        let last = || before().max_by_key(|site| site.keys[0]).copied();
         let (parent, relation) = match process {
             process if is(process.sid) => (process.sid, Relation::Session),
             process if is(process.pgid) => (process.pgid, Relation::Group),
             _ => match by_pipe {
                 Some(site) => (site.keys[0] as i32, Relation::Pipe),
-                None if by_system() => (0, Relation::Sequence),
                 // Its pipe was created by another line than the one of the last program.
-                None if !places.is_empty() => return None,
-                None => (last()?, Relation::Sequence),
+                None if system.is_none() && !created.is_empty() => return None,
+                None => (system.or_else(last).filter(is_ones)?.keys[0] as i32, Relation::Sequence),
             },
         };
         Some(ExitedParent { orphan: process.pid, parent, relation })

@@ -420,6 +420,7 @@ impl CommandSupervisor {
             Fork::Child => {
                 drop(held);
                 let _ = gate.receive();
+                isolation::separate_mounts();
                 // Closed by exec, like all of the guard's fds.
                 let error = sys::exec_below(supervisor, command, mask, origin::ignores_sigpipe());
                 let error = error.raw_os_error().unwrap_or(libc::ENOEXEC);

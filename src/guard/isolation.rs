@@ -35,6 +35,14 @@ pub(super) fn is_inside() -> bool {
     IS_INSIDE.load(Ordering::Relaxed)
 }
 
+/// Gives a subject's first process, in a namespace, its own mounts: what one test unmounts, its guard and the next test need.
+#[inline(always)]
+pub(super) fn separate_mounts() {
+    if is_inside() {
+        sys::separate_mounts();
+    }
+}
+
 /// What a subject with these settings is asked for; the error says why it has no namespace.
 pub(super) fn wanted(settings: &Settings) -> Result<bool, NotIsolated> {
     match settings.isolation {

@@ -364,11 +364,15 @@ impl Supervisor {
             TestProcess { order: [0; 4], page: self.page.get(), before: self.before, traced: self.traced };
         match (process_entry.fork(&mut test.order), then) {
             (Ok(Fork::Child), ChildEntry::Run(run)) => {
+                isolation::separate_mounts();
                 // Not through the reference, which would add a function call.
                 (**run)(&test);
                 sys::exit_now(1);
             }
-            (Ok(Fork::Child), ChildEntry::Return) => Ok(Forked::InTest(Box::new(test))),
+            (Ok(Fork::Child), ChildEntry::Return) => {
+                isolation::separate_mounts();
+                Ok(Forked::InTest(Box::new(test)))
+            }
             (Ok(Fork::Parent(pid)), _) => Ok(Forked::Test(pid)),
             (Err(error), _) => Err(error),
         }

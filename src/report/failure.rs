@@ -92,6 +92,10 @@ pub(crate) fn not_isolated(why: &NotIsolated) -> String {
                 NamespaceStep::Survive => {
                     ("cannot make a PID namespace", "; a process was killed meanwhile, maybe by seccomp")
                 }
+                NamespaceStep::Wait => (
+                    "cannot make a PID namespace within 5 s",
+                    "; the machine may be too busy, or a tracer slows it",
+                ),
             };
             format!("{step}: {}{cause}", error.text)
         }

@@ -65,7 +65,7 @@ pub(crate) use memory::*;
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
 pub(crate) use mounts::{change_mode, detach_mount, mount_at_proc, shows_own_processes, uncover_proc};
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
-pub(crate) use namespace::{Inside, NamespaceFork, NamespaceStep, fork_in_namespace};
+pub(crate) use namespace::{Inside, NamespaceFork, NamespaceStep, fork_in_namespace, separate_mounts};
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]
 pub(crate) use peek::peek_fds;
 #[cfg(all(target_os = "linux", not(miri), not(childproof_unguarded)))]

@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::ptr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::readlinkat;
@@ -20,7 +20,7 @@ use nix::libc;
 
 use super::channel::Channel;
 use super::directory::open_directory;
-use super::process::{Fork, Pid, check, exit_now, fork, pidfd_open, wait_for};
+use super::process::{Fork, Pid, check, exit_now, fork, kill, pidfd_open, wait_for};
 use super::readable;
 use super::wire::{Wire, wire_enum};
 
@@ -40,6 +40,8 @@ wire_enum! {
         MountProc,
         /// A process on the way was killed, as by a seccomp filter.
         Survive,
+        /// It took too long, and was killed.
+        Wait,
     }
 }
 
@@ -68,14 +70,19 @@ pub(crate) struct Inside {
 wire_enum! {
     /// What the new processes report to the forking one.
     enum Message {
+        /// The first process is forked.
+        Forked { pid: i32 },
         Ready { pid: i32 },
         /// `pid` is that of the first process, or 0 if there is none.
         Refused { step: NamespaceStep, errno: i32, pid: i32 },
     }
 }
 
-/// How long the new processes may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// How long the new processes may take. The fork server answers nobody meanwhile.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often they are continued, in case that one was stopped.
+const CONTINUED: Duration = Duration::from_millis(250);
 
 impl Inside {
     /// The pid that a child has outside: `Pid` in the fdinfo of a pidfd (proc_pid_fdinfo(5)).
@@ -94,19 +101,31 @@ pub(crate) fn fork_in_namespace() -> Result<NamespaceFork, NamespaceRefusal> {
     match fork().map_err(refused(NamespaceStep::Fork))? {
         Fork::Parent(between) => {
             drop(theirs);
-            let message = match readable(&ours, Some(PATIENCE)) {
-                true => ours.receive().ok().flatten().and_then(|(bytes, _)| Message::decode(&bytes)),
-                false => None,
-            };
+            let (answer, first) = follow(&ours, between);
+            let answered = matches!(answer, Some(Message::Ready { .. } | Message::Refused { .. }));
+            if !answered {
+                let _ = kill(between, libc::SIGKILL);
+            }
             let _ = wait_for(between);
-            match message {
-                Some(Message::Ready { pid }) => Ok(NamespaceFork::Parent(pid)),
-                Some(Message::Refused { step, errno, pid }) => {
-                    // It has become a child of this process.
-                    let _ = (pid != 0).then(|| wait_for(pid));
+            // It has become a child of this process. One whose pid is not known yet can tell no one that it is ready.
+            let end = |pid: Pid| {
+                let _ = kill(pid, libc::SIGKILL);
+                let _ = wait_for(pid);
+            };
+            match (answer, first) {
+                (Some(Message::Ready { pid }), _) => return Ok(NamespaceFork::Parent(pid)),
+                (Some(Message::Refused { step, errno, pid }), _) => {
+                    let _ = (pid != 0).then(|| end(pid));
                     Err(NamespaceRefusal { step, error: io::Error::from_raw_os_error(errno) })
                 }
-                None => Err(refused(NamespaceStep::Survive)(Errno::EPERM.into())),
+                (answer, first) => {
+                    first.map(end);
+                    let (step, errno) = match answer {
+                        None => (NamespaceStep::Wait, Errno::ETIMEDOUT),
+                        Some(_) => (NamespaceStep::Survive, Errno::ESRCH),
+                    };
+                    Err(refused(step)(errno.into()))
+                }
             }
         }
         Fork::Child => {
@@ -114,6 +133,26 @@ pub(crate) fn fork_in_namespace() -> Result<NamespaceFork, NamespaceRefusal> {
             Ok(NamespaceFork::First(go_between(&theirs)))
         }
     }
+}
+
+/// Waits for the answer of the new processes, and continues them if they are stopped. Returns it and the pid of the first
+/// process, if that is known: no answer if they took too long, [`Message::Forked`] if they are gone.
+fn follow(from: &Channel, between: Pid) -> (Option<Message>, Option<Pid>) {
+    let (until, mut first) = (Instant::now() + PATIENCE, None);
+    while Instant::now() < until {
+        if !readable(from, Some(CONTINUED)) {
+            for pid in [Some(between), first].into_iter().flatten() {
+                let _ = kill(pid, libc::SIGCONT);
+            }
+            continue;
+        }
+        match from.receive().ok().flatten().and_then(|(bytes, _)| Message::decode(&bytes)) {
+            Some(Message::Forked { pid }) => first = Some(pid),
+            Some(answer) => return (Some(answer), first),
+            None => return (Some(Message::Forked { pid: 0 }), first),
+        }
+    }
+    (None, first)
 }
 
 fn refused(step: NamespaceStep) -> impl Fn(io::Error) -> NamespaceRefusal {
@@ -129,7 +168,10 @@ fn go_between(to: &Channel) -> Inside {
     let entered = enter().and_then(|entered| Ok((entered, fork().map_err(refused(NamespaceStep::Fork))?)));
     let (proc, is_other_user) = match entered {
         Ok((entered, Fork::Child)) => entered,
-        Ok((_, Fork::Parent(_))) => exit_now(0),
+        Ok((_, Fork::Parent(pid))) => {
+            let _ = to.send(&Message::Forked { pid }.encode(), &[]);
+            exit_now(0)
+        }
         Err(refusal) => {
             report(&refusal, 0);
             exit_now(1)
@@ -139,7 +181,10 @@ fn go_between(to: &Channel) -> Inside {
     let pid = readlinkat(&proc, c"self").ok().and_then(|pid| pid.to_str()?.parse().ok()).unwrap_or(0);
     match settle(is_other_user) {
         Ok(()) if pid != 0 => {
-            let _ = to.send(&Message::Ready { pid }.encode(), &[]);
+            // The forking process has given it up, and does its work in another way.
+            if to.send(&Message::Ready { pid }.encode(), &[]).is_err() {
+                exit_now(1)
+            }
             Inside { pid, proc }
         }
         result => {
@@ -188,6 +233,12 @@ fn settle(is_other_user: bool) -> Result<(), NamespaceRefusal> {
         drop_capabilities().map_err(refused(NamespaceStep::MapUser))?;
     }
     Ok(())
+}
+
+/// `unshare(CLONE_NEWNS)` — what the calling process and its descendants mount or unmount from here on is theirs alone. Has no
+/// effect on a user who may not mount either.
+pub(crate) fn separate_mounts() {
+    let _ = unshare(libc::CLONE_NEWNS);
 }
 
 fn unshare(flags: c_int) -> io::Result<()> {

@@ -4,6 +4,7 @@ use super::*;
 use crate::diagnosis::remedy::{Before, Ends};
 use crate::diagnosis::{LinkOn, RuntimeWait, Shape, WaitsFor};
 use crate::guard::contended::{Contended, FdHolder, Fifo, Waiter};
+use crate::guard::report_page::Body;
 use crate::proc::sockets::{Peer, Socket};
 use crate::recorder::awaited::Awaited;
 
@@ -300,4 +301,27 @@ fn a_child_that_runs_on_is_ended_before_the_thread_that_reads_from_it() {
         hang(|job| (job.adopted, job.parent) = (true, 99))[..],
         [Remedy::RedirectBackground { .. }]
     ));
+}
+
+#[test]
+fn of_the_programs_of_several_tests_none_is_guessed_to_be_a_parent() {
+    let started = |pid: u64, test: u32, thread: &str| ResolvedCallSite {
+        test,
+        thread: thread.to_owned(),
+        ..site(ResourceKind::Process, "posix_spawn", pid)
+    };
+    let parents = |sites: Vec<ResolvedCallSite>, body: Body| {
+        let orphan = Process { adopted: true, lineage: vec![], ..child(On::Sleep, vec![]) };
+        let facts = Facts { body, ..returned(vec![orphan]) };
+        let found = crate::diagnosis::parents::find(&facts, &names(sites));
+        found.iter().map(|found| found.parent).collect::<Vec<_>>()
+    };
+    let one = |test: u32| vec![started(50, test, "a"), started(51, test, "a")];
+    let two = |test: u32| vec![started(50, 1, "a"), started(51, test, "b")];
+    assert_eq!(parents(one(0), Body::Passed), [51]);
+    assert_eq!(parents(one(2), Body::Passed), [51]);
+    // The threads of one test.
+    assert_eq!(parents(vec![started(50, 0, "a"), started(51, 0, "b")], Body::Passed), [51]);
+    assert_eq!(parents(two(2), Body::Passed), [0; 0]);
+    assert_eq!(parents(vec![started(50, 0, "a"), started(51, 0, "b")], Body::OfCommand), [0; 0]);
 }

@@ -431,6 +431,10 @@ impl CommandSupervisor {
                 drop((theirs, gate, command));
                 leave_terminal(title, Some(GUARD), keeps);
                 drop(held);
+                // It is still this program, so whoever has stopped it meant the guard.
+                while !sys::readable(&ours, Some(CONTINUED)) {
+                    let _ = sys::kill(pid, libc::SIGCONT);
+                }
                 match ours.receive() {
                     // Exec has closed the child's end.
                     Ok(None) | Err(_) => {

@@ -253,3 +253,51 @@ fn an_ordinary_user_gets_a_namespace_and_no_capability() {
         Ran::of(through_shell(&fixture.command("harness", &[]), script, &copy, &arguments).current_dir("/"));
     assert_eq!((ran.code, ran.stdout.trim()), (Some(0), "2 1 65534 0000000000000000"), "{}", ran.all());
 }
+
+/// What a test unmounts, its guard and the next test still have.
+#[childproof::test]
+fn a_test_that_unmounts_proc_harms_itself_alone() {
+    if !can_be_nobody() || !may_make_namespaces() {
+        return;
+    }
+    let fixture = Fixture::build("proof");
+    let tests = ["guarded::unmounts_proc", "guarded::leaks_isolated", "--exact", "--test-threads=1"];
+    let mut repeated = fixture.command("harness", &[&tests[..], &["--repeat=3", "--color=never"]].concat());
+    let ran = Ran::of(repeated.env("VICTIM_OUT", scratch()));
+    let text = ran.all();
+    assert_eq!(text.matches("LEAK  guarded::leaks_isolated").count(), 3, "{text}");
+    assert!(!text.contains("LEAK  guarded::unmounts_proc") && !text.contains("mount was over"), "{text}");
+    let script = "umount -l /proc; sleep 86399 > /dev/null 2>&1 &";
+    let mut run = Command::new(tool().join("childproof"));
+    let ran = Ran::of(run.args(["run", "--isolation=pidns", "--", "sh", "-c", script]));
+    assert_eq!(ran.code, Some(123), "{}", ran.all());
+    assert!(ran.stderr.contains("`sleep 86399` was still running"), "{}", ran.all());
+}
+
+/// strace delays or stops a step on the way into the namespace. Either way the command runs once.
+#[childproof::test(timeout = "120s")]
+fn a_namespace_that_takes_too_long_is_given_up_and_one_that_is_stopped_is_continued() {
+    if !can_be_nobody() || !may_make_namespaces() || Command::new("strace").arg("--version").output().is_err()
+    {
+        println!("not checked: it needs strace too");
+        return;
+    }
+    for (inject, effect) in [
+        ("mount:delay_enter=12000000:when=1", Some("within 5 s")),
+        ("unshare:signal=SIGSTOP:when=1", None),
+        ("mount:signal=SIGSTOP:when=2", None),
+    ] {
+        let out = scratch().join("ran");
+        let mut run = Command::new("strace");
+        run.args(["-f", "-qq", "-o", "/dev/null", "-e", "trace=mount,unshare", "-e"]);
+        run.arg(format!("inject={inject}")).arg(tool().join("childproof"));
+        run.args(["run", "--isolation=pidns", "--record=off", "--", "sh", "-c", "echo ran >> \"$0\""])
+            .arg(&out);
+        let ran = Ran::of(&mut run);
+        assert_eq!(ran.code, Some(0), "{inject}\n{}", ran.all());
+        assert_eq!(fs::read_to_string(&out).unwrap(), "ran\n", "{inject}\n{}", ran.all());
+        fs::remove_file(out).unwrap();
+        assert_eq!(ran.stderr.contains(NO_EFFECT), effect.is_some(), "{inject}\n{}", ran.all());
+        assert!(ran.stderr.contains(effect.unwrap_or_default()), "{inject}\n{}", ran.all());
+    }
+}

@@ -38,6 +38,7 @@ use crate::report::failure;
 #[cfg(feature = "junit")]
 use crate::report::junit::Junit;
 use crate::report::text::{self, Layout};
+use crate::report::words;
 use crate::sys::{self, Mask, Pid};
 
 pub use crate::config::policy::{Fds, Isolation, Policy};
@@ -398,6 +399,11 @@ fn take_effect(signal: i32) {
     }
 }
 
+/// The name of a signal, such as `SIGTERM`.
+pub fn signal_name(signal: i32) -> String {
+    words::signal_word(signal)
+}
+
 /// The outcome of a command.
 pub struct Outcome {
     facts: Facts,
@@ -506,6 +512,11 @@ impl Report {
     /// Whether there is anything to report: something was left, or the command did not end normally.
     pub fn failed(&self) -> bool {
         self.0.failed()
+    }
+
+    /// How long the command and what it started ran, in seconds.
+    pub fn seconds(&self) -> f64 {
+        self.0.facts.time.as_secs_f64()
     }
 
     /// Whether processes were stopped.

@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         Ok(Asked::Inspect(options)) => ExitCode::from(inspect::run(&options)),
         Ok(Asked::Kill(options)) => ExitCode::from(kill::run(&options)),
         Ok(Asked::Run(options)) => ExitCode::from(match options.repeat {
-            1 => run::run(&options, |_| Ok(())),
+            1 => run::run(&options, |_, _| Ok(())),
             _ => repeat::run(&options),
         }),
         Err(stop) if stop.use_stderr() => {

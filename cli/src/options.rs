@@ -50,6 +50,8 @@ pub(crate) struct Run {
     pub(crate) until_failure: bool,
     /// Where the recorder's files go, if not to the directory for temporary files.
     pub(crate) scratch: Option<PathBuf>,
+    /// How the command ended is said at the end of the call that it is of.
+    pub(crate) is_in_summary: bool,
     /// What the command's environment has instead of this process's own; `None` is removed.
     pub(crate) environment: Vec<(String, Option<String>)>,
 }
@@ -120,6 +122,7 @@ fn of_run(matches: &ArgMatches) -> Run {
         }),
         until_failure,
         scratch: None,
+        is_in_summary: false,
         environment: Vec::new(),
     }
 }
@@ -149,10 +152,11 @@ pub(crate) fn command() -> Command {
         .subcommands(documents::commands())
 }
 
-fn run() -> Command {
+/// `childproof run`.
+pub(crate) fn run() -> Command {
     Command::new("run")
         .about("Runs a command, reports on stderr what it has left when it ends, and kills that")
-        .override_usage("childproof run [OPTIONS] -- CMD [ARGS]...")
+        .override_usage("childproof run [OPTIONS] [--] CMD [ARGS]...")
         .after_help(EXIT_CODES)
         .args_override_self(true)
         .arg(
@@ -160,9 +164,11 @@ fn run() -> Command {
                 .value_name("CMD")
                 .num_args(1..)
                 .required(true)
-                .last(true)
+                .trailing_var_arg(true)
                 .value_parser(clap::value_parser!(OsString))
-                .help("The program and its arguments"),
+                .help(
+                    "The program and its arguments: the first argument that is no option, and all behind it",
+                ),
         )
         .args(options())
         .arg(

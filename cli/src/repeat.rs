@@ -36,7 +36,7 @@ impl Rounds {
         loop {
             self.count += 1;
             let places = &mut self.places;
-            let noted = |report: &childproof::__engine::Report| {
+            let noted = |report: &childproof::__engine::Report, _| {
                 let report = serde_json::from_str(&report.json());
                 places.add(&report.map_err(|error| format!("the report cannot be read: {error}"))?);
                 Ok(())

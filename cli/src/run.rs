@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use childproof::__engine::{
     Ending, Event, Guarded, Inherited, Outcome, Policy, Received, Report, Scratch, end_by, over_environment,
-    preload, stop_by,
+    preload, signal_name, stop_by,
 };
 
 use crate::FAILED;
@@ -36,8 +36,9 @@ mod signals {
     pub(super) const CONT: i32 = 18;
 }
 
-/// Runs the command. Gives the exit code. `noted` is given the report before what is left of the guard goes.
-pub(crate) fn run(options: &Run, noted: impl FnOnce(&Report) -> Result<(), String>) -> u8 {
+/// Runs the command. Gives the exit code. `noted` is given the report, and the signal that ended the
+/// command, before what is left of the guard goes.
+pub(crate) fn run(options: &Run, noted: impl FnOnce(&Report, Option<i32>) -> Result<(), String>) -> u8 {
     let json = options.json.as_deref().map(open).transpose();
     match json.and_then(|mut json| guard(options, json.as_mut(), None, noted)) {
         Ok(exit) => exit.take(),
@@ -84,7 +85,7 @@ pub(crate) fn guard(
     options: &Run,
     json: Option<&mut File>,
     inherited: Option<&Inherited>,
-    noted: impl FnOnce(&Report) -> Result<(), String>,
+    noted: impl FnOnce(&Report, Option<i32>) -> Result<(), String>,
 ) -> Result<Exit, String> {
     let Some((program, arguments)) = options.command.split_first() else {
         return Err("no command was given".to_owned());
@@ -135,7 +136,20 @@ pub(crate) fn guard(
     if report.failed() && !options.quiet {
         say(&report.text(is_coloured()));
     }
-    noted(&report)?;
+    let signal = followed.signal_of(&ending);
+    if let Some(signal) = signal
+        && !report.failed()
+        && !options.quiet
+        && !options.is_in_summary
+        && followed.received.contains(&signal)
+    {
+        let (name, signal) = (program.to_string_lossy(), signal_name(signal));
+        let after = report.seconds();
+        say(&format!(
+            "childproof: `{name}` was ended by {signal} after {after:.1} s, and nothing was left\n"
+        ));
+    }
+    noted(&report, signal)?;
     // What is printed above names it; before that, it ends with this process.
     let is_kept = report.keeps() && guarded.keep();
     if is_kept {
@@ -289,6 +303,20 @@ impl Followed {
             Ending::Cut => by(self.received.last().copied().unwrap_or(signals::TERM)),
             Ending::TimedOut => Exit::with(TIMED_OUT),
             Ending::Unguarded => Exit::with(FAILED),
+        }
+    }
+
+    /// The last signal from outside that should end the command.
+    pub(crate) fn last_signal(&self) -> Option<i32> {
+        self.received.last().copied()
+    }
+
+    /// The signal that ended the command, or for which it was cut.
+    fn signal_of(&self, ending: &Ending) -> Option<i32> {
+        match *ending {
+            Ending::Signalled(signal) => Some(signal),
+            Ending::Cut => Some(self.last_signal().unwrap_or(signals::TERM)),
+            Ending::Exited(_) | Ending::TimedOut | Ending::Unguarded => None,
         }
     }
 

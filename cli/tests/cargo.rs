@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -173,6 +174,9 @@ fn the_exit_code_is_that_of_cargo() {
         (&["bench", "--lib"], 0, "childproof: 1 program ran guarded, nothing was left\n"),
         (&["test", "--test", "missing"], 101, "childproof: cargo ran no program\n"),
         (&["--grace=long", "test"], 125, "expected a duration"),
+        (&["--tiemout", "5s", "test"], 125, "`--tiemout` before cargo's command: did you mean `--timeout`?"),
+        (&["--keep", "test"], 125, "`--keep` before cargo's command: it is an option of `childproof run`"),
+        (&["--offline", "--color=never", "run", "--", "0"], 0, "nothing was left"),
         (&["run", "--config", "target.x86_64-unknown-linux-gnu.runner='env'"], 125, "sets a runner"),
         (&["run", "--", "kill-its-guard"], 125, "stock: its guard was killed before it could report\n"),
     ] {
@@ -221,6 +225,35 @@ fn a_test_that_leaks_fails_under_nextest() {
     // Listing the tests starts the binary as well.
     assert!(said.starts_with("childproof: 2 programs ran guarded, 1 left something\n"), "{said}");
     assert!(stderr(&output).contains("1 passed, 1 failed"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_call_that_a_signal_ends_says_so() {
+    let project = Project::new();
+    assert!(project.run(&["test", "--lib", "--no-run"]).status.success());
+    let variable = format!("CHILDPROOF_CUT={}", std::process::id());
+    let (name, value) = variable.split_once('=').unwrap();
+    let cargo = project.cargo(&["childproof", "test", "--lib", "--", "--ignored", "runs_on"]);
+    // A script's background ignores SIGINT.
+    let mut below = Command::new("env");
+    below.arg("--default-signal=INT").arg(cargo.get_program()).args(cargo.get_args());
+    below.current_dir(project.path()).env(name, value).process_group(0).stdin(Stdio::null());
+    for (name, value) in cargo.get_envs() {
+        match value {
+            Some(value) => below.env(name, value),
+            None => below.env_remove(name),
+        };
+    }
+    let child = below.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    until("the helpers start", || {
+        with_variable(&variable).iter().filter(|line| line.contains("sleep 3137")).count() >= 2
+    });
+    Command::new("kill").args(["-INT", "--", &format!("-{}", child.id())]).status().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = stderr(&output);
+    assert!(said.contains("childproof: 1 program ran guarded; it was ended by SIGINT, and "), "{said}");
+    assert_eq!(said.matches("SIGINT, and").count(), 1, "{said}");
+    until("all of it ends", || with_variable(&variable).is_empty());
 }
 
 /// The block of the README that begins with the name of this file, written to it.

@@ -146,6 +146,42 @@ fn signals_are_passed_on() {
 }
 
 #[test]
+fn a_command_that_a_signal_from_outside_ends_is_named_with_it() {
+    for (signal, number) in [("INT", 2), ("TERM", 15), ("HUP", 1)] {
+        let (mut child, _) = start("echo ready; exec sleep 3137");
+        kill(&format!("-{signal}"), &child.id().to_string());
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(number), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        let begin = format!("childproof: `bash` was ended by SIG{signal} after ");
+        assert!(said.starts_with(&begin) && said.ends_with(" s, and nothing was left\n"), "{said}");
+    }
+    // What ends by itself, and a command that goes on.
+    for script in ["kill -TERM $$", "sh -c 'kill -INT $$'; exit 0"] {
+        assert_eq!(stderr(&run(&[], &["bash", "-c", script])), "", "{script}");
+    }
+}
+
+#[test]
+fn the_command_begins_at_the_first_argument_that_is_no_option() {
+    for arguments in [
+        &["run", "echo", "--quiet", "--", "-x"][..],
+        &["run", "--grace", "1s", "echo", "--quiet", "--", "-x"],
+        &["run", "--", "echo", "--quiet", "--", "-x"],
+    ] {
+        let output = tool().args(arguments).output().unwrap();
+        assert_eq!(output.stdout, b"--quiet -- -x\n", "{arguments:?}: {}", stderr(&output));
+    }
+    for (option, tip) in [("--tiemout", "'--timeout'"), ("--nonsense", "'-- --nonsense'")] {
+        let output = tool().args(["run", option, "true"]).output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(125), "{said}");
+        assert!(said.contains(&format!("'{option}'")) && said.contains(tip), "{said}");
+    }
+}
+
+#[test]
 fn a_quit_shows_what_runs_and_changes_nothing() {
     let (mut child, mut lines) =
         start("trap 'echo ended; exit 5' TERM; echo ready; while :; do sleep 0.02; done");

@@ -125,7 +125,7 @@ pub(super) fn unknown_peer(why: PeerUnknown) -> String {
 }
 
 /// `SIGSEGV`, `SIGRTMIN+3`.
-pub(super) fn signal_word(signal: i32) -> String {
+pub(crate) fn signal_word(signal: i32) -> String {
     // glibc reserves 32 and 33, so real-time signals begin at 34.
     const FIRST_REAL_TIME: i32 = 34;
     match nix::sys::signal::Signal::try_from(signal) {

@@ -13,6 +13,7 @@ mod cfg;
 mod results;
 mod runners;
 mod summary;
+mod words;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -26,7 +27,7 @@ use clap::{Arg, ArgMatches};
 
 use self::call::Call;
 pub(crate) use self::call::texts;
-use self::results::{Entry, Results};
+use self::results::Results;
 use crate::options;
 use crate::run::{self, End, Followed, OwnDirectory, say};
 use crate::{FAILED, LEAK};
@@ -105,7 +106,7 @@ fn guarded(matches: &ArgMatches) -> Result<u8, String> {
     let mut json = json.map(|path| create(path)).transpose()?;
     let leak_exit_code = matches.get_one("leak-exit-code").copied().unwrap_or(LEAK);
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let is_nextest = arguments.first().is_some_and(|first| first == "nextest");
+    let is_nextest = words::command(&arguments)?.is_some_and(|name| name == "nextest");
 
     let mut command = Command::new(&cargo);
     command.args(&arguments);
@@ -150,7 +151,7 @@ fn guarded(matches: &ArgMatches) -> Result<u8, String> {
             writeln!(json, "{line}").map_err(|error| format!("cannot write the JSON report: {error}"))?;
         }
     }
-    say(&summary::text(&results, &report.json()));
+    say(&summary::text(&results, &report.json(), followed.last_signal()));
     Ok(match ending {
         Ending::Exited(0) if results.has_leaks() => leak_exit_code,
         ending => followed.end_as(&ending).take(),
@@ -182,6 +183,7 @@ pub(crate) fn run_one(arguments: &[OsString]) -> u8 {
     // The guard of the call removes it, also if it has to kill the guard of this program. If that guard is killed, the
     // next call removes it, and not before this program and its guard have ended.
     options.scratch = file.parent().map(Path::to_owned);
+    options.is_in_summary = true;
     let _in_use = options.scratch.as_deref().map(InUse::new);
     if command.first().is_some_and(|program| is_doctest(program)) {
         options.leak_exit_code = call.doctest_exit_code;
@@ -190,7 +192,7 @@ pub(crate) fn run_one(arguments: &[OsString]) -> u8 {
         Ok(entry) => entry,
         Err(why) => return failed(why),
     };
-    run::run(&options, |report| Entry::end(&entry, &report.json()))
+    run::run(&options, |report, signal| entry.end(&report.json(), signal))
 }
 
 /// Whether rustdoc has made a program.

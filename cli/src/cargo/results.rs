@@ -27,6 +27,8 @@ pub(super) struct GuardedRun {
     pub(super) command: Vec<String>,
     /// The package that it is of, if cargo has said that.
     pub(super) package: Option<String>,
+    /// The signal that ended it.
+    pub(super) signal: Option<i32>,
     /// The JSON of its report; `None` if the runner was killed before.
     pub(super) report: Option<Value>,
 }
@@ -73,10 +75,12 @@ impl Results {
                     places.insert(id, runs.len());
                     let command = super::call::texts(&line["command"]).unwrap_or_default();
                     let package = line["package"].as_str().map(str::to_owned);
-                    runs.push(GuardedRun { command, package, report: None });
+                    runs.push(GuardedRun { command, package, signal: None, report: None });
                 }
                 report => {
                     let place = places.get(&id).copied().ok_or_else(bad)?;
+                    let signal = line["signal"].as_i64();
+                    runs[place].signal = signal.and_then(|signal| i32::try_from(signal).ok());
                     runs[place].report = Some(report);
                 }
             }
@@ -86,11 +90,11 @@ impl Results {
 }
 
 impl Entry {
-    /// Notes the end of the run.
-    pub(super) fn end(&self, report: &str) -> Result<(), String> {
+    /// Notes the end of the run, by a signal or not.
+    pub(super) fn end(&self, report: &str, signal: Option<i32>) -> Result<(), String> {
         let report: Value =
             serde_json::from_str(report).map_err(|error| format!("a report is no JSON: {error}"))?;
-        self.add(&json!({ "id": self.id, "report": report }))
+        self.add(&json!({ "id": self.id, "report": report, "signal": signal }))
     }
 
     /// Adds a line by one call: what others add at the same time stands before or behind it.

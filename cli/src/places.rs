@@ -14,10 +14,12 @@ const TESTS: usize = 8;
 #[derive(Default)]
 pub(crate) struct Places {
     places: BTreeMap<String, LeftBehind>,
-    /// Causes of failures other than what was left.
-    others: BTreeSet<String>,
-    /// How many reports there are.
+    /// Causes of failures other than what was left, by program.
+    others: BTreeMap<String, BTreeSet<String>>,
+    /// How many rounds there are.
     rounds: usize,
+    /// How many reports of programs there are.
+    reports: usize,
 }
 
 /// What was left from one place.
@@ -27,12 +29,27 @@ struct LeftBehind {
     tests: BTreeMap<String, BTreeSet<usize>>,
     rounds: BTreeSet<usize>,
     count: usize,
+    /// The pipes and sockets that are counted: both ends of one are open as one.
+    inodes: BTreeSet<(usize, u64)>,
+    /// The programs that left it.
+    programs: BTreeSet<String>,
 }
 
 impl Places {
-    /// Adds the JSON of the report on one run.
+    /// Adds the JSON of the report on one more round.
     pub(crate) fn add(&mut self, report: &Value) {
         self.rounds += 1;
+        self.add_to_round(report, "");
+    }
+
+    /// Adds the JSON of the report on a program.
+    pub(crate) fn add_of(&mut self, report: &Value, program: &str) {
+        self.reports += 1;
+        self.rounds = 1;
+        self.add_to_round(report, program);
+    }
+
+    fn add_to_round(&mut self, report: &Value, program: &str) {
         let no_list = Vec::new();
         let list = |name: &str| report[name].as_array().unwrap_or(&no_list);
         for process in list("processes") {
@@ -41,22 +58,27 @@ impl Places {
             }
             let place = process["spawned_at"].as_str();
             let place = place.or_else(|| process["ended_parent"]["spawned_at"].as_str());
-            self.add_one(place, &format!("`{}`", words(process)), &process["test"]);
+            self.add_one(place, &format!("`{}`", words(process)), &process["test"], program, None);
         }
         for fd in list("fds") {
             let kind = fd["kind"].as_str().unwrap_or("fd");
             let what = format!("a {kind} that was open at the end");
-            self.add_one(fd["created_at"].as_str(), &what, &fd["test"]);
+            let inode = fd["inode"].as_u64().filter(|_| kind == "pipe");
+            self.add_one(fd["created_at"].as_str(), &what, &fd["test"], program, inode);
         }
         let causes = texts(&report["causes"]).unwrap_or_default();
         let others = causes.iter().filter(|cause| !matches!(cause.as_str(), "leaked_process" | "stray_fd"));
-        self.others.extend(others.map(|cause| cause.replace('_', " ")));
+        let others = others.map(|cause| cause.replace('_', " "));
+        self.others.entry(program.to_owned()).or_default().extend(others);
     }
 
-    fn add_one(&mut self, place: Option<&str>, what: &str, test: &Value) {
+    fn add_one(&mut self, place: Option<&str>, what: &str, test: &Value, program: &str, inode: Option<u64>) {
         let place = place.unwrap_or("unknown line");
         let place = self.places.entry(format!("{place}  {what}")).or_default();
-        place.count += 1;
+        if inode.is_none_or(|inode| place.inodes.insert((self.rounds.max(self.reports), inode))) {
+            place.count += 1;
+        }
+        place.programs.insert(program.to_owned());
         place.rounds.insert(self.rounds);
         if let Some(test) = test.as_str() {
             place.tests.entry(test.to_owned()).or_default().insert(self.rounds);
@@ -65,17 +87,25 @@ impl Places {
 
     /// One line for each place: how often, in how many rounds if there are several, and by which tests.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let mut lines: Vec<String> = Vec::new();
+        self.by_programs().into_values().flatten().collect()
+    }
+
+    /// The same by the programs that left it: a place that several have in common is there once.
+    pub(crate) fn by_programs(&self) -> BTreeMap<String, Vec<String>> {
+        let mut lines: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (what, place) in &self.places {
+            let programs: Vec<String> = place.programs.iter().cloned().collect();
             let times = match place.count {
                 _ if self.rounds > 1 => format!(" ({} of {} rounds)", place.rounds.len(), self.rounds),
                 1 => String::new(),
                 count => format!(" ({count} times)"),
             };
-            lines.push(format!("{what}{times}{}", self.of_tests(&place.tests)));
+            let line = format!("{what}{times}{}", self.of_tests(&place.tests));
+            lines.entry(programs.join(", ")).or_default().push(line);
         }
-        if !self.others.is_empty() {
-            lines.push(self.others.iter().cloned().collect::<Vec<_>>().join(", "));
+        for (program, others) in self.others.iter().filter(|(_, others)| !others.is_empty()) {
+            let line = others.iter().cloned().collect::<Vec<_>>().join(", ");
+            lines.entry(program.clone()).or_default().push(line);
         }
         lines
     }

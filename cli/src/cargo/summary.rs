@@ -41,9 +41,7 @@ pub(super) fn text(results: &All, build: &str, cut: Option<i32>) -> String {
             let _ = writeln!(out, "  {}: ended by {}", name(run), signal_name(signal));
         }
     }
-    for run in &runs {
-        place_by_place(&mut out, run);
-    }
+    place_by_place(&mut out, &runs);
     for run in killed {
         let _ = match cut {
             Some(signal) => {
@@ -72,14 +70,19 @@ fn ended_by(runs: &[&GuardedRun], cut: Option<i32>) -> Option<String> {
     }
 }
 
-/// What a run has left, the tests of one place together.
-fn place_by_place(out: &mut String, run: &GuardedRun) {
-    let Some(report) = run.report.as_ref().filter(|_| run.has_left_something()) else { return };
+/// What the programs have left: one line for a place, with the tests of all runs, since nextest runs each by itself.
+fn place_by_place(out: &mut String, runs: &[&GuardedRun]) {
     let mut places = Places::default();
-    places.add(report);
-    let _ = writeln!(out, "  {}", name(run));
-    for line in places.lines() {
-        let _ = writeln!(out, "    {line}");
+    for run in runs.iter().filter(|run| run.has_left_something()) {
+        if let Some(report) = &run.report {
+            places.add_of(report, &name(run));
+        }
+    }
+    for (programs, lines) in places.by_programs() {
+        let _ = writeln!(out, "  {programs}");
+        for line in lines {
+            let _ = writeln!(out, "    {line}");
+        }
     }
 }
 
@@ -111,5 +114,48 @@ fn name(run: &GuardedRun) -> String {
     match &run.package {
         Some(package) if *package != target => format!("{target} ({package})"),
         _ => target,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::{All, GuardedRun, text};
+
+    fn run(program: &str, test: &str, fds: Value) -> GuardedRun {
+        let process = json!({
+            "pid": 2, "class": "leaked", "cmdline": ["/bin/sleep", "9"], "spawned_at": "src/a.rs:8:20", "test": test,
+        });
+        let report = json!({
+            "pid": 1, "outcome": "failed", "causes": ["leaked_process"], "processes": [process], "fds": fds,
+        });
+        GuardedRun { command: vec![program.to_owned()], package: None, signal: None, report: Some(report) }
+    }
+
+    #[test]
+    fn a_line_is_there_once_with_the_tests_of_all_runs() {
+        let of_one = All(vec![run("unit", "a", json!([])), run("unit", "b", json!([]))]);
+        let lines = "childproof: 2 programs ran guarded, 2 left something\n  unit\n    \
+                     src/a.rs:8:20  `sleep 9` (2 times), 2 tests: a, b\n";
+        assert_eq!(text(&of_one, "", None), lines);
+        let of_two = All(vec![run("unit", "a", json!([])), run("tour", "b", json!([]))]);
+        assert!(
+            text(&of_two, "", None)
+                .ends_with("  tour, unit\n    src/a.rs:8:20  `sleep 9` (2 times), 2 tests: a, b\n")
+        );
+    }
+
+    #[test]
+    fn a_pipe_with_two_open_ends_is_one() {
+        let end =
+            |inode: u64| json!({ "kind": "pipe", "inode": inode, "created_at": "src/b.rs:1:1", "test": "a" });
+        let one = All(vec![run("unit", "a", json!([end(7), end(7)]))]);
+        assert!(text(&one, "", None).contains("src/b.rs:1:1  a pipe that was open at the end, test a\n"));
+        let two = All(vec![run("unit", "a", json!([end(7), end(7), end(8)]))]);
+        assert!(
+            text(&two, "", None)
+                .contains("src/b.rs:1:1  a pipe that was open at the end (2 times), test a\n")
+        );
     }
 }

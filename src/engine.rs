@@ -542,6 +542,11 @@ impl Report {
         text::report(&self.0, layout(colour, 2))
     }
 
+    /// Formats it in three lines: the report of the round `first` says the same.
+    pub fn folded(&self, first: &str, colour: bool) -> String {
+        text::folded(&self.0, first, layout(colour, 2))
+    }
+
     /// Writes what is known of a command that runs on.
     pub fn inspection(&self, colour: bool) -> String {
         text::inspection(&self.0, layout(colour, 2))

@@ -40,7 +40,8 @@ mod signals {
 /// command, before what is left of the guard goes.
 pub(crate) fn run(options: &Run, noted: impl FnOnce(&Report, Option<i32>) -> Result<(), String>) -> u8 {
     let json = options.json.as_deref().map(open).transpose();
-    match json.and_then(|mut json| guard(options, json.as_mut(), None, noted)) {
+    let shown = |report: &Report| say(&report.text(is_coloured()));
+    match json.and_then(|mut json| guard(options, json.as_mut(), None, shown, noted)) {
         Ok(exit) => exit.take(),
         Err(why) => fail(&why),
     }
@@ -80,11 +81,13 @@ pub(crate) fn say(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// Runs the command once. With `inherited`, this process is as before after that has been restored.
+/// Runs the command once. With `inherited`, this process is as before after that has been restored. `shown` writes a report
+/// of what was left.
 pub(crate) fn guard(
     options: &Run,
     json: Option<&mut File>,
     inherited: Option<&Inherited>,
+    shown: impl FnOnce(&Report),
     noted: impl FnOnce(&Report, Option<i32>) -> Result<(), String>,
 ) -> Result<Exit, String> {
     let Some((program, arguments)) = options.command.split_first() else {
@@ -134,7 +137,7 @@ pub(crate) fn guard(
         say(&format!("childproof: {why}\n"));
     }
     if report.failed() && !options.quiet {
-        say(&report.text(is_coloured()));
+        shown(&report);
     }
     let signal = followed.signal_of(&ending);
     if let Some(signal) = signal

@@ -40,6 +40,26 @@ fn how_often_what_was_left_is_counted() {
 }
 
 #[test]
+fn a_round_that_says_the_same_as_another_one_has_three_lines() {
+    let script = format!("{COUNT} if [ $n = 3 ]; then sleep 3138 & else sleep 3137 & fi; exit 0");
+    let report = text(&run(&["--repeat=4"], &["bash", "-c", &script]).stderr);
+    let round = |number: u32| {
+        let begin = format!("round {number} of 4\nLEAK  ");
+        let behind = report.split(&begin).nth(1).unwrap_or_else(|| panic!("{report}"));
+        behind.split(" of 4\n").next().unwrap().to_owned()
+    };
+    for number in [1, 3] {
+        let (full, word) = (round(number), format!("`sleep {}`", 3137 + number / 2));
+        assert!(full.contains(&word) && full.contains("  fix: ") && !full.contains("As in"), "{report}");
+    }
+    for number in [2, 4] {
+        let folded = round(number);
+        assert!(folded.contains("`sleep 3137`") && !folded.contains("  fix: "), "{report}");
+        assert!(folded.contains("\n  As in the report of round 1 above.\n"), "{report}");
+    }
+}
+
+#[test]
 fn a_test_is_counted_with_its_line() {
     let directory = tempfile::tempdir().unwrap();
     let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/programs/leaks.rs");

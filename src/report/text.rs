@@ -56,15 +56,19 @@ pub(crate) fn warning_lines(verdict: &Verdict) -> Vec<String> {
     verdict.warnings.iter().map(of).collect()
 }
 
-/// Writes the report of a failed test in three lines: another test, `first`, has failed at the same lines, and its
-/// report says the rest.
+/// Writes the report of a failed test in three lines: another test, or round of a command, `first`, has failed at the
+/// same lines, and its report says the rest.
 pub(crate) fn folded(verdict: &Verdict, first: &str, layout: Layout) -> String {
     let mut text = Text::new(layout);
     text.head(verdict);
     if let Some((_, finding)) = verdict.failures().next() {
         text.line(&format!("  {}", sentence::of(verdict, finding)));
     }
-    text.line(&format!("  As in the report of test {} above: the same lines of code.", escape::text(first)));
+    let first = escape::text(first);
+    text.line(&match verdict.syntax.position {
+        ArgumentPosition::CommandLine => format!("  As in the report of {first} above."),
+        _ => format!("  As in the report of test {first} above: the same lines of code."),
+    });
     text.kept(verdict);
     layout::finish(&text.out, layout.width)
 }

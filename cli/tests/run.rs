@@ -108,6 +108,20 @@ fn a_leak_of_an_unchanged_test_binary_is_named_with_its_test_and_line() {
 }
 
 #[test]
+fn debug_information_is_missed_only_in_what_the_user_builds() {
+    let report = stderr(&run(&[], &["sh", "-c", "sleep 3137 & exit 0"]));
+    assert!(report.contains("`sleep 3137`") && !report.contains("has no debug information"), "{report}");
+    let directory = tempfile::tempdir().unwrap();
+    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/programs/leaks.rs");
+    let program = directory.path().join("leaks");
+    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc.args(["--edition", "2024", "--test", "-Cstrip=symbols"]).arg(&source).arg("-o").arg(&program);
+    assert!(rustc.status().unwrap().success());
+    let report = stderr(&run(&[], &[program.to_str().unwrap(), "--test-threads=3"]));
+    assert!(report.contains("the program has no debug information"), "{report}");
+}
+
+#[test]
 fn a_test_is_named_by_its_runner() {
     let script = "PYTEST_CURRENT_TEST='test_a.py::test_b (call)' sleep 3137 >/dev/null 2>&1 & exit 0";
     let report = stderr(&run(&[], &["sh", "-c", script]));

@@ -10,6 +10,17 @@ use crate::sys::wire::{wire_enum, wire_struct};
 /// The function through which libtest calls a test.
 pub(crate) const RUNS_TEST: &str = "test::__rust_begin_short_backtrace";
 
+/// Whether a file belongs to a package of the system, such as the shell of a script, or is the recorder: not the user's to
+/// build.
+pub(super) fn is_installed(module: &str) -> bool {
+    const ROOTS: [&str; 9] =
+        ["/bin/", "/sbin/", "/usr/", "/lib/", "/lib64/", "/opt/", "/snap/", "/nix/store/", "/gnu/store/"];
+    // Images of containers have projects in `/usr/src` and `/opt`.
+    let is_of_project = module.starts_with("/usr/src/") || module.contains("/target/");
+    ROOTS.iter().any(|root| module.starts_with(root)) && !is_of_project
+        || module.ends_with("/libchildproof_recorder.so")
+}
+
 wire_enum! {
     /// What a recorded call creates.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +57,13 @@ wire_struct! {
         pub(crate) command_line: Vec<String>,
         /// The return addresses of the call, innermost first.
         pub(crate) frames: Vec<Address>,
+    }
+}
+
+impl CallSite {
+    /// Whether a frame of it is in a program or library that the user may have built.
+    pub(super) fn may_be_of_user(&self) -> bool {
+        self.frames.is_empty() || self.frames.iter().any(|frame| !is_installed(&frame.module))
     }
 }
 

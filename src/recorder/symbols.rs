@@ -14,7 +14,7 @@ use crate::proc::maps::{Address, Maps};
 use crate::proc::threads::ThreadStack;
 use crate::proc::waits::{On, Thread};
 use crate::recorder::awaited::Awaited;
-use crate::recorder::call_site::{CallSite, Names, ResolvedCallSite, SourceLocation};
+use crate::recorder::call_site::{CallSite, Names, ResolvedCallSite, SourceLocation, is_installed};
 use crate::recorder::lines::{self, Line, Module};
 use crate::recorder::{checkout, runtimes};
 use crate::sys;
@@ -103,7 +103,8 @@ pub(crate) fn names(
     }
     others::name(all, &mut resolver, &mut names);
     let is_nowhere = |site: &ResolvedCallSite| site.place.is_none() && site.function.is_none();
-    resolver.lineless |= names.call_sites.iter().any(is_nowhere);
+    let mut resolved = call_sites.iter().zip(&names.call_sites);
+    resolver.lineless |= resolved.any(|(site, found)| is_nowhere(found) && site.may_be_of_user());
     names.lineless = resolver.lineless && !resolver.has_lines;
     names.compressed = names.lineless && are_compressed(call_sites);
     names
@@ -387,7 +388,7 @@ impl Resolver<'_> {
                 continue;
             }
             self.has_lines |= frames.iter().any(|frame| is_users(frame) && !is_of_registry(frame));
-            self.lineless |= frames.iter().any(is_lineless);
+            self.lineless |= !is_installed(&address.module) && frames.iter().any(is_lineless);
             stack.extend(frames.iter().cloned());
         }
         stack

@@ -408,12 +408,19 @@ fn a_tree_that_a_guard_has_kept_is_killed_whole() {
         ./childproof run --keep -- sh -c 'sleep 3144 & setsid sleep 3145 & exit 0' 2> report; echo code $?
         set -- $(sed -n 's/.*end: childproof kill //p' report)
         guard=$(cut -d' ' -f4 /proc/$1/stat)
+        ./childproof inspect $1
         ./childproof kill $1; echo code $?
         for pid in "$@" $guard; do there $pid || echo GONE; done
     "#;
     for report in folder.scripts(script) {
         assert!(report.contains("its run goes on: it is guarded by"), "{report}");
-        assert!(report.contains("kept, and stopped, by a guard"), "{report}");
+        let name = "childproof's guard of sh -c sleep 3144";
+        assert!(report.contains(&format!("kept, and stopped, by {name}")), "{report}");
+        assert!(report.contains(&format!("`{name}")), "{report}");
+        // What was asked for is named first.
+        let behind = report.split("killed ").next().and_then(|before| before.rsplit("pid ").next());
+        assert!(behind.is_some_and(|line| line.contains("`sleep 3144`")), "{report}");
+        assert!(!report.contains("`()`") && !report.contains("childproof-kept"), "{report}");
         assert!(report.contains("code 123"), "{report}");
         assert!(report.contains("code 0 GONE GONE GONE"), "{report}");
     }

@@ -109,7 +109,11 @@ fn end_kept(mark: &Mark, pids: &[i32]) {
     let killed = tool().arg("kill").args(&pids).output().unwrap();
     let text = String::from_utf8_lossy(&killed.stdout).into_owned();
     assert_eq!(killed.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&killed.stderr));
-    assert!(text.contains("kept, and stopped, by a guard"), "{text}");
+    assert!(text.contains("`sleep 3137`") || text.contains("`sh"), "{text}");
+    assert!(
+        text.contains(": kept, and stopped, by childproof's guard of sh -c ") && !text.contains("()"),
+        "{text}"
+    );
     until("nothing is left", || mark.processes().is_empty());
 }
 

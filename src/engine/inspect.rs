@@ -102,8 +102,13 @@ impl Leftovers {
         for pid in pids {
             match survey.orphan_with(*pid) {
                 // Two may be of one tree.
-                Ok(root) if leftovers.roots.iter().any(|known| known.stat.pid == root.stat.pid) => {}
-                Ok(root) => leftovers.roots.push(root),
+                Ok(root) => {
+                    let mut known = leftovers.roots.iter_mut();
+                    match known.find(|known| known.stat.pid == root.stat.pid) {
+                        Some(known) => known.asked_for.extend(root.asked_for),
+                        None => leftovers.roots.push(root),
+                    }
+                }
                 Err(why) => leftovers.refused.push((*pid, why)),
             }
         }

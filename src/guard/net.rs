@@ -31,7 +31,7 @@ use crate::sys::{self, ChildState, Children, Fork, Mask, Pid};
 
 /// The command line of net and fork server, and the name of the net. It contains no word that `pkill` would
 /// match, since they kill what the others leave.
-pub(super) const TITLE: &str = "()";
+pub(super) const TITLE: &str = process::NET;
 
 /// How long the first message of the harness may take. It is sent at once.
 const FIRST: Duration = Duration::from_secs(15);

@@ -12,14 +12,14 @@ use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use crate::proc::process::{self, GUARD, KEPT, Stat};
+use crate::proc::process::{self, KEPT, Stat};
 use crate::proc::runners;
 use crate::proc::started::{self, Unit};
 use crate::proc::tree::Tree;
 use crate::sys::{self, Pid};
 
 /// What net and fork server of a guard call themselves.
-const NET: &str = super::net::TITLE;
+const NET: &str = process::NET;
 
 /// A process that was asked for; everything below it was so with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub(crate) struct Root {
     pub(crate) age: Option<Duration>,
     /// Why it is in the list.
     pub(crate) traces: Vec<Trace>,
+    /// What a guard has kept and was asked for, if this is that guard's topmost process.
+    pub(crate) asked_for: Vec<Root>,
 }
 
 /// A process above another.
@@ -43,6 +45,8 @@ pub(crate) struct Root {
 pub(crate) struct Ancestor {
     pub(crate) pid: Pid,
     pub(crate) comm: String,
+    /// It is a guard's own process: the test or command that it guards, empty if that is not known.
+    pub(crate) guards: Option<String>,
 }
 
 /// Why a process is in the list.
@@ -58,8 +62,8 @@ pub(crate) enum Trace {
         name: &'static str,
         value: String,
     },
-    /// A guard has stopped it and kept it.
-    Kept,
+    /// A guard has stopped it and kept it: the guard of this test or command, empty if that is not known.
+    Kept(String),
 }
 
 /// Why a process is not one that an earlier run has left.
@@ -226,7 +230,13 @@ impl Survey {
         let above = above(&self.tree, stat.pid);
         if let Some(guard) = above.iter().copied().chain([stat]).rfind(|stat| is_guard(stat)) {
             return match kept_by(&above) {
-                Some(kept_by) if guard.pid != stat.pid => Ok(self.root(kept_by, vec![Trace::Kept])),
+                Some(kept_by) if guard.pid != stat.pid => {
+                    let names =
+                        above.iter().filter(|above| is_guard(above)).filter_map(|above| guarded_by(above));
+                    let kept = Trace::Kept(names.max_by_key(String::len).unwrap_or_default());
+                    let asked_for = vec![self.root(stat, vec![kept.clone()])];
+                    Ok(Root { asked_for, ..self.root(kept_by, vec![kept]) })
+                }
                 _ => Err(Refusal::Guarded(Ancestor::of(guard))),
             };
         }
@@ -308,6 +318,7 @@ impl Survey {
             command_line: process::command_line(stat.readable_id()),
             age: process::age(stat),
             traces,
+            asked_for: Vec::new(),
         }
     }
 
@@ -316,7 +327,13 @@ impl Survey {
         let all: HashSet<Pid> = roots.iter().map(|root| root.stat.pid).collect();
         roots.retain(|root| !root.ancestors.iter().any(|above| all.contains(&above.pid)));
         roots.sort_by_key(|root| (root.stat.start_ticks, root.stat.pid));
-        roots.dedup_by_key(|root| root.stat.pid);
+        roots.dedup_by(|root, before| {
+            let is_same = root.stat.pid == before.stat.pid;
+            if is_same {
+                before.asked_for.append(&mut root.asked_for);
+            }
+            is_same
+        });
     }
 }
 
@@ -327,13 +344,21 @@ fn is_of_test(traces: &[Trace]) -> bool {
 
 impl Ancestor {
     fn of(stat: &Stat) -> Ancestor {
-        Ancestor { pid: stat.pid, comm: stat.comm.clone() }
+        Ancestor { pid: stat.pid, comm: stat.comm.clone(), guards: guarded_by(stat) }
     }
 }
 
 /// Whether a process guards others, or is the tool that has it done.
 fn is_guard(stat: &Stat) -> bool {
-    stat.comm.as_bytes() == GUARD.to_bytes() || stat.comm == NET || keeps(stat)
+    process::is_of_guard(&stat.comm)
+}
+
+/// The test or command whose guard a process is, empty if it does not say; `None` if it is no guard, or the tool itself.
+fn guarded_by(stat: &Stat) -> Option<String> {
+    if !is_guard(stat) {
+        return None;
+    }
+    process::guarded(&stat.comm, &process::command_line(stat.readable_id()))
 }
 
 /// The topmost process of the guard that has kept a process with these above it, the nearest first. A guard ends with its run,

@@ -35,7 +35,7 @@ use crate::guard::snapshot::SubjectStart;
 use crate::guard::subject::Subject;
 use crate::guard::suite;
 use crate::guard::test_process::TestProcess;
-use crate::proc::process::GUARD;
+use crate::proc::process::{self, GUARD};
 use crate::recorder::hooks;
 use crate::sys::channel::{Channel, Message};
 use crate::sys::lifeline::Watch;
@@ -476,7 +476,7 @@ impl Supervisor {
 
     /// Sets the process title, which `ps` and `pkill -f` show, to what this process guards.
     fn show(&self, what: &str) {
-        self.context.title.show(&["childproof: ", what]);
+        self.context.title.show(&[process::GUARDS, what]);
     }
 
     /// The supervisor's fds, which do not belong to a test.

@@ -17,6 +17,23 @@ use crate::sys::wire::wire_enum;
 pub(crate) const GUARD: &CStr = c"childproof";
 /// The name of a guard that stays with processes which it has stopped and kept.
 pub(crate) const KEPT: &CStr = c"childproof-kept";
+/// What net and fork server of a guard call themselves: nothing that `pkill -f` is given matches it.
+pub(crate) const NET: &str = "()";
+/// What a supervisor's command line begins with, before the name of what it guards.
+pub(crate) const GUARDS: &str = "childproof: ";
+
+/// Whether a process of this name is a guard's, or the tool.
+pub(crate) fn is_of_guard(comm: &str) -> bool {
+    comm == NET || [GUARD, KEPT].iter().any(|name| comm.as_bytes() == name.to_bytes())
+}
+
+/// The test or command whose guard a process is by its name and command line, empty if it does not say; `None` if it is none.
+pub(crate) fn guarded(comm: &str, command_line: &[String]) -> Option<String> {
+    let title = command_line.first().map(String::as_str).unwrap_or_default();
+    let name = title.strip_prefix(GUARDS).filter(|name| *name != "idle");
+    let is_guard = is_of_guard(comm) && (comm != "childproof" || title.starts_with(GUARDS) || title == NET);
+    is_guard.then(|| name.unwrap_or_default().to_owned())
+}
 
 /// The name of the program that a sanitizer starts to read lines of code. (The kernel cuts that of
 /// `llvm-symbolizer-14` to this one.)

@@ -2,6 +2,7 @@
 
 pub(crate) use crate::config::printable::text;
 use crate::guard::facts::Process;
+use crate::proc::process::guarded;
 
 /// The most characters of a command line in one line of a report.
 const COMMAND: usize = 100;
@@ -10,10 +11,21 @@ const COMMAND: usize = 100;
 ///
 /// A fork without exec has the command line of the test, which says nothing; the process name may say more.
 pub(crate) fn command(process: &Process) -> String {
+    if let Some(name) = guarded(&process.comm, &process.command_line) {
+        return guard(&name);
+    }
     if process.command_line.is_empty() || process.forked_without_exec {
         return text(&process.comm);
     }
     words(&process.command_line)
+}
+
+/// The one name of a guard's own processes: `childproof's guard of NAME`.
+pub(crate) fn guard(name: &str) -> String {
+    match name {
+        "" => "childproof's guard".to_owned(),
+        name => shortened(&text(&format!("childproof's guard of {name}"))),
+    }
 }
 
 /// A command line as typed in a shell, truncated to one line.

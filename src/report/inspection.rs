@@ -5,6 +5,7 @@ use super::words::{enumerate, list, long, plural};
 use crate::guard::facts::Facts;
 use crate::guard::inspect::Limits;
 use crate::guard::orphans::{Ancestor, Found, Refusal, Root, Trace};
+use crate::proc::process::guarded;
 
 /// What was found and seen of them, beside the facts.
 pub(crate) struct Inspection<'a> {
@@ -16,9 +17,15 @@ pub(crate) struct Inspection<'a> {
 /// The most processes above one that are named.
 const ABOVE: usize = 8;
 
+/// ``17 `bash` ``.
+fn name(ancestor: &Ancestor) -> String {
+    let name =
+        ancestor.guards.as_ref().map_or_else(|| escape::text(&ancestor.comm), |name| escape::guard(name));
+    format!("{} `{name}`", ancestor.pid)
+}
+
 /// `below 17 \`bash\`, 1 \`init\``.
 pub(super) fn above(root: &Root) -> String {
-    let name = |ancestor: &Ancestor| format!("{} `{}`", ancestor.pid, escape::text(&ancestor.comm));
     let mut names: Vec<String> = root.ancestors.iter().take(ABOVE).map(name).collect();
     if root.ancestors.len() > ABOVE {
         names.push("..".to_owned());
@@ -45,7 +52,7 @@ pub(super) fn trace(trace: &Trace) -> Option<String> {
             let more = if cut.len() < value.len() { ".." } else { "" };
             Some(format!("started with {name}={}{more}", escape::text(&cut)))
         }
-        Trace::Kept => Some("kept, and stopped, by a guard".to_owned()),
+        Trace::Kept(name) => Some(format!("kept, and stopped, by {}", escape::guard(name))),
     }
 }
 
@@ -59,7 +66,6 @@ pub(super) fn program(root: &Root, facts: &Facts) -> Option<String> {
 
 /// Why a process is not one that an earlier run has left.
 pub(crate) fn refusal(refusal: &Refusal) -> String {
-    let name = |ancestor: &Ancestor| format!("{} `{}`", ancestor.pid, escape::text(&ancestor.comm));
     match refusal {
         Refusal::NoProcess => "there is no process with this number".to_owned(),
         Refusal::Zombie => "it has ended already, and its parent has not waited for it".to_owned(),
@@ -169,7 +175,9 @@ pub(super) fn count(facts: &Facts, roots: usize) -> String {
 
 /// `pid 17 \`sleep 3137\`, 9 h old: started with NEXTEST_TEST_NAME=a::b`.
 pub(crate) fn line(root: &Root) -> String {
+    let guard = guarded(&root.stat.comm, &root.command_line);
     let name = match root.command_line.is_empty() {
+        _ if guard.is_some() => escape::guard(&guard.unwrap_or_default()),
         true => escape::text(&root.stat.comm),
         false => escape::words(&root.command_line),
     };

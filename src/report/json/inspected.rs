@@ -55,6 +55,6 @@ fn root(root: &Root) -> Value {
         "target_folder": folder,
         "variable": variable,
         "pattern": pattern,
-        "kept": root.traces.contains(&Trace::Kept),
+        "kept": root.traces.iter().any(|trace| matches!(trace, Trace::Kept(_))),
     })
 }

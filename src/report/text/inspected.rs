@@ -7,6 +7,7 @@ use super::{Text, sentence};
 use crate::diagnosis::Verdict;
 use crate::guard::end::Ended;
 use crate::guard::orphans::{Refusal, Root};
+use crate::proc::process::{Stat, is_of_guard};
 use crate::report::escape;
 use crate::report::failure;
 use crate::report::inspection::{self, Inspection};
@@ -38,8 +39,13 @@ fn above(root: &Root, verdict: &Verdict) -> Vec<String> {
 
 /// Writes what is about to be ended, a line each.
 pub(crate) fn listed(roots: &[Root], layout: Layout) -> String {
+    let shown = roots.iter().flat_map(|root| match root.asked_for.is_empty() {
+        true => std::slice::from_ref(root),
+        // With them their guard ends, and all that it has kept.
+        false => &root.asked_for[..],
+    });
     let lines: Vec<String> =
-        roots.iter().map(|root| format!("{}; {}", inspection::line(root), inspection::above(root))).collect();
+        shown.map(|root| format!("{}; {}", inspection::line(root), inspection::above(root))).collect();
     if lines.is_empty() {
         return String::new();
     }
@@ -53,17 +59,18 @@ pub(crate) fn killed(root: &Root, ended: &Ended) -> String {
     if ended.was_gone {
         out += &format!("pid {pid} had ended before\n");
     }
-    let below: Vec<i32> = ended.killed.iter().map(|stat| stat.pid).filter(|killed| *killed != pid).collect();
-    let itself = ended.killed.iter().any(|stat| stat.pid == pid);
-    let with = if below.is_empty() {
-        String::new()
+    if root.asked_for.is_empty() {
+        out += &killed_below(pid, ended);
     } else {
-        format!(" and {} below it: {}", plural(below.len(), "process"), list(&below))
-    };
-    match (itself, below.is_empty()) {
-        (true, _) => out += &format!("killed {pid}{with}\n"),
-        (false, false) => out += &format!("killed below {pid}: {}\n", list(&below)),
-        (false, true) => {}
+        let (guards, kept): (Vec<&Stat>, Vec<&Stat>) =
+            ended.killed.iter().partition(|stat| is_of_guard(&stat.comm));
+        let pids = |of: Vec<&Stat>| list(&of.iter().map(|stat| stat.pid).collect::<Vec<i32>>());
+        if !kept.is_empty() {
+            out += &format!("killed {}, all that this guard has kept\n", pids(kept));
+        }
+        if !guards.is_empty() {
+            out += &format!("ended with it: childproof's guard, {}\n", pids(guards));
+        }
     }
     for survivor in &ended.survivors {
         let name = escape::text(&survivor.name);
@@ -74,6 +81,21 @@ pub(crate) fn killed(root: &Root, ended: &Ended) -> String {
         );
     }
     out
+}
+
+fn killed_below(pid: i32, ended: &Ended) -> String {
+    let below: Vec<i32> = ended.killed.iter().map(|stat| stat.pid).filter(|killed| *killed != pid).collect();
+    let itself = ended.killed.iter().any(|stat| stat.pid == pid);
+    let with = if below.is_empty() {
+        String::new()
+    } else {
+        format!(" and {} below it: {}", plural(below.len(), "process"), list(&below))
+    };
+    match (itself, below.is_empty()) {
+        (true, _) => format!("killed {pid}{with}\n"),
+        (false, false) => format!("killed below {pid}: {}\n", list(&below)),
+        (false, true) => String::new(),
+    }
 }
 
 /// Writes why a process is not ended.

@@ -28,6 +28,11 @@ pub(crate) fn guard(name: &str) -> String {
     }
 }
 
+/// The name of a process of which only the kernel's name is known.
+pub(crate) fn outsider(comm: &str) -> String {
+    guarded(comm, &[]).map_or_else(|| text(comm), |name| guard(&name))
+}
+
 /// A command line as typed in a shell, truncated to one line.
 pub(crate) fn words(words: &[String]) -> String {
     shortened(&command_line(words))

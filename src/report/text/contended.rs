@@ -38,7 +38,7 @@ fn holder_lines(
     let line = |holder: &FdHolder| {
         let mut line = format!("  {what}  {} fd {}", holder.pid, holder.fd);
         if let Some(outside) = &holder.outside {
-            let _ = write!(line, " `{}`, {}", escape::text(outside), not_among(&verdict.facts));
+            let _ = write!(line, " `{}`, {}", escape::outsider(outside), not_among(&verdict.facts));
         }
         line + no_cloexec(holder.fd, holder.cloexec) + &opened(verdict, &holder.keys) + &more(holder)
     };
@@ -175,7 +175,7 @@ fn memory_lines(verdict: &Verdict, memory: &SharedMemory) -> Vec<String> {
     for mapper in memory.mapped_by.iter().take(LISTED) {
         let name = match &mapper.outside {
             Some(outside) => {
-                format!("{} `{}`, {}", mapper.pid, escape::text(outside), not_among(&verdict.facts))
+                format!("{} `{}`, {}", mapper.pid, escape::outsider(outside), not_among(&verdict.facts))
             }
             None if mapper.pid == verdict.facts.pid => format!("{} (the test)", mapper.pid),
             None => process_name(&verdict.facts, mapper.pid),

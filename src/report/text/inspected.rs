@@ -33,7 +33,9 @@ pub(crate) fn inspected(verdict: &Verdict, of: &Inspection<'_>, layout: Layout) 
 /// The lines below the name of a topmost process.
 fn above(root: &Root, verdict: &Verdict) -> Vec<String> {
     let program = inspection::program(root, &verdict.facts);
-    let traces = root.traces.iter().filter_map(inspection::trace);
+    let kept: Vec<i32> = root.asked_for.iter().map(|asked| asked.stat.pid).collect();
+    let keeps = (!kept.is_empty()).then(|| format!("has kept, and stopped: {}", list(&kept)));
+    let traces = root.traces.iter().filter(|_| kept.is_empty()).filter_map(inspection::trace).chain(keeps);
     std::iter::once(inspection::above(root)).chain(program).chain(traces).collect()
 }
 

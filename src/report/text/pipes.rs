@@ -196,7 +196,7 @@ fn end_lines(verdict: &Verdict, pipe: u64) -> Vec<String> {
     for (pid, fd, outside) in holders.iter().take(LISTED) {
         let mut line = format!("{:<5} end  {pid} fd {}", pipe_end(fd.access), fd.fd);
         if let Some(outside) = outside {
-            let _ = write!(line, " `{}`, {}", escape::text(outside), not_among(facts));
+            let _ = write!(line, " `{}`, {}", escape::outsider(outside), not_among(facts));
         }
         line += no_cloexec(fd.fd, fd.cloexec);
         // The process itself waits on another end of it.
@@ -269,7 +269,7 @@ fn socket_end_lines(verdict: &Verdict, socket: &Socket) -> Vec<String> {
         for (pid, fd, outside) in holders.iter().take(LISTED) {
             let mut line = format!("{end}  {pid} fd {}{inode}", fd.fd);
             if let Some(outside) = outside {
-                let _ = write!(line, " `{}`, {}", escape::text(outside), not_among(facts));
+                let _ = write!(line, " `{}`, {}", escape::outsider(outside), not_among(facts));
             }
             line += no_cloexec(fd.fd, fd.cloexec);
             if is_blocked(*pid, fd.fd) {

@@ -68,8 +68,21 @@ impl Places {
         }
         let causes = texts(&report["causes"]).unwrap_or_default();
         let others = causes.iter().filter(|cause| !matches!(cause.as_str(), "leaked_process" | "stray_fd"));
-        let others = others.map(|cause| cause.replace('_', " "));
-        self.others.entry(program.to_owned()).or_default().extend(others);
+        let of_program = self.others.entry(program.to_owned()).or_default();
+        for cause in others {
+            let words = cause.replace('_', " ");
+            let findings = list("findings").iter().filter(|finding| finding["cause"] == cause.as_str());
+            let tests = findings.flat_map(|finding| finding["tests"].as_array().unwrap_or(&no_list));
+            let named = tests.filter_map(|test| {
+                let at = test["place"].as_str().map_or_else(String::new, |place| format!(" at {place}"));
+                Some(format!("{words}: test {}{at}", test["test"].as_str()?))
+            });
+            let named: Vec<String> = named.collect();
+            match named.is_empty() {
+                true => of_program.extend([words]),
+                false => of_program.extend(named),
+            }
+        }
     }
 
     fn add_one(&mut self, place: Option<&str>, what: &str, test: &Value, program: &str, inode: Option<u64>) {

@@ -143,6 +143,35 @@ fn every_leak_of_an_unchanged_crate_is_named_with_its_test_and_line() {
     assert_eq!(lines.lines().filter(|line| line.contains("\"outcome\":\"failed\"")).count(), 2, "{lines}");
 }
 
+/// libtest's own thread, whose line is that of the generated `main`, only waits for it.
+#[test]
+fn a_test_that_hangs_is_named_with_its_line() {
+    let project = Project::new();
+    let source = fs::read_to_string(project.path().join("src/lib.rs")).unwrap();
+    let line = 1 + source.lines().position(|line| line.contains("thread::sleep")).unwrap();
+    for threads in ["1", "2"] {
+        let output = project.run(&[
+            "childproof",
+            "--timeout=2s",
+            "test",
+            "--lib",
+            "--",
+            "--ignored",
+            "--test-threads",
+            threads,
+        ]);
+        let report = stderr(&output);
+        let place = format!("at src/lib.rs:{line}:");
+        let words = format!(
+            "test `tests::runs_on` did not return within the command's timeout of 2 s: it is {place}"
+        );
+        assert!(report.contains(&words), "{report}");
+        assert!(!report.contains("waits for a message"), "{report}");
+        let named = format!("timed out: test tests::runs_on {place}");
+        assert!(summary(&output).contains(&named), "{}", summary(&output));
+    }
+}
+
 /// The guard of cargo would kill what a binary's guard has kept.
 #[test]
 fn nothing_can_be_kept_under_cargo() {

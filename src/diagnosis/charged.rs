@@ -31,7 +31,7 @@ fn of_calls(names: &Names, sites: &[&ResolvedCallSite]) -> Option<String> {
 }
 
 /// The test's function on a stack, the innermost first, without its crate: as libtest names it.
-fn function(functions: &[String]) -> Option<String> {
+pub(super) fn function(functions: &[String]) -> Option<String> {
     let runs = functions.iter().position(|name| name.starts_with(RUNS_TEST))?;
     let is_others = |name: &str| {
         let name = name.trim_start_matches('<');
@@ -47,7 +47,7 @@ fn function(functions: &[String]) -> Option<String> {
 }
 
 /// The test that a thread is named after. A thread without a name has the name of the thread that started it.
-fn thread(name: &str) -> Option<String> {
+pub(super) fn thread(name: &str) -> Option<String> {
     let is_path = name.chars().all(|c| c.is_alphanumeric() || c == '_' || c == ':');
     // rustdoc calls a documentation test `src/lib.rs - path::of::item (line 5)`.
     let is_doctest = name.contains(".rs ") || name.contains('/') && !name.contains(' ');

@@ -4,6 +4,7 @@ use nix::libc;
 
 use super::evidence::Evidence;
 use super::finding::{Cause, Child, CodePlace, Ending, Finding, Kind};
+use super::running::{Hang, RunningTest};
 use crate::config::policy::Settings;
 use crate::guard::facts::{Class, Facts};
 use crate::guard::report_page::{Body, End};
@@ -62,7 +63,10 @@ fn end(evidence: &Evidence<'_>, settings: &Settings) -> Option<(Cause, Kind)> {
                 code if *code != 0 && facts.body.has_passed() => Ending::AtExit,
                 // Its descendants still had their grace.
                 _ if facts.cut && body_returned => {
-                    return Some((Cause::Cut, Kind::Cut { ran: facts.ran, body_returned, hangs: None }));
+                    return Some((
+                        Cause::Cut,
+                        Kind::Cut { ran: facts.ran, body_returned, hangs: None, tests: Vec::new() },
+                    ));
                 }
                 _ if body_returned => return None,
                 _ => Ending::InBody,
@@ -79,16 +83,24 @@ fn end(evidence: &Evidence<'_>, settings: &Settings) -> Option<(Cause, Kind)> {
             (Cause::Signal, Kind::Signalled { signal: *signal, body_returned, called })
         }
         End::TimedOut if facts.cut => {
-            let hangs = evidence.names.lines.get(&facts.pid).cloned();
-            (Cause::Cut, Kind::Cut { ran: facts.ran, body_returned, hangs })
+            let (hangs, tests) = hangs(evidence);
+            (Cause::Cut, Kind::Cut { ran: facts.ran, body_returned, hangs, tests })
         }
         End::TimedOut => {
             let limit = settings.timeout.unwrap_or_default();
-            let hangs = evidence.names.lines.get(&facts.pid).cloned();
-            (Cause::TimedOut, Kind::TimedOut { limit, body_returned, hangs })
+            let (hangs, tests) = hangs(evidence);
+            (Cause::TimedOut, Kind::TimedOut { limit, body_returned, hangs, tests })
         }
         End::Unguarded { failure } => (Cause::Unguarded, Kind::NotGuarded { failure: failure.clone() }),
     })
+}
+
+/// The line that the test or the command is at, or the tests that the command runs. libtest's own thread is never the hang.
+fn hangs(evidence: &Evidence<'_>) -> (Option<Hang>, Vec<RunningTest>) {
+    let pid = evidence.facts.pid;
+    let tests = evidence.running_tests();
+    let has_line = tests.is_empty() && !evidence.is_of_libtest(pid);
+    (evidence.hang(pid).filter(|_| has_line), tests)
 }
 
 /// The error that a body has returned, as std writes it to stderr: `Error: ` and its `Debug`, which may have several lines.

@@ -6,6 +6,7 @@ use super::allowance::Allowance;
 use super::deadlock::Deadlock;
 use super::inherited::InheritedEnd;
 use super::remedy::Remedy;
+use super::running::{Hang, RunningTest};
 use super::stray_socket::StraySocket;
 use super::waits_for::WaitsFor;
 use crate::guard::facts::LeftMount;
@@ -161,13 +162,16 @@ pub(crate) enum Kind {
     TimedOut {
         limit: Duration,
         body_returned: bool,
-        hangs: Option<SourceLocation>,
+        hangs: Option<Hang>,
+        /// The tests that ran, if it is a command that ran some.
+        tests: Vec<RunningTest>,
     },
     /// The run was cut from outside while the test ran, or during its grace.
     Cut {
         ran: Duration,
         body_returned: bool,
-        hangs: Option<SourceLocation>,
+        hangs: Option<Hang>,
+        tests: Vec<RunningTest>,
     },
     NotGuarded {
         failure: GuardFailure,
@@ -304,7 +308,10 @@ impl Kind {
             | Kind::StrayFd { created: site, .. }
             | Kind::Unwaited { created: site, .. }
             | Kind::Unkillable { created: site, .. } => site.as_ref()?.place.as_ref(),
-            Kind::TimedOut { hangs, .. } | Kind::Cut { hangs, .. } => hangs.as_ref(),
+            Kind::TimedOut { hangs, tests, .. } | Kind::Cut { hangs, tests, .. } => {
+                let of_tests = || tests.iter().find_map(|test| test.hang.as_ref());
+                hangs.as_ref().or_else(of_tests).map(|hang| &hang.place)
+            }
             Kind::LeakedProcess { created, .. } => created.as_ref()?.site.place.as_ref(),
             Kind::ThreadedFork { fork, .. } => fork.site.place.as_ref(),
             Kind::Panicked { place, .. } | Kind::Threads { at: place, .. } => place.as_ref(),

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::parents::ExitedParent;
+use super::stuck::{Because, Stuck};
 use super::verdict::{Inferred, Verdict, judge};
 use super::{endings, stray};
 use crate::config::policy::{Fds, Settings};
@@ -398,6 +399,8 @@ impl Suite<'_> {
         });
         let line = tid.and_then(|tid| names.lines.get(&tid).cloned());
         names.lines.extend(line.map(|line| (own.pid, line)));
+        let called = tid.and_then(|tid| names.called.get(&tid).cloned());
+        names.called.extend(called.map(|called| (own.pid, called)));
         names
     }
 
@@ -409,13 +412,27 @@ impl Suite<'_> {
         let pids: HashSet<i32> = own.processes.iter().map(|process| process.pid).collect();
         let Inferred { stuck, inherited, unwatched, exited } = self.inferred;
         let inferred = Inferred {
-            stuck: stuck.iter().filter(|stuck| tids.contains(&stuck.tid)).cloned().collect(),
+            stuck: stuck_of(stuck, own.pid, &tids),
             inherited: inherited.iter().filter(|one| pids.contains(&one.pid)).cloned().collect(),
             unwatched: unwatched.iter().filter(|one| pids.contains(&one.pid)).cloned().collect(),
             exited: exited.iter().filter(|one| pids.contains(&one.orphan)).cloned().collect(),
         };
         judge(name, settings, own, names, inferred).using(used)
     }
+}
+
+/// The stuck threads of one test. If all of its threads in the process `pid` can never make progress, they wait for each
+/// other: the other threads of the process belong to other tests, or wait for these, and are left out of a cycle.
+fn stuck_of(all: &[Stuck], pid: i32, tids: &HashSet<i32>) -> Vec<Stuck> {
+    let mut own: Vec<Stuck> = all.iter().filter(|stuck| tids.contains(&stuck.tid)).cloned().collect();
+    let is_in_cycle = |stuck: &&Stuck| stuck.pid == pid && stuck.because == Because::Cycle;
+    let cycle: Vec<i32> = own.iter().filter(is_in_cycle).map(|stuck| stuck.tid).collect();
+    for stuck in own.iter_mut().filter(|stuck| stuck.pid == pid && stuck.because == Because::Cycle) {
+        if stuck.proved() && cycle.len() > 1 && stuck.ring.iter().any(|tid| !tids.contains(tid)) {
+            stuck.ring.clone_from(&cycle);
+        }
+    }
+    own
 }
 
 /// Facts of a test that passed, of which nothing is known yet.

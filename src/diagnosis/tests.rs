@@ -5,6 +5,7 @@ mod chains;
 mod deadlocks;
 mod kinds;
 mod others;
+mod running;
 
 use std::time::Duration;
 

@@ -27,7 +27,9 @@ impl Evidence<'_> {
     pub(super) fn thread_group(&self, pid: i32) -> Option<(Vec<Wait>, Vec<i32>)> {
         let of_runtime = |stuck: &&Stuck| {
             let in_runtime = |thread: &Thread| self.in_runtime(thread) && !self.blocks_on(thread);
-            stuck.idles || self.thread(stuck.tid).is_some_and(|(_, thread)| in_runtime(thread))
+            stuck.idles
+                || self.is_of_libtest(stuck.tid)
+                || self.thread(stuck.tid).is_some_and(|(_, thread)| in_runtime(thread))
         };
         let all = self.stuck.iter().filter(|other| other.pid == pid);
         let users: Vec<&Stuck> = all.filter(|stuck| !of_runtime(stuck)).collect();

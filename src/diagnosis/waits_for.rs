@@ -18,6 +18,8 @@ use crate::recorder::call_site::ResourceKind;
 pub(crate) struct WaitsFor {
     /// Each link waits for the next; the first is a thread of the test. Never empty.
     pub(crate) chain: Vec<Link>,
+    /// The test that the first thread runs, if it is one of a command's.
+    pub(crate) test: Option<String>,
     /// Index of the link that the last one waits for, if the chain is a cycle.
     pub(crate) ring: Option<usize>,
     /// The children of the test that failed and were not waited for; or those that ended otherwise, if no other process is
@@ -434,7 +436,14 @@ fn goes_on(thread: &Thread) -> bool {
 impl Evidence<'_> {
     /// What the test waits for, if a process could still end that, and what that process waits for.
     pub(super) fn waits_for(&self) -> Option<WaitsFor> {
-        self.waits_for_of(self.facts.processes.iter().find(|process| process.is_test)?)
+        let running = self.running_tests();
+        if running.is_empty() {
+            return self.waits_for_of(self.facts.processes.iter().find(|process| process.is_test)?);
+        }
+        running.into_iter().find_map(|test| {
+            let (process, thread) = self.thread(test.tid)?;
+            Some(WaitsFor { test: Some(test.name), ..self.waits_from(process, thread)? })
+        })
     }
 
     /// What a leaked process waits for, if that is known: it would have ended otherwise. What concerns only its own threads
@@ -453,7 +462,7 @@ impl Evidence<'_> {
             LinkOn::Socket(at) => at.own.is_empty(),
             _ => false,
         };
-        says.then_some(WaitsFor { chain, ring, dead: Vec::new() })
+        says.then_some(WaitsFor { chain, test: None, ring, dead: Vec::new() })
     }
 
     /// What the topmost processes wait for that were looked at without a guard, where that is no deadlock of theirs that was
@@ -476,6 +485,11 @@ impl Evidence<'_> {
             true => test.tasks.iter().find(polls).unwrap_or(first),
             false => first,
         };
+        self.waits_from(test, thread)
+    }
+
+    /// What one thread of a process waits for.
+    fn waits_from(&self, test: &Process, thread: &Thread) -> Option<WaitsFor> {
         let (chain, ring) = self.walk(test, thread);
         let dead = if ring.is_none() && chain.last().is_some_and(|link| link.on.may_be_for_dead_child()) {
             self.dead_children(test, chain.last())
@@ -491,7 +505,7 @@ impl Evidence<'_> {
             || ring.is_some()
             || polls_for_child()
             || waits_for_signal();
-        (is_news || !dead.is_empty()).then_some(WaitsFor { chain, ring, dead })
+        (is_news || !dead.is_empty()).then_some(WaitsFor { chain, test: None, ring, dead })
     }
 
     /// The children of the test that exited with an error, or were killed, and that it has not waited for. If there are none

@@ -431,7 +431,7 @@ impl CommandSupervisor {
                 drop((theirs, gate, command));
                 leave_terminal(title, Some(GUARD), keeps);
                 drop(held);
-                // It is still this program, so whoever has stopped it meant the guard.
+                // It is still this program: a stop was meant for the guard.
                 while !sys::readable(&ours, Some(CONTINUED)) {
                     let _ = sys::kill(pid, libc::SIGCONT);
                 }

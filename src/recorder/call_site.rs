@@ -155,6 +155,8 @@ pub(crate) struct Names {
     pub(crate) is_libtest: bool,
     /// The frames of each thread, innermost first.
     pub(crate) stacks: HashMap<i32, Vec<String>>,
+    /// The functions of each thread that is below libtest, innermost first.
+    pub(crate) functions: HashMap<i32, Vec<String>>,
     /// The line of the user's own code that each thread is in.
     pub(crate) lines: HashMap<i32, SourceLocation>,
     /// For each thread that is in other code: the function of it that the user's code called.

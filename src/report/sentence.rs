@@ -1,6 +1,7 @@
 //! The sentences of findings, the same for text, JSON, JUnit XML and annotations.
 
 mod deadlock;
+mod hang;
 mod waits;
 
 use super::words::{
@@ -83,18 +84,12 @@ pub(super) fn of(verdict: &Verdict, finding: &Finding) -> String {
             "the body returned, but the test process did not exit within the timeout of {}.",
             duration(*limit)
         ),
-        Kind::TimedOut { limit, hangs, .. } => {
-            let hangs = hangs.as_ref().map_or_else(String::new, |place| format!(": it is at {place}"));
-            format!("the test did not return within its timeout of {}{hangs}.", duration(*limit))
-        }
+        Kind::TimedOut { limit, hangs, tests, .. } => hang::timed_out(*limit, hangs.as_ref(), tests),
         Kind::Cut { ran, body_returned: true, .. } => format!(
             "the run was cut {} after the test began: its body had returned, and what it left was still given time to end.",
             rough(*ran)
         ),
-        Kind::Cut { ran, hangs, .. } => {
-            let hangs = hangs.as_ref().map_or_else(String::new, |place| format!(": it was at {place}"));
-            format!("the run was cut while the test ran, {} after it began{hangs}.", rough(*ran))
-        }
+        Kind::Cut { ran, hangs, tests, .. } => hang::cut(*ran, hangs.as_ref(), tests),
         Kind::NotGuarded { failure } => {
             format!("the test could not be guarded: {}.", failure::words(failure))
         }

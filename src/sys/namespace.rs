@@ -78,7 +78,7 @@ wire_enum! {
     }
 }
 
-/// How long the new processes may take. The fork server answers nobody meanwhile.
+/// How long the new processes may take. The fork server does not answer meanwhile.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often they are continued, in case that one was stopped.
@@ -236,7 +236,7 @@ fn settle(is_other_user: bool) -> Result<(), NamespaceRefusal> {
 }
 
 /// `unshare(CLONE_NEWNS)` — what the calling process and its descendants mount or unmount from here on is theirs alone. Has no
-/// effect on a user who may not mount either.
+/// effect where mounts are not permitted either.
 pub(crate) fn separate_mounts() {
     let _ = unshare(libc::CLONE_NEWNS);
 }

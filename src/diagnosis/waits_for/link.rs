@@ -100,6 +100,7 @@ impl Evidence<'_> {
         let is_harness = |other: &Thread| other.name.starts_with("childproof-");
         let others =
             process.tasks.iter().filter(|other| other.tid != tid && !idles(other) && !is_harness(other));
+        let others = others.filter(|other| !self.is_of_libtest(other.tid));
         others.map(|other| other.tid).collect()
     }
 

@@ -53,6 +53,10 @@ pub(super) fn name(all: &Threads<'_>, resolver: &mut Resolver<'_>, names: &mut N
         if runtimes::waits(&paths(&frames), &thread.name) {
             names.in_runtime.insert(thread.tid);
         }
+        let functions: Vec<String> = frames.iter().filter_map(|frame| frame.line.function.clone()).collect();
+        if functions.iter().any(|function| function.starts_with("test::")) {
+            names.functions.insert(thread.tid, functions);
+        }
         names.stacks.insert(thread.tid, stack);
     }
 }

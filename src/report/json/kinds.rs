@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 use super::super::allow;
 use super::seconds;
 use crate::diagnosis::{
-    AtSocket, CodePlace, Creator, DeadChild, Deadlock, Ending, Kind, Link, LinkOn, RuntimeWait, Shape,
-    SocketRole, StraySocket, Verdict, Wait, WaitsFor, WaitsOn, Way,
+    AtSocket, CodePlace, Creator, DeadChild, Deadlock, Ending, Kind, Link, LinkOn, RunningTest, RuntimeWait,
+    Shape, SocketRole, StraySocket, Verdict, Wait, WaitsFor, WaitsOn, Way,
 };
 use crate::guard::facts::LeftMount;
 use crate::proc::fds::end;
@@ -31,8 +31,8 @@ pub(super) const KINDS: [(&str, &[&str]); 26] = [
     ("ended_early", &["code", "when", "call", "place"]),
     ("child_returned", &["pid", "more", "place"]),
     ("signalled", &["signal", "body_returned", "place"]),
-    ("timed_out", &["limit", "body_returned", "place"]),
-    ("cut", &["ran", "body_returned", "place"]),
+    ("timed_out", &["limit", "body_returned", "place", "tests"]),
+    ("cut", &["ran", "body_returned", "place", "tests"]),
     ("not_guarded", &["operation", "errno", "why"]),
     ("leaked_process", &["pid", "others", "grace", "creator", "creator_pid", "place"]),
     ("elusive_process", &["grace"]),
@@ -59,6 +59,15 @@ pub(super) fn of(verdict: &Verdict, kind: &Kind) -> (&'static str, Map<String, V
     let names = all().find(|(known, _)| *known == name).map_or(&[][..], |(_, names)| names);
     debug_assert_eq!(names.len(), values.len(), "the fields of {name}");
     (name, names.iter().map(|name| (*name).to_owned()).zip(values).collect())
+}
+
+/// The tests of a command that ran.
+fn running(tests: &[RunningTest]) -> Value {
+    let one = |test: &RunningTest| {
+        let place = test.hang.as_ref().map(|hang| hang.place.to_string());
+        json!({ "test": test.name, "place": place })
+    };
+    tests.iter().map(one).collect()
 }
 
 /// A stray socket.
@@ -115,11 +124,11 @@ fn values(verdict: &Verdict, kind: &Kind) -> (&'static str, Vec<Value>) {
         Kind::Signalled { signal, body_returned, called } => {
             ("signalled", vec![json!(signal), json!(body_returned), code(called.as_ref())])
         }
-        Kind::TimedOut { limit, body_returned, hangs } => {
-            ("timed_out", vec![seconds(*limit), json!(body_returned), at(hangs.as_ref(), None)])
+        Kind::TimedOut { limit, body_returned, tests, .. } => {
+            ("timed_out", vec![seconds(*limit), json!(body_returned), at(kind.place(), None), running(tests)])
         }
-        Kind::Cut { ran, body_returned, hangs } => {
-            ("cut", vec![seconds(*ran), json!(body_returned), at(hangs.as_ref(), None)])
+        Kind::Cut { ran, body_returned, tests, .. } => {
+            ("cut", vec![seconds(*ran), json!(body_returned), at(kind.place(), None), running(tests)])
         }
         Kind::NotGuarded { failure } => (
             "not_guarded",

@@ -50,9 +50,8 @@ pub(super) fn of(facts: &Facts, remedy: &Remedy) -> Option<String> {
                 .to_owned()
         }
         Remedy::FindAwait => {
-            "find the `.await` that nothing completes: a channel whose sender is kept, a lock that is held, a `Notify`. The \
-             line is that of `block_on` or of `#[tokio::test]`, not of the `.await`; a `tokio::time::timeout` \
-             around parts of the body shows where."
+            "find the `.await` that nothing completes: a channel whose sender is kept, a lock that is held, a `Notify`. A \
+             `tokio::time::timeout` around parts of the body shows where."
                 .to_owned()
         }
         Remedy::LookAtWriters { pid, thread, ends } => {

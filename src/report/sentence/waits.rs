@@ -34,7 +34,13 @@ pub(super) fn sentence(verdict: &Verdict, waits: &WaitsFor) -> String {
     for (at, link) in waits.chain.iter().take(shown).enumerate() {
         let is_last = at + 1 == shown;
         let before = at.checked_sub(1).and_then(|before| waits.chain.get(before));
-        sentences += &subject(facts, before, link);
+        match waits.test.as_ref().filter(|_| at == 0) {
+            Some(test) => {
+                let begin = if waits.dead.is_empty() { "test" } else { "Test" };
+                sentences += &format!("{begin} `{}` ", escape::text(test));
+            }
+            None => sentences += &subject(facts, before, link),
+        }
         sentences += &Clause { verdict, waits, at, is_last }.words(link);
     }
     let head = sentences.trim_start().to_owned() + ".";

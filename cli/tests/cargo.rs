@@ -160,7 +160,7 @@ fn a_test_that_hangs_is_named_with_its_line() {
             "--test-threads",
             threads,
         ]);
-        let report = stderr(&output);
+        let report = stderr(&output).split_whitespace().collect::<Vec<_>>().join(" ");
         let place = format!("at src/lib.rs:{line}:");
         let words = format!(
             "test `tests::runs_on` did not return within the command's timeout of 2 s: it is {place}"

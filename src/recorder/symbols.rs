@@ -94,6 +94,7 @@ pub(crate) fn names(
         if runtimes::is_in_task(&paths(&frames)) {
             names.in_task.insert(thread.tid);
         }
+        names.functions.extend(libtest::functions(&frames).map(|all| (thread.tid, all)));
         names.stacks.insert(thread.tid, stack);
     }
     for thread in all.stacks {

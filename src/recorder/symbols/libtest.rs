@@ -15,6 +15,12 @@ pub(super) fn line(frames: &[Frame], here: &Path) -> Option<SourceLocation> {
     place(above.iter().find(|frame| is_users(frame) && path(&name(frame)) == test)?, here)
 }
 
+/// The functions of a stack, if it is below libtest.
+pub(super) fn functions(frames: &[Frame]) -> Option<Vec<String>> {
+    let functions: Vec<String> = frames.iter().filter_map(|frame| frame.line.function.clone()).collect();
+    functions.iter().any(|name| name.starts_with("test::")).then_some(functions)
+}
+
 /// The path of a function, or of that which a closure is in.
 fn path(function: &str) -> &str {
     function.split("::{").next().unwrap_or(function)

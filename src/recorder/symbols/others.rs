@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     CALLERS, Frame, Resolver, Threads, awaited, called, describe, first_own, is_named_by_user, is_ours,
-    is_std, is_system, line_in, own, paths, short,
+    is_std, is_system, libtest, line_in, own, paths, short,
 };
 use crate::proc::mapped::MappedFile;
 use crate::proc::maps::Address;
@@ -53,10 +53,7 @@ pub(super) fn name(all: &Threads<'_>, resolver: &mut Resolver<'_>, names: &mut N
         if runtimes::waits(&paths(&frames), &thread.name) {
             names.in_runtime.insert(thread.tid);
         }
-        let functions: Vec<String> = frames.iter().filter_map(|frame| frame.line.function.clone()).collect();
-        if functions.iter().any(|function| function.starts_with("test::")) {
-            names.functions.insert(thread.tid, functions);
-        }
+        names.functions.extend(libtest::functions(&frames).map(|all| (thread.tid, all)));
         names.stacks.insert(thread.tid, stack);
     }
 }

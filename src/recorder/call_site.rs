@@ -12,6 +12,7 @@ pub(crate) const RUNS_TEST: &str = "test::__rust_begin_short_backtrace";
 
 /// Whether a file belongs to a package of the system, such as the shell of a script, or is the recorder: not the user's to
 /// build.
+#[cfg(feature = "sites")]
 pub(super) fn is_installed(module: &str) -> bool {
     const ROOTS: [&str; 9] =
         ["/bin/", "/sbin/", "/usr/", "/lib/", "/lib64/", "/opt/", "/snap/", "/nix/store/", "/gnu/store/"];
@@ -60,6 +61,7 @@ wire_struct! {
     }
 }
 
+#[cfg(feature = "sites")]
 impl CallSite {
     /// Whether a frame of it is in a program or library that the user may have built.
     pub(super) fn may_be_of_user(&self) -> bool {

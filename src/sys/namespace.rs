@@ -113,7 +113,7 @@ pub(crate) fn fork_in_namespace() -> Result<NamespaceFork, NamespaceRefusal> {
                 let _ = wait_for(pid);
             };
             match (answer, first) {
-                (Some(Message::Ready { pid }), _) => return Ok(NamespaceFork::Parent(pid)),
+                (Some(Message::Ready { pid }), _) => Ok(NamespaceFork::Parent(pid)),
                 (Some(Message::Refused { step, errno, pid }), _) => {
                     let _ = (pid != 0).then(|| end(pid));
                     Err(NamespaceRefusal { step, error: io::Error::from_raw_os_error(errno) })

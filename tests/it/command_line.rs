@@ -336,7 +336,7 @@ fn writes_every_key_of_the_schema() {
         fixture.run(target, &[tests, &["--json", json]].concat());
         text += &std::fs::read_to_string(&path).unwrap();
     }
-    assert_eq!(text.lines().count(), 18);
+    assert_eq!(text.lines().count(), 21);
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let names = |line: &Value| -> BTreeSet<String> { line.as_object().unwrap().keys().cloned().collect() };
     let mut seen = BTreeSet::new();

@@ -72,7 +72,8 @@ impl Places {
         for cause in others {
             let words = cause.replace('_', " ");
             let findings = list("findings").iter().filter(|finding| finding["cause"] == cause.as_str());
-            let tests = findings.flat_map(|finding| finding["tests"].as_array().unwrap_or(&no_list));
+            let tests =
+                findings.flat_map(|finding| finding["fields"]["tests"].as_array().unwrap_or(&no_list));
             let named = tests.filter_map(|test| {
                 let at = test["place"].as_str().map_or_else(String::new, |place| format!(" at {place}"));
                 Some(format!("{words}: test {}{at}", test["test"].as_str()?))

@@ -275,7 +275,7 @@ fn a_test_that_unmounts_proc_harms_itself_alone() {
 }
 
 /// strace delays or stops a step on the way into the namespace. Either way the command runs once.
-#[childproof::test(timeout = "120s")]
+#[childproof::test(timeout = "600s")]
 fn a_namespace_that_takes_too_long_is_given_up_and_one_that_is_stopped_is_continued() {
     if !can_be_nobody() || !may_make_namespaces() || Command::new("strace").arg("--version").output().is_err()
     {

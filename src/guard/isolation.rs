@@ -36,7 +36,6 @@ pub(super) fn is_inside() -> bool {
 }
 
 /// Gives a subject's first process, in a namespace, its own mounts: what one test unmounts, its guard and the next test need.
-#[inline(always)]
 pub(super) fn separate_mounts() {
     if is_inside() {
         sys::separate_mounts();
